@@ -1,0 +1,83 @@
+# Two commands do everything: `make demo` and `make test`. Each installs what it needs and is quick when repeated.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+OLD_VENV := .venv-jax0.11
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+JAX_VERSION := 0.12.0.1
+OLD_JAX_VERSION := 0.11.2
+CUDA_PACKAGES = jax-cuda13-plugin==$(1) jax-cuda13-pjrt==$(1)
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: help
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+# --- set-up -----------------------------------------------------------------------------------------------
+
+build/.mlir: third_party/install-mlir.sh
+	@third_party/install-mlir.sh
+	@mkdir -p build && touch $@
+
+$(VENV)/.made: pyproject.toml Makefile third_party/find-python.sh
+	@test -x $(PY) || "$$(third_party/find-python.sh 3.13 3.12)" -m venv $(VENV)
+	@test -x $(UV) || $(PY) -m pip install -q --disable-pip-version-check uv
+	@$(UV) pip install -q -p $(VENV) --group build --group test --group lint "jax==$(JAX_VERSION)" flatbuffers rich
+	@# Only cuDNN's own wheel: a compile needs neither cuBLAS nor the driver (1 GB saved).
+	@$(UV) pip install -q -p $(VENV) --no-deps $(call CUDA_PACKAGES,$(JAX_VERSION)) nvidia-cudnn-cu13
+	@$(UV) pip install -q -p $(VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
+	@touch $@
+
+$(OLD_VENV)/.made: pyproject.toml Makefile third_party/find-python.sh $(VENV)/.made
+	@test -x $(OLD_VENV)/bin/python || "$$(third_party/find-python.sh 3.12)" -m venv $(OLD_VENV)
+	@$(UV) pip install -q -p $(OLD_VENV) --group build --group test "jax==$(OLD_JAX_VERSION)" flatbuffers rich
+	@$(UV) pip install -q -p $(OLD_VENV) --no-deps $(call CUDA_PACKAGES,$(OLD_JAX_VERSION)) nvidia-cudnn-cu13
+	@$(UV) pip install -q -p $(OLD_VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/.made ## the virtual environment
+
+.PHONY: build
+build: build/.mlir $(VENV)/.made ## the extension and farrier-opt, into python/farrier
+	@test -f build/dev/build.ninja || $(VENV)/bin/cmake -S . -B build/dev -G Ninja -DFARRIER_INPLACE=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja > build/configure.log \
+	  || { cat build/configure.log; exit 1; }
+	@$(VENV)/bin/cmake --build build/dev > build/build.log || { cat build/build.log; exit 1; }
+
+# --- what people run --------------------------------------------------------------------------------------
+
+.PHONY: lit
+lit: build ## the FileCheck tests
+	@$(VENV)/bin/lit -q tests/lit
+
+.PHONY: pytest
+pytest: build ## the Python tests on the newest supported jax
+	@$(PY) -m pytest -q -n 2
+
+.PHONY: pytest-old
+pytest-old: build $(OLD_VENV)/.made ## the same on the oldest supported jax
+	@$(OLD_VENV)/bin/python -m pytest -q -n 2
+
+.PHONY: test
+test: lint lit pytest pytest-old ## every test
+
+.PHONY: lint
+lint: $(VENV)/.made ## check style
+	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format -q --check .
+
+.PHONY: format
+format: $(VENV)/.made ## format Python and C++
+	@$(VENV)/bin/ruff check -q --fix . ; $(VENV)/bin/ruff format -q .
+	@git ls-files '*.cpp' '*.h' | xargs $$(command -v clang-format-22 || command -v clang-format) -i
+
+.PHONY: wheel
+wheel: build/.mlir $(VENV)/.made ## the abi3 wheel, into dist/
+	@$(UV) build -q --wheel --no-build-isolation -p $(PY) -o dist
+
+.PHONY: clean
+clean: ## remove everything that was built
+	rm -rf build dist $(VENV) $(OLD_VENV) python/farrier/_bin python/farrier/*.so

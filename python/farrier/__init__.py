@@ -1,0 +1,1 @@
+"""farrier: compiler passes for JAX programs on GPUs."""
