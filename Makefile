@@ -25,7 +25,7 @@ build/.mlir: third_party/install-mlir.sh
 $(VENV)/.made: pyproject.toml Makefile third_party/find-python.sh
 	@test -x $(PY) || "$$(third_party/find-python.sh 3.13 3.12)" -m venv $(VENV)
 	@test -x $(UV) || $(PY) -m pip install -q --disable-pip-version-check uv
-	@$(UV) pip install -q -p $(VENV) --group build --group test --group lint "jax==$(JAX_VERSION)" flatbuffers rich
+	@$(UV) pip install -q -p $(VENV) --group build --group test --group lint "jax==$(JAX_VERSION)" flatbuffers rich protobuf platformdirs
 	@# Only cuDNN's own wheel: a compile needs neither cuBLAS nor the driver (1 GB saved).
 	@$(UV) pip install -q -p $(VENV) --no-deps $(call CUDA_PACKAGES,$(JAX_VERSION)) nvidia-cudnn-cu13
 	@$(UV) pip install -q -p $(VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
@@ -33,7 +33,7 @@ $(VENV)/.made: pyproject.toml Makefile third_party/find-python.sh
 
 $(OLD_VENV)/.made: pyproject.toml Makefile third_party/find-python.sh $(VENV)/.made
 	@test -x $(OLD_VENV)/bin/python || "$$(third_party/find-python.sh 3.12)" -m venv $(OLD_VENV)
-	@$(UV) pip install -q -p $(OLD_VENV) --group build --group test "jax==$(OLD_JAX_VERSION)" flatbuffers rich
+	@$(UV) pip install -q -p $(OLD_VENV) --group build --group test "jax==$(OLD_JAX_VERSION)" flatbuffers rich protobuf platformdirs
 	@$(UV) pip install -q -p $(OLD_VENV) --no-deps $(call CUDA_PACKAGES,$(OLD_JAX_VERSION)) nvidia-cudnn-cu13
 	@$(UV) pip install -q -p $(OLD_VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
 	@touch $@

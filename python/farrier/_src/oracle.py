@@ -1,0 +1,323 @@
+"""The oracle: compile a program with the real XLA for a target, and measure the result.
+
+Nothing is executed and no GPU is needed. Results are remembered by content (`metrics_cache`), so a program
+that was measured once, here or in another process, costs no second compile.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from farrier._src import errors, hlo, metrics, metrics_cache
+from farrier._src.hlo.stablehlo_flops import stablehlo_flops
+from farrier._src.targets import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled program and its measurement."""
+
+    executable: Any
+    """jaxlib's executable; compile-only (not loaded) when the target is not attached."""
+    measurement: metrics.Measurement
+
+    def hlo(self) -> hlo.Module:
+        """The optimized module, parsed."""
+        return hlo.Module.from_executable(self.executable)
+
+    def as_text(self) -> str:
+        """The optimized, scheduled HLO text."""
+        return self.executable.hlo_modules()[0].to_string()
+
+
+def compile_lowered(
+    lowered: Any, target: Target | None = None, *, compiler_options: Mapping[str, Any] | None = None
+) -> Compiled:
+    """Compiles what `jax.jit(f).lower(...)` gave, for the devices its arguments' shardings name.
+
+    Args:
+      lowered: a `jax.stages.Lowered`. For a GPU that is not attached, lower with abstract arguments on the
+        target's mesh (`Target.mesh`, `Target.sharding`).
+      target: recorded in the measurement.
+      compiler_options: XLA options for this compile only.
+
+    Raises:
+      farrier.Error: XLA refuses the program; the message carries XLA's and says what to do.
+    """
+    module = lowered.compiler_ir("stablehlo")
+    start = time.perf_counter()
+    with _xla_errors(target):
+        compiled = lowered.compile(compiler_options=dict(compiler_options) if compiler_options else None)
+        executable = compiled.runtime_executable()
+    seconds = time.perf_counter() - start
+    return _measured(executable, module, seconds, target)
+
+
+def compile_module(
+    module: Any, target: Target, *, compiler_options: Mapping[str, Any] | None = None
+) -> Compiled:
+    """Compiles a StableHLO module for a target; donation and shardings are what the module's attributes say.
+
+    Args:
+      module: StableHLO text, a portable artifact's bytes, or a jaxlib `ir.Module` (left as it is).
+      target: what to compile for; its device count must be the module's number of partitions.
+      compiler_options: XLA options for this compile only.
+
+    Raises:
+      farrier.Error: the text is not StableHLO, the device counts differ, or XLA refuses the program.
+    """
+    import jax
+    from jax._src import compiler
+    from jaxlib import _jax as jaxlib_client
+
+    module = parse_module(module)
+    devices = target.devices()
+    partitions = _partitions(module)
+    if partitions != len(devices):
+        raise errors.CompileError(
+            f"the module is for {partitions} devices and {target!r} has {len(devices)}; "
+            f"use a topology with {partitions} devices"
+        )
+    import numpy as np
+
+    inputs, outputs = _unsharded(module)
+    with _xla_errors(target):
+        options = compiler.get_compile_options(
+            num_replicas=1,
+            num_partitions=partitions,
+            device_assignment=np.array(devices, dtype=object).reshape(1, partitions),
+            env_options_overrides=dict(compiler_options or {}),
+            detailed_logging=False,
+            backend=devices[0].client,
+        )
+        build = options.executable_build_options
+        # As jit does: XLA may choose the sharding of what the program leaves open.
+        build.allow_spmd_sharding_propagation_to_parameters = inputs
+        build.allow_spmd_sharding_propagation_to_output = outputs
+        # jit's compile runs jaxlib's pipeline on the module in place: give it a copy.
+        copy = _clone(module)
+        start = time.perf_counter()
+        with copy.context:
+            executable = compiler.backend_compile_and_load(
+                devices[0].client, copy, jaxlib_client.DeviceList(tuple(devices)), options, []
+            )
+        seconds = time.perf_counter() - start
+    del jax
+    return _measured(executable, module, seconds, target)
+
+
+def measure(
+    program: Any,
+    target: Target | None = None,
+    *,
+    compiler_options: Mapping[str, Any] | None = None,
+    cache: metrics_cache.MeasurementCache | bool | None = True,
+) -> metrics.Measurement:
+    """Measures a program, from the cache when it was measured before.
+
+    Args:
+      program: a `jax.stages.Lowered`, or whatever `compile_module` takes (which then needs a target).
+      target: what to compile for. None: the devices `program` was lowered for (the attached GPU or the CPU).
+      compiler_options: XLA options for this compile only.
+      cache: a cache, True for the default one, or False to compile anew and store nothing.
+
+    Raises:
+      farrier.Error: as `compile_lowered` and `compile_module`.
+    """
+    if cache is True:
+        cache = metrics_cache.MeasurementCache()
+    store = cache or None
+    lowered = hasattr(program, "compiler_ir")
+    module = program.compiler_ir("stablehlo") if lowered else parse_module(program)
+    if target is None and not lowered:
+        raise errors.CompileError("a bare module says nothing about devices: pass target=farrier.Target(...)")
+    key = ""
+    if store is not None:
+        key = measurement_key(program if lowered else module, target, compiler_options=compiler_options)
+        found = store.get(key)
+        if found is not None:
+            return found
+    if lowered:
+        result = compile_lowered(program, target, compiler_options=compiler_options)
+    else:
+        result = compile_module(module, target, compiler_options=compiler_options)
+    if store is not None:
+        store.put(key, result.measurement)
+    return result.measurement
+
+
+def measurement_key(
+    program: Any, target: Target | None, *, compiler_options: Mapping[str, Any] | None = None
+) -> str:
+    """The cache key of measuring `program` (a Lowered or a jaxlib module) for `target`."""
+    lowered = hasattr(program, "compiler_ir")
+    module = program.compiler_ir("stablehlo") if lowered else program
+    inputs, outputs = _unsharded(module)
+    details: dict[str, Any] = {"open_inputs": inputs, "open_outputs": outputs}
+    if lowered:
+        # The mesh's device order is not in the module.
+        devices = getattr(program._lowering, "_device_list", None)
+        details["devices"] = [d.id for d in devices] if devices is not None else None
+        details["options"] = getattr(program._lowering, "_compiler_options_kvs", ())
+    platform = target.config_text() + target.topology if target is not None else _platform(program)
+    return metrics_cache.key(
+        module=module_bytes(module),
+        platform=platform,
+        compiler_options=compiler_options or {},
+        details=details,
+    )
+
+
+def parse_module(module: Any) -> Any:
+    """A jaxlib `ir.Module` from text, a portable artifact's bytes, or a module (returned as it is).
+
+    Raises:
+      farrier.Error: not a StableHLO module.
+    """
+    from jax._src.interpreters import mlir as jax_mlir
+    from jaxlib.mlir import ir
+    from jaxlib.mlir.dialects import stablehlo
+
+    if isinstance(module, ir.Module):
+        return module
+    if not isinstance(module, str | bytes):
+        raise errors.CompileError(
+            f"expected StableHLO text, bytes or a jaxlib module, not {type(module).__name__}"
+        )
+    context = jax_mlir.make_ir_context()
+    with context:
+        try:
+            if isinstance(module, bytes) and module.startswith(b"ML\xefR"):
+                return stablehlo.deserialize_portable_artifact(context, module)
+            return ir.Module.parse(module)
+        except (ir.MLIRError, ValueError) as e:
+            raise errors.CompileError(f"not a StableHLO module: {e}") from e
+
+
+def module_bytes(module: Any) -> bytes:
+    """The module as bytes without source locations, all constants in full."""
+    out = io.BytesIO()
+    module.operation.print(file=out, binary=True, enable_debug_info=False)
+    return out.getvalue()
+
+
+def _clone(module: Any) -> Any:
+    from jaxlib.mlir import ir
+
+    with module.context:
+        return ir.Module.parse(_asm(module))
+
+
+def _asm(module: Any) -> bytes:
+    out = io.BytesIO()
+    module.operation.print(file=out, binary=True, enable_debug_info=True)
+    return out.getvalue()
+
+
+def _measured(executable: Any, module: Any, seconds: float, target: Target | None) -> Compiled:
+    flops, unknown = stablehlo_flops(module)
+    del unknown  # the optimized program's own list is the one reported
+    name = f"{target.name} {target.topology}" if target is not None else ""
+    measurement = metrics.measure_executable(
+        executable, compile_seconds=seconds, target=name, stablehlo_flops=flops
+    )
+    return Compiled(executable, measurement)
+
+
+def _main(module: Any) -> Any:
+    from jaxlib.mlir import ir
+
+    for op in module.body.operations:
+        op = op.operation
+        if op.name == "func.func" and ir.StringAttr(op.attributes["sym_name"]).value == "main":
+            return op
+    raise errors.CompileError("the module has no function called main")
+
+
+def _partitions(module: Any) -> int:
+    from jaxlib.mlir import ir
+
+    attributes = module.operation.attributes
+    if "mhlo.num_partitions" in attributes:
+        return ir.IntegerAttr(attributes["mhlo.num_partitions"]).value
+    return 1
+
+
+def _unsharded(module: Any) -> tuple[list[bool], list[bool]]:
+    """For each argument and result of main, whether the module leaves its sharding to XLA."""
+    from jaxlib.mlir import ir
+
+    with module.context:
+        main = _main(module)
+        kind = ir.FunctionType(ir.TypeAttr(main.attributes["function_type"]).value)
+
+        def flags(attribute: str, count: int) -> list[bool]:
+            if attribute not in main.attributes:
+                return [True] * count
+            return [
+                not any(name in ir.DictAttr(d) for name in ("sdy.sharding", "mhlo.sharding"))
+                for d in ir.ArrayAttr(main.attributes[attribute])
+            ]
+
+        return flags("arg_attrs", len(kind.inputs)), flags("res_attrs", len(kind.results))
+
+
+def _platform(lowered: Any) -> str:
+    """Names the attached devices that a Lowered is for."""
+    import jax
+
+    devices = getattr(lowered._lowering, "_device_list", None)
+    device = devices[0] if devices is not None else jax.devices()[0]
+    return f"{device.platform} {device.device_kind} {device.client.platform_version}"
+
+
+class _xla_errors:
+    """Turns XLA's failures into `farrier.CompileError` with what to do next."""
+
+    def __init__(self, target: Target | None):
+        self.target = target
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, error, traceback) -> None:
+        import jax
+
+        if not isinstance(error, jax.errors.JaxRuntimeError | RuntimeError | ValueError):
+            return
+        if isinstance(error, errors.Error):
+            return
+        where = f" for {self.target!r}" if self.target is not None else ""
+        raise errors.CompileError(
+            f"XLA could not compile the program{where}: {error}{_hint(str(error))}"
+        ) from error
+
+
+_HINTS = (
+    (
+        r"No such compile option|Unknown (flag|option)|not a (known|valid) (flag|option)",
+        "check the compiler option's name; some options this XLA takes only from XLA_FLAGS",
+    ),
+    (r"RESOURCE_EXHAUSTED", "lower the batch: the program is too large even for the compiler"),
+    (
+        r"No supported config",
+        "drop deterministic-ops flags: with them XLA finds no GEMM kernel unless a GPU is attached",
+    ),
+    (r"different platform|platform.*mismatch", "lower the program on the target's mesh (Target.mesh) first"),
+    (
+        r"Unsupported.*custom call|No registered implementation|custom.call.*not (found|registered)",
+        "lower for the target's platform: a custom call here has no implementation on it",
+    ),
+)
+
+
+def _hint(message: str) -> str | None:
+    for pattern, text in _HINTS:
+        if re.search(pattern, message, re.IGNORECASE):
+            return text
+    return None
