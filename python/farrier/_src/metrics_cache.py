@@ -1,7 +1,4 @@
-"""A persistent cache of measurements, so that a compile whose result is known is not repeated.
-
-One small JSON file per entry, named by the key. Writes are atomic; whatever cannot be read back is a miss.
-"""
+"""A persistent cache of measurements, so that a compile whose result is known is not repeated."""
 
 from __future__ import annotations
 
@@ -10,29 +7,14 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import os
-import pathlib
 import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-import platformdirs
-
-from farrier._src import metrics
+from farrier._src import metrics, store
 
 _FORMAT = 1
-
-
-def cache_directory(directory: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Where cached results live: the argument, else ``FARRIER_CACHE_DIR``, else this system's cache
-    directory."""
-    if directory is not None:
-        return pathlib.Path(directory)
-    if env := os.environ.get("FARRIER_CACHE_DIR"):
-        return pathlib.Path(env)
-    return pathlib.Path(platformdirs.user_cache_dir("farrier", appauthor=False))
 
 
 @functools.cache
@@ -86,46 +68,28 @@ def key(
             for name in ("jax_use_shardy_partitioner", "jax_optimization_level", "jax_memory_fitting_level")
         },
     }
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    return store.content_key(record)
 
 
 class MeasurementCache:
     """Measurements by key in a directory. Safe for several processes at once."""
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
-        self.directory = cache_directory(directory) / "measurements"
-
-    def _path(self, key: str) -> pathlib.Path:
-        return self.directory / key[:2] / f"{key}.json"
+        self._store = store.JsonStore("measurements", directory)
+        self.directory = self._store.directory
 
     def get(self, key: str) -> metrics.Measurement | None:
         """The measurement stored under `key`, or None; a damaged entry is a miss."""
+        body = self._store.get(key)
         try:
-            entry = json.loads(self._path(key).read_bytes())
-            body = entry["measurement"]
-            if entry["key"] != key or entry["sha256"] != _checksum(body):
-                return None
-            return dataclasses.replace(metrics.Measurement.from_json(body), from_cache=True)
-        except (OSError, ValueError, KeyError, TypeError):
+            return (
+                None
+                if body is None
+                else dataclasses.replace(metrics.Measurement.from_json(body), from_cache=True)
+            )
+        except (ValueError, KeyError, TypeError):
             return None
 
     def put(self, key: str, measurement: metrics.Measurement) -> None:
         """Stores a measurement. A directory that cannot be written to costs the cache, never the result."""
-        body = measurement.to_json()
-        entry = {"key": key, "sha256": _checksum(body), "measurement": body}
-        path = self._path(key)
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as f:
-                    json.dump(entry, f, sort_keys=True)
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
-
-
-def _checksum(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        self._store.put(key, measurement.to_json())

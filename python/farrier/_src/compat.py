@@ -1,0 +1,175 @@
+"""Every use of JAX that its public modules do not cover, in one place.
+
+Works with jax 0.11.2 through 0.12.x. Each entry says why no public way exists; nothing else in
+farrier imports ``jax._src``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src import core as _core
+from jax._src import distributed as _distributed
+from jax._src import effects as _effects
+from jax._src import pjit as _pjit
+from jax._src import source_info_util as _source_info_util
+from jax._src import traceback_util as _traceback_util
+from jax._src.interpreters import ad as _ad
+from jax._src.interpreters import mlir as _mlir
+from jax._src.interpreters import remat as _remat
+from jax._src.state import discharge as _discharge
+from jax.interpreters import ad, batching, partial_eval
+
+_PjitFunction = type(jax.jit(lambda: None))
+
+
+def is_jitted(fun: Any) -> bool:
+    """Whether ``fun`` is what ``jax.jit`` returns; its type has no public name."""
+    return isinstance(fun, _PjitFunction) and hasattr(fun, "_jit_info")
+
+
+def inner_function(jitted: Any) -> Callable:
+    """The Python function under a ``jax.jit`` (``__wrapped__`` skips a ``functools.partial``)."""
+    return jitted._fun
+
+
+def jit_like(jitted: Any, fun: Callable) -> Any:
+    """``jax.jit(fun, ...)`` with exactly the arguments that ``jitted`` was made with.
+
+    ``jax.jit`` keeps its validated arguments (static and donated ones, shardings, layouts,
+    compiler options, signature) only in a private record, and rebuilding them through the
+    public function would lose the tree prefixes and the function's source information.
+    """
+    return _pjit._cpp_pjit(fun, jitted._jit_info)
+
+
+def trace(jitted: Any, *args: Any, **kwargs: Any) -> Any:
+    """``jitted.trace(...)`` by the class's method, for an object whose own ``trace`` is ours."""
+    return _pjit.jit_trace(jitted, *args, **kwargs)
+
+
+def compiler_options(jitted: Any) -> dict[str, Any]:
+    """The ``compiler_options=`` of a ``jax.jit``; empty when none were given."""
+    return dict(jitted._jit_info.compiler_options_kvs)
+
+
+def source_of(jitted: Any) -> str | None:
+    """``name at file:line`` of the function under a ``jax.jit``, as JAX's own messages put it."""
+    return jitted._jit_info.fun_sourceinfo
+
+
+def hide_frames(path: str) -> None:
+    """Keeps the frames of a file out of tracebacks and out of operations' locations.
+
+    JAX offers no public way, and without it the source line of every operation would be a line
+    of farrier.
+    """
+    _source_info_util.register_exclusion(path)
+    _traceback_util.register_exclusion(path)
+
+
+def source_line(source_info: Any) -> str | None:
+    """``file:line (function)`` of the user's frame behind an equation, or None."""
+    frame = _source_info_util.user_frame(source_info.traceback)
+    if frame is None:
+        return None
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+
+
+def location_of(ctx: Any) -> Any:
+    """The location of what a lowering rule emits for no equation in particular, as ``jit`` gives it.
+
+    The public part of a rule's context has the name stack and the traceback but not what JAX makes of them.
+    """
+    return _mlir.source_info_to_location(ctx.module_context, None, ctx.name_stack, ctx.traceback)
+
+
+def is_state_effect(effect: Any) -> bool:
+    """Whether an effect reads or writes a mutable array reference of the caller."""
+    return isinstance(effect, _effects.JaxprInputEffect)
+
+
+def is_high(jaxpr: Any) -> bool:
+    """Whether a jaxpr uses hijax types, which only JAX's own lowering takes apart."""
+    return bool(getattr(jaxpr, "is_high", False))
+
+
+def ordered_effects(effects: Any) -> list:
+    """The ordered effects of a set, in the order in which JAX threads their tokens."""
+    return list(_effects.ordered_effects.filter_in(effects))
+
+
+def subjaxprs(params: dict[str, Any]):
+    """The jaxprs among an equation's parameters; ``jax.extend.core`` has no such iterator."""
+    return _core.jaxprs_in_params(params)
+
+
+def adopt_rules_of_jit(primitive: Any, jit_p: Any, original: Callable[[dict], dict]) -> None:
+    """Gives ``primitive`` the transformation rules of ``jit_p``.
+
+    ``original`` maps the primitive's parameters to those of ``jit_p``. Each rule then binds
+    ``jit_p`` itself: what comes out of a transformation is the original function's, and cannot
+    drift from JAX's own treatment of ``jax.jit``. The registries of linearization, fancy
+    transposition, rematerialization and discharge have no public name.
+    """
+
+    def call(rule):
+        return lambda *args, **params: rule(*args, **original(params))
+
+    ad.primitive_jvps[primitive] = call(ad.primitive_jvps[jit_p])
+    batching.fancy_primitive_batchers[primitive] = call(batching.fancy_primitive_batchers[jit_p])
+    _ad.primitive_linearizations[primitive] = call(_ad.primitive_linearizations[jit_p])
+    _ad.fancy_transposes[primitive] = call(_ad.fancy_transposes[jit_p])
+    _remat.rules[primitive] = call(_remat.rules[jit_p])
+    partial_eval.custom_partial_eval_rules[primitive] = call(partial_eval.custom_partial_eval_rules[jit_p])
+    _discharge.register_discharge_rule(primitive)(call(_discharge._discharge_rules[jit_p]))
+    primitive.is_high = lambda *avals, **params: jit_p.is_high(*avals, **original(params))
+    primitive.to_lojax = call(jit_p.to_lojax)
+
+    def eqn_of_jit(eqn):
+        return eqn.replace(primitive=jit_p, params=original(eqn.params))
+
+    def custom_rule(saveable, unknowns, instantiate, eqn, *rest):
+        rule = partial_eval.partial_eval_jaxpr_custom_rules[jit_p]
+        return rule(saveable, unknowns, instantiate, eqn_of_jit(eqn), *rest)
+
+    partial_eval.partial_eval_jaxpr_custom_rules[primitive] = custom_rule
+
+    def dce(*args):
+        *rest, eqn = args
+        used, new = partial_eval.dce_rules[jit_p](*rest, eqn_of_jit(eqn))
+        if new is None:
+            return used, None
+        # Pruned of what nobody reads it is still the same call: it stays optimized.
+        return used, new.replace(primitive=primitive, params=eqn.params | new.params)
+
+    partial_eval.dce_rules[primitive] = dce
+
+
+def is_attached(device: Any) -> bool:
+    """Whether a device can run programs; a topology's device (deviceless compile) cannot.
+
+    The compile-only client has no public class.
+    """
+    return "CompileOnly" not in type(device.client).__name__
+
+
+def distributed_client() -> tuple[Any, int]:
+    """The client of jax.distributed's key-value store (None when there is no job) and our process's number.
+
+    The public module only starts and stops the job.
+    """
+    state = _distributed.global_state
+    return state.client, state.process_id
+
+
+def key_value_get(client: Any, key: str, seconds: float) -> str | None:
+    """The value of a key, waiting up to ``seconds`` for it; None when it is not there by then."""
+    try:
+        return client.blocking_key_value_get(key, max(1, int(seconds * 1000)))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
+            return None
+        raise

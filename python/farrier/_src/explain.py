@@ -1,0 +1,112 @@
+"""What was decided for a function, as text, HTML and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from typing import Any
+
+from farrier._src.stages import Decision
+
+__all__ = ["Explanation"]
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A report: ``print`` it in a terminal, show it in a notebook, or take ``to_json()``.
+
+    Attributes:
+      function: the function's name.
+      decision: what was decided, or None when no pass applies.
+    """
+
+    function: str
+    decision: Decision | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that the text says, as JSON data."""
+        if self.decision is None:
+            return {"function": self.function, "decided": False}
+        decision = self.decision
+        return {
+            "function": self.function,
+            "decided": True,
+            "changed": decision.changed,
+            "source": decision.source,
+            "platform": decision.run.platform,
+            "target": None if decision.run.target is None else repr(decision.run.target),
+            "budget_bytes": decision.run.budget_bytes,
+            "budget_binding": decision.run.budget_binding,
+            "planning_seconds": decision.seconds,
+            "compiles": decision.compiles,
+            "notes": list(decision.notes),
+            "remarks": [_remark(remark) for remark in decision.remarks],
+            "plan": decision.plan.to_json(),
+        }
+
+    def _lines(self) -> list[tuple[str, str]]:
+        if self.decision is None:
+            return [("result", "runs as it was written: no pass applies")]
+        decision = self.decision
+        run, plan = decision.run, decision.plan
+        if plan.fallback:
+            result = f"runs as it was written, because {plan.fallback}"
+        elif decision.changed:
+            result = f"changed by {', '.join(plan.passes)}"
+        else:
+            result = "runs as it was written: nothing to gain"
+        lines = [
+            ("result", result),
+            ("planned for", repr(run.target) if run.target is not None else run.platform),
+            (
+                "decided by",
+                f"{decision.source} in {decision.seconds:.2f} s with {decision.compiles} compiles",
+            ),
+        ]
+        if run.budget_bytes is not None:
+            promised = "" if run.budget_binding else " (not promised here)"
+            lines.append(("budget", f"{_size(run.budget_bytes)} per device{promised}"))
+        for moment, measured in plan.measured.items():
+            if isinstance(measured, dict) and "argument_bytes" in measured:
+                lines.append((moment, _measured(measured)))
+        lines.extend(("note", note) for note in decision.notes)
+        for remark in decision.remarks:
+            said = _remark(remark)
+            at = f" [{said['location']}]" if said["location"] else ""
+            lines.append((f"{said['pass']}, {said['kind']}", said["message"] + at))
+        return lines
+
+    def __str__(self) -> str:
+        lines = self._lines()
+        width = max(len(name) for name, _ in lines)
+        return "\n".join([self.function, *(f"  {name:<{width}}  {text}" for name, text in lines)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in self._lines()
+        )
+        return f"<table><caption>{html.escape(self.function)}</caption>{rows}</table>"
+
+
+def _measured(value: dict[str, Any]) -> str:
+    total = value["argument_bytes"] + value["output_bytes"] - value["alias_bytes"] + value["temp_bytes"]
+    text = f"{_size(total)} in total, {_size(value['temp_bytes'])} of it temporary"
+    if value.get("flops"):
+        text += f"; {value['flops'] / 1e12:.3g} TFLOP of matrix work"
+    return text
+
+
+def _remark(remark: Any) -> dict[str, Any]:
+    return {
+        "pass": getattr(remark, "pass_name", ""),
+        "kind": getattr(remark, "kind", ""),
+        "message": getattr(remark, "message", str(remark)),
+        "location": getattr(remark, "location", None) or None,
+        "args": dict(getattr(remark, "args", {}) or {}),
+    }

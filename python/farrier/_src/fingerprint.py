@@ -1,0 +1,63 @@
+"""What a decision depends on, as hashes: the key under which a plan is remembered."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+from typing import Any
+
+import jax
+
+from farrier._src import metrics_cache, store
+
+__all__ = ["plan_key", "versions"]
+
+# jax.config values that change what a function lowers to or what XLA makes of it, without showing
+# in the module that is being planned.
+_CONFIG = (
+    "jax_use_shardy_partitioner",
+    "jax_optimization_level",
+    "jax_memory_fitting_level",
+    "jax_memory_fitting_effort",
+    "jax_exec_time_optimization_effort",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_include_full_tracebacks_in_locations",
+)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of farrier and of everything that takes part in a compile, by package."""
+    return {"farrier": importlib.metadata.version("farrier"), **metrics_cache.compiler_versions()}
+
+
+def plan_key(module_fingerprint: str, site: Any, run: Any) -> str:
+    """The key of the plan for a program: sha256 hex.
+
+    Args:
+      module_fingerprint: of the program, its constants included.
+      site: the function's :class:`farrier._src.stages.FunctionSite` (its options and compiler options).
+      run: where it is planned for, a :class:`farrier._src.where.Run`.
+    """
+    return store.content_key(
+        {
+            "module": module_fingerprint,
+            "options": site.options.describe(),
+            "budget_bytes": run.budget_bytes,
+            "platform": run.platform,
+            "target": None if run.target is None else run.target.to_json(),
+            "attached": run.attached,
+            "measured": run.measure is not None,
+            "device_assignment": run.device_ids,
+            "compiler_options": {name: repr(value) for name, value in sorted(site.compiler_options.items())},
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+            "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
+            "jax_config": {name: repr(getattr(jax.config, name, None)) for name in _CONFIG},
+            "versions": versions(),
+        }
+    )

@@ -1,0 +1,164 @@
+"""The seam between ``optimize`` and the passes.
+
+A pass is a *driver*: an object that decides (``plan``) and one that carries out (``apply``), both on
+farrier's own module. ``optimize`` knows drivers only through the table below; a driver knows nothing
+of JAX, of processes or of caches. Which drivers run, in which order and with how many compiles, is
+the search's business (:mod:`farrier._src.search`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from farrier._src import errors
+
+__all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "drivers_for"]
+
+# In the order of application: fusion changes what exists, so it comes before remat. One line per
+# driver: its name and where its class lies; imported when a function first asks for it.
+DRIVERS: dict[str, str] = {}
+
+# Names of passes that farrier is designed with; naming one that is not in this build says so.
+_NAMES = ("fusion", "remat", "collectives")
+
+
+class PassDriver(Protocol):
+    """One pass, as ``optimize`` and the search see it.
+
+    Made anew for each function as ``Driver(options)``; ``options`` is the pass's own options object,
+    or None for its defaults.
+    """
+
+    name: str
+
+    def plan(self, module: Any, context: Context) -> Mapping[str, Any] | None:
+        """Decides for ``module`` (a ``farrier._core.Module``, left as it is).
+
+        Returns JSON whose keys name values of the program stably, or None: nothing to do.
+        """
+
+    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
+        """Rewrites ``module`` in place as ``plan`` says.
+
+        Returns the keys of the plan that the program does not have; none or None when all applied.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a search and a driver may know about the program besides its text.
+
+    Attributes:
+      function: the function's name.
+      platform: what the program was lowered for, "cuda" or "cpu".
+      partitions: number of devices that the program is partitioned over.
+      target: the ``farrier.Target`` to plan for, or None when planning for CPU.
+      budget_bytes: total device memory per device (arguments + outputs - aliased + temporaries) that
+        the result should stay within, or None.
+      budget_binding: whether missing the budget is an error. False when a plan for a GPU is carried
+        out on CPU, and when nothing can be measured.
+      objective: "time" or "flops".
+      numerics: "bitwise", "bounded" or "relaxed".
+      max_compiles: how many compiles the search may spend.
+      measure: compiles a ``farrier._core.Module`` and returns a ``Measurement``; None when no
+        compiler for the platform is there, so that only estimates are possible.
+      remark: takes a ``Remark``-like object (pass_name, kind, message, location, args) for the report.
+    """
+
+    function: str
+    platform: str
+    partitions: int
+    target: Any
+    budget_bytes: int | None
+    budget_binding: bool
+    objective: str
+    numerics: str
+    max_compiles: int
+    measure: Callable[[Any], Any] | None
+    remark: Callable[[Any], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """What ``search.plan_step(module, drivers, context)`` returns.
+
+    Attributes:
+      passes: per driver's name the JSON to apply; drivers that do nothing are absent.
+      measured: JSON for the report, such as {"before": ..., "after": ..., "estimate": ...}.
+      compiles: how many compiles the search spent.
+    """
+
+    passes: Mapping[str, Any]
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compiles: int = 0
+
+
+def default_passes() -> tuple[str, ...]:
+    """The names of all passes of this build, in the order of application."""
+    return tuple(DRIVERS)
+
+
+def pass_name(entry: Any) -> str:
+    """The name of an entry of ``passes=``: the text itself, or the options object's ``name``.
+
+    Raises:
+      farrier.OptionError: there is no such pass.
+    """
+    name = entry if isinstance(entry, str) else getattr(entry, "name", None)
+    if not isinstance(name, str):
+        raise errors.OptionError(f"passes has {entry!r}: expected a pass's name or its options object")
+    if name not in DRIVERS:
+        if name in _NAMES:
+            raise errors.OptionError(
+                f"the pass {name!r} is not part of this build of farrier",
+                hint=f"it has: {', '.join(DRIVERS) or 'none'}",
+            )
+        raise errors.OptionError.unknown(name, DRIVERS or _NAMES, of="passes")
+    return name
+
+
+def pass_options(entry: Any) -> dict[str, Any]:
+    """The options of an entry of ``passes=`` as JSON; empty for a bare name."""
+    return dataclasses.asdict(entry) if dataclasses.is_dataclass(entry) else {}
+
+
+def drivers_for(passes: Sequence[Any]) -> list[PassDriver]:
+    """The drivers of the chosen passes, in the order of application."""
+    chosen = {pass_name(entry): entry for entry in passes}
+    result = []
+    for name, place in DRIVERS.items():
+        if name in chosen:
+            module, _, attribute = place.partition(":")
+            driver = getattr(importlib.import_module(module), attribute)
+            entry = chosen[name]
+            result.append(driver(None if isinstance(entry, str) else entry))
+    return result
+
+
+def apply(module: Any, drivers: Sequence[PassDriver], passes: Mapping[str, Any]) -> None:
+    """Applies decisions to a module in place, in the order of the drivers.
+
+    Raises:
+      farrier.StalePlanError: decisions name passes that are not there, or values that the program
+        does not have.
+    """
+    by_name = {driver.name: driver for driver in drivers}
+    unknown = [name for name in passes if name not in by_name]
+    if unknown:
+        raise errors.StalePlanError(
+            "the plan was made with other passes",
+            differences=[f"pass {name!r} is in the plan and not in passes=" for name in unknown],
+            hint="give passes= as the plan has them, or plan again",
+        )
+    for driver in drivers:
+        if driver.name in passes:
+            missing = driver.apply(module, passes[driver.name])
+            if missing:
+                raise errors.StalePlanError(
+                    f"the plan no longer fits the program (pass {driver.name!r})",
+                    missing_keys=missing,
+                    hint="plan again with step.plan(...).save(path)",
+                )

@@ -1,0 +1,184 @@
+"""Where a program runs, what is planned for it there, and what is promised.
+
+| case | what is measured | the budget |
+|---|---|---|
+| GPU attached | deviceless compiles for the same GPU | binding |
+| GPU named, nothing attached, abstract arguments | deviceless compiles for it | binding |
+| GPU named, arguments on CPU | the CPU program, planned with the same options | not promised, said once |
+| no target, no GPU | CPU's own memory analysis | about that, said once |
+| GPU named, XLA:GPU plugin missing | nothing: estimates only | strict: an error; else not promised |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+from farrier._src import compat, errors
+
+__all__ = ["Run", "resolve"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a program is planned for.
+
+    Attributes:
+      platform: "cuda" or "cpu" (or whatever JAX lowered for).
+      attached: whether the devices are this job's own, so that the program will run on them.
+      target: the ``farrier.Target`` to plan for, or None.
+      device_ids: ids of the devices in the order of the assignment.
+      processes: the processes that own those devices, sorted; empty when none of them is attached.
+      budget_bytes: total device memory per device, or None.
+      budget_binding: whether missing the budget is an error.
+      measure: compiles a ``farrier._core.Module`` and measures it, or None.
+      warnings: what the user is told once.
+      notes: what the report says.
+    """
+
+    platform: str
+    attached: bool
+    target: Any
+    device_ids: tuple[int, ...]
+    processes: tuple[int, ...]
+    budget_bytes: int | None
+    budget_binding: bool
+    measure: Callable[[Any], Any] | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+_GPU = ("cuda", "rocm", "gpu")
+
+
+def resolve(site: Any, program: Any) -> Run:
+    """Sorts a program into a row of the table above.
+
+    Raises:
+      farrier.MissingPluginError: in strict mode, when the target's compiler is not installed.
+      farrier.OptionError: a budget that is a fraction of an unknown memory.
+      farrier.TargetError: the target has another number of devices than the program.
+    """
+    options = site.options
+    platform = program.platforms[0]
+    devices = program.devices or ()
+    attached = bool(devices) and all(compat.is_attached(device) for device in devices)
+    warnings: list[str] = []
+    notes: list[str] = []
+    target = options.target
+    measure = None
+    binding = True
+    if platform in _GPU:
+        target = _gpu_target(target, attached, program)
+        if target is None:
+            binding = False
+            notes.append("no target: pass target= to have the budget verified by XLA:GPU")
+        else:
+            try:
+                target.devices()
+                measure = _deviceless(site, target)
+            except errors.MissingPluginError as error:
+                if options.strict:
+                    raise
+                binding = False
+                warnings.append(
+                    f"what {target.name} would need is only estimated, because JAX's XLA:GPU plugin is not "
+                    f"installed ({error.hint or 'pip install farrier[cuda13]'})"
+                )
+    else:
+        measure = _on(devices, site)
+        if target is not None:
+            binding = False
+            if options.memory_budget is not None:
+                warnings.append(
+                    f"planned for {target.name} and run on {platform}: its lowering differs, so it is "
+                    f"planned again here with the same options, and the memory budget is not promised"
+                )
+        elif options.memory_budget is not None:
+            warnings.append(
+                f"no target and no GPU: the memory budget is taken to be about {platform}'s memory, as XLA's "
+                f"memory_analysis counts it there"
+            )
+    usable = _usable_bytes(platform, target, devices if attached else ())
+    budget = _budget_bytes(options.memory_budget, usable)
+    if budget is not None and usable is not None and binding and budget > usable:
+        notes.append(
+            f"the budget of {budget:,} bytes exceeds the {usable:,} bytes that a process can use of it"
+        )
+    return Run(
+        platform="cuda" if platform == "gpu" else platform,
+        attached=attached,
+        target=target,
+        device_ids=tuple(device.id for device in devices),
+        processes=tuple(sorted({device.process_index for device in devices})) if attached else (),
+        budget_bytes=budget,
+        budget_binding=binding,
+        measure=measure,
+        warnings=tuple(warnings),
+        notes=tuple(notes),
+    )
+
+
+def _gpu_target(target: Any, attached: bool, program: Any) -> Any:
+    from farrier._src import targets
+
+    if target is None and attached:
+        target = targets.attached_target()
+    if target is None:
+        return None
+    if target.device_count != program.num_partitions:
+        if target.device_count != 1 and not attached:
+            raise errors.TargetError(
+                f"{program.name} is partitioned over {program.num_partitions} devices and the target "
+                f"{target!r} has {target.device_count}",
+                hint="shard the arguments over target.mesh(...), or give a topology of that many devices",
+            )
+        # A named GPU without a topology says which model, the shardings say how many.
+        target = target.with_device_count(program.num_partitions)
+    return target
+
+
+def _deviceless(site: Any, target: Any) -> Callable[[Any], Any]:
+    from farrier._src import oracle
+
+    def measure(module: Any) -> Any:
+        return oracle.measure(module.print(), target, compiler_options=site.compiler_options)
+
+    return measure
+
+
+def _on(devices: Any, site: Any) -> Callable[[Any], Any]:
+    from farrier._src import oracle
+
+    def measure(module: Any) -> Any:
+        return oracle.measure(module.print(), devices=devices, compiler_options=site.compiler_options)
+
+    return measure
+
+
+def _usable_bytes(platform: str, target: Any, devices: Any) -> int | None:
+    """Device memory that a process can really use, bytes."""
+    if platform in _GPU:
+        if devices:
+            local = [device for device in devices if device.process_index == device.client.process_index()]
+            limits = [(device.memory_stats() or {}).get("bytes_limit") for device in local]
+            known = [limit for limit in limits if limit]
+            if known:
+                return min(known)
+        return None if target is None else target.usable_bytes
+    if target is not None:
+        return target.usable_bytes
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _budget_bytes(budget: int | float | None, usable: int | None) -> int | None:
+    if not isinstance(budget, float):
+        return budget
+    if usable is None:
+        raise errors.OptionError(
+            f"memory_budget={budget}: a fraction of what? The device's memory is not known",
+            hint="pass target=, or the budget in bytes",
+        )
+    return int(budget * usable)
