@@ -28,14 +28,14 @@ $(VENV)/.made: pyproject.toml Makefile third_party/find-python.sh
 	@$(UV) pip install -q -p $(VENV) --group build --group test --group lint "jax==$(JAX_VERSION)" flatbuffers rich protobuf platformdirs
 	@# Only cuDNN's own wheel: a compile needs neither cuBLAS nor the driver (1 GB saved).
 	@$(UV) pip install -q -p $(VENV) --no-deps $(call CUDA_PACKAGES,$(JAX_VERSION)) nvidia-cudnn-cu13
-	@$(UV) pip install -q -p $(VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
+	@$(UV) pip install -q -p $(VENV) --no-build-isolation -e ".[bench,plot,cluster]" -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
 	@touch $@
 
 $(OLD_VENV)/.made: pyproject.toml Makefile third_party/find-python.sh $(VENV)/.made
 	@test -x $(OLD_VENV)/bin/python || "$$(third_party/find-python.sh 3.12)" -m venv $(OLD_VENV)
 	@$(UV) pip install -q -p $(OLD_VENV) --group build --group test "jax==$(OLD_JAX_VERSION)" flatbuffers rich protobuf platformdirs
 	@$(UV) pip install -q -p $(OLD_VENV) --no-deps $(call CUDA_PACKAGES,$(OLD_JAX_VERSION)) nvidia-cudnn-cu13
-	@$(UV) pip install -q -p $(OLD_VENV) --no-build-isolation -e . -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
+	@$(UV) pip install -q -p $(OLD_VENV) --no-build-isolation -e ".[bench,plot,cluster]" -C wheel.cmake=false -C wheel.py-api=py3 -C editable.mode=inplace
 	@touch $@
 
 .PHONY: setup

@@ -1,0 +1,172 @@
+"""``farrier gate``: compare a suite with its baseline. Exit 0: fine, 2: a regression, 1: the tool failed."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+
+from rich.console import Console
+from rich.text import Text
+
+from farrier._src.bench import history, result
+from farrier._src.bench.result import Run, write_text
+from farrier._src.cli.bench import add_run_arguments, run_from
+from farrier._src.gate import acknowledge, baseline, compare, page, render
+from farrier._src.gate.baseline import GateError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Defines the command line."""
+    parser.epilog = "Exit codes: 0 no regression, 2 a regression, 1 no verdict (the message says why)."
+    parser.add_argument(
+        "--baseline", type=pathlib.Path, required=True, metavar="FILE", help="the baseline, a TOML file"
+    )
+    parser.add_argument(
+        "suite", nargs="?", metavar="SUITE", help="what to run; default: the suite that the baseline names"
+    )
+    parser.add_argument(
+        "--results", type=pathlib.Path, metavar="JSON", help="compare these results, run nothing"
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--update", action="store_true", help="write this run as the new baseline, to be reviewed"
+    )
+    parser.add_argument(
+        "--allow-version-change", action="store_true", help="compare across jax, XLA or target versions"
+    )
+    parser.add_argument(
+        "--acknowledged", type=pathlib.Path, metavar="FILE", help="default: beside the baseline"
+    )
+    parser.add_argument(
+        "--acknowledge",
+        metavar="RESULT:METRIC",
+        help="accept a regression of this run (globs); needs --reason",
+    )
+    parser.add_argument("--reason", help="with --acknowledge: why")
+    parser.add_argument(
+        "--expires", metavar="DATE", help="with --acknowledge: last day it counts (default: in 90 days)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="also print what did not change")
+    parser.add_argument(
+        "--markdown", type=pathlib.Path, metavar="FILE", help="append a pull-request comment to FILE"
+    )
+    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the comparison as JSON")
+    parser.add_argument("--junit", type=pathlib.Path, metavar="FILE", help="write a JUnit file")
+    parser.add_argument(
+        "--pages", type=pathlib.Path, metavar="DIR", help="write a page for each regressed result"
+    )
+    parser.add_argument("-o", "--output", type=pathlib.Path, metavar="JSON", help="write the run's results")
+    parser.add_argument(
+        "--store", type=pathlib.Path, metavar="DIR", help="keep the results by commit in this folder"
+    )
+
+
+def _suite_of(args: argparse.Namespace) -> str:
+    if args.suite is not None:
+        return args.suite
+    named = baseline.load(args.baseline).suite
+    return os.path.relpath(args.baseline.parent / named)
+
+
+def _run(args: argparse.Namespace) -> Run:
+    if args.results is not None:
+        return result.load(args.results)
+    return run_from(args, _suite_of(args))
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Runs the command. Returns 0 or 2.
+
+    Raises:
+      farrier.Error: no verdict is possible; the command then exits with 1.
+    """
+    if args.acknowledge and (not args.reason or ":" not in args.acknowledge):
+        raise GateError("--acknowledge takes RESULT:METRIC and needs --reason")
+    # Before the suite is run: a bad baseline need not cost a run.
+    known = None if args.update else baseline.load(args.baseline)
+    accepted_path = args.acknowledged or acknowledge.default_path(args.baseline)
+    accepted = acknowledge.load(accepted_path)
+    done = _run(args)
+    if args.output is not None:
+        result.save(done, args.output)
+    if args.store is not None:
+        history.add(args.store, done)
+    subset = bool(args.case or args.target or args.options)
+    if args.update:
+        return _update(args, done, subset, console)
+    assert known is not None
+    options = {"allow_version_change": args.allow_version_change, "subset": subset}
+    comparison = compare.compare(known, done, acknowledgements=accepted, **options)
+    if args.acknowledge:
+        entries = _acknowledge(args, comparison, accepted_path)
+        console.print(Text(f"acknowledged {len(entries)} regressions in {accepted_path}"))
+        accepted += entries
+        comparison = compare.compare(known, done, acknowledgements=accepted, **options)
+    pages = page.write_pages(comparison, done, args.pages) if args.pages is not None else {}
+    render.print_table(comparison, console, verbose=args.verbose)
+    for key, path in pages.items():
+        console.print(Text(f"diff of {key}: {path}"))
+    if args.markdown is not None:
+        args.markdown.parent.mkdir(parents=True, exist_ok=True)
+        with args.markdown.open("a", encoding="utf-8") as f:
+            f.write(render.markdown(comparison))
+    if args.json is not None:
+        write_text(args.json, json.dumps(render.to_json(comparison), indent=1) + "\n")
+    if args.junit is not None:
+        render.junit(comparison, args.junit)
+    return comparison.exit_code
+
+
+def _update(args: argparse.Namespace, done: Run, subset: bool, console: Console) -> int:
+    suite = os.path.relpath(done.suite, args.baseline.resolve().parent)
+    before = None
+    if args.baseline.exists():
+        before = baseline.load(args.baseline)
+    baseline.write(done, args.baseline, suite=suite, keep_others=subset)
+    if before is not None:
+        moved = compare.compare(before, done, allow_version_change=True, subset=subset)
+        render.print_table(moved, console)
+    console.print(Text(f"wrote {args.baseline} ({len(done.results)} results): review and commit it"))
+    return 0
+
+
+def _acknowledge(
+    args: argparse.Namespace, comparison: compare.Comparison, path: pathlib.Path
+) -> list[acknowledge.Acknowledgement]:
+    import fnmatch
+
+    wanted, _, metric = args.acknowledge.rpartition(":")
+    try:
+        expires = (
+            datetime.date.fromisoformat(args.expires)
+            if args.expires
+            else datetime.datetime.now(datetime.UTC).date() + datetime.timedelta(days=90)
+        )
+    except ValueError as e:
+        raise GateError(f"--expires {args.expires!r}: {e}; write 2026-12-31") from e
+    entries = []
+    for row in comparison.of(compare.Verdict.REGRESSED):
+        if not (fnmatch.fnmatchcase(row.id, wanted) and fnmatch.fnmatchcase(row.metric, metric)):
+            continue
+        if row.metric == "status":
+            raise GateError(
+                f"{row.id} failed or is missing: that cannot be acknowledged, update the baseline instead"
+            )
+        # A timing's value is a sample: accepting it exactly would accept nothing the next time.
+        entries.append(
+            acknowledge.Acknowledgement(
+                case=row.id,
+                metric=row.metric,
+                up_to=None if row.noise is not None else row.current,
+                reason=args.reason,
+                expires=expires,
+            )
+        )
+    if not entries:
+        raise GateError(f"no regression of this run matches {args.acknowledge!r}")
+    for entry in entries:
+        acknowledge.append(path, entry)
+    return entries
