@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 from farrier._src import errors, store
 from farrier._src.plan import Plan
@@ -11,25 +13,30 @@ __all__ = ["PlanStore"]
 
 
 class PlanStore:
-    """Plans by key; see :func:`farrier._src.fingerprint.plan_key` for what the key holds."""
+    """Plans and the remarks that came with them, by key.
+
+    :func:`farrier._src.fingerprint.plan_key` says what a key holds.
+    """
 
     def __init__(self, directory: str | os.PathLike[str] | None = None):
-        self._memory: dict[str, Plan] = {}
-        self._disk = store.JsonStore("plans", directory)
+        self._directory = directory
+        self._memory: dict[str, tuple[Plan, list[Any]]] = {}
 
-    def get(self, key: str) -> Plan | None:
-        """The plan under ``key``; one that cannot be read is a miss."""
+    def _disk(self) -> store.JsonStore:
+        # Made when it is used: the environment may name another directory by then.
+        return store.JsonStore("plans", self._directory)
+
+    def get(self, key: str) -> tuple[Plan, list[Any]] | None:
+        """The plan under ``key`` and its remarks; one that cannot be read is a miss."""
         if key not in self._memory:
-            body = self._disk.get(key)
-            if body is None:
-                return None
+            body = self._disk().get(key)
             try:
-                self._memory[key] = Plan.from_json(body)
-            except errors.PlanError:
+                self._memory[key] = Plan.from_json(body["plan"]), list(body["remarks"])
+            except (errors.PlanError, KeyError, TypeError):
                 return None
         return self._memory[key]
 
-    def put(self, key: str, plan: Plan) -> None:
+    def put(self, key: str, plan: Plan, remarks: Sequence[Any]) -> None:
         """Remembers a plan."""
-        self._memory[key] = plan
-        self._disk.put(key, plan.to_json())
+        self._memory[key] = plan, list(remarks)
+        self._disk().put(key, {"plan": plan.to_json(), "remarks": list(remarks)})

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 from jax._src import core as _core
+from jax._src import dispatch as _dispatch
 from jax._src import distributed as _distributed
 from jax._src import effects as _effects
 from jax._src import pjit as _pjit
@@ -84,6 +85,11 @@ def location_of(ctx: Any) -> Any:
     The public part of a rule's context has the name stack and the traceback but not what JAX makes of them.
     """
     return _mlir.source_info_to_location(ctx.module_context, None, ctx.name_stack, ctx.traceback)
+
+
+def lower_with_devices(primitive: Any) -> None:
+    """Has JAX lower programs with ``primitive`` once per device assignment, and name it in the context."""
+    _dispatch.prim_requires_devices_during_lowering.add(primitive)
 
 
 def is_state_effect(effect: Any) -> bool:

@@ -53,6 +53,8 @@ def agreement(run: Any, name: str, program: str) -> _Alone | _Group:
 class _Alone:
     """A single process decides for itself."""
 
+    alone = True
+
     def plan(self, leader: Leader) -> tuple[Plan, str, int]:
         return leader()
 
@@ -65,6 +67,8 @@ class _Alone:
 
 class _Group:
     """The processes that own the devices of one executable."""
+
+    alone = False
 
     def __init__(self, client: Any, rank: int, ranks: Sequence[int], name: str, program: str):
         self._client = client

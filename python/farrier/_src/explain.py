@@ -44,7 +44,7 @@ class Explanation:
             "planning_seconds": decision.seconds,
             "compiles": decision.compiles,
             "notes": list(decision.notes),
-            "remarks": [_remark(remark) for remark in decision.remarks],
+            "remarks": list(decision.remarks),
             "plan": decision.plan.to_json(),
         }
 
@@ -74,8 +74,7 @@ class Explanation:
             if isinstance(measured, dict) and "argument_bytes" in measured:
                 lines.append((moment, _measured(measured)))
         lines.extend(("note", note) for note in decision.notes)
-        for remark in decision.remarks:
-            said = _remark(remark)
+        for said in decision.remarks:
             at = f" [{said['location']}]" if said["location"] else ""
             lines.append((f"{said['pass']}, {said['kind']}", said["message"] + at))
         return lines
@@ -100,13 +99,3 @@ def _measured(value: dict[str, Any]) -> str:
     if value.get("flops"):
         text += f"; {value['flops'] / 1e12:.3g} TFLOP of matrix work"
     return text
-
-
-def _remark(remark: Any) -> dict[str, Any]:
-    return {
-        "pass": getattr(remark, "pass_name", ""),
-        "kind": getattr(remark, "kind", ""),
-        "message": getattr(remark, "message", str(remark)),
-        "location": getattr(remark, "location", None) or None,
-        "args": dict(getattr(remark, "args", {}) or {}),
-    }

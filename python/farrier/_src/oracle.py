@@ -10,7 +10,7 @@ import dataclasses
 import io
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors, hlo, metrics, metrics_cache
@@ -59,28 +59,35 @@ def compile_lowered(
 
 
 def compile_module(
-    module: Any, target: Target, *, compiler_options: Mapping[str, Any] | None = None
+    module: Any,
+    target: Target | None = None,
+    *,
+    devices: Sequence[Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> Compiled:
     """Compiles a StableHLO module for a target; donation and shardings are what the module's attributes say.
 
     Args:
       module: StableHLO text, a portable artifact's bytes, or a jaxlib `ir.Module` (left as it is).
       target: what to compile for; its device count must be the module's number of partitions.
+      devices: the devices to compile for, in the order of the assignment: attached ones, or the target's in
+        another order. By default the target's in its own order.
       compiler_options: XLA options for this compile only.
 
     Raises:
       farrier.Error: the text is not StableHLO, the device counts differ, or XLA refuses the program.
     """
+    import jax
     from jax._src import compiler
     from jaxlib import _jax as jaxlib_client
 
     module = parse_module(module)
-    devices = target.devices()
+    devices = _devices(target, devices)
     partitions = _partitions(module)
     if partitions != len(devices):
         raise errors.CompileError(
-            f"the module is for {partitions} devices and {target!r} has {len(devices)}; "
-            f"use a topology with {partitions} devices"
+            f"the module is for {partitions} devices and {target or devices[0].platform!r} has "
+            f"{len(devices)}; use a topology with {partitions} devices"
         )
     import numpy as np
 
@@ -106,6 +113,7 @@ def compile_module(
                 devices[0].client, copy, jaxlib_client.DeviceList(tuple(devices)), options, []
             )
         seconds = time.perf_counter() - start
+    del jax
     return _measured(executable, module, seconds, target)
 
 
@@ -113,6 +121,7 @@ def measure(
     program: Any,
     target: Target | None = None,
     *,
+    devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     cache: metrics_cache.MeasurementCache | bool | None = True,
 ) -> metrics.Measurement:
@@ -120,7 +129,8 @@ def measure(
 
     Args:
       program: a `jax.stages.Lowered`, or whatever `compile_module` takes (which then needs a target).
-      target: what to compile for. None: the devices `program` was lowered for (the attached GPU or the CPU).
+      target: what to compile for. None: `devices`, or those `program` was lowered for (attached GPU or CPU).
+      devices: for a bare module, the devices to compile for, as in `compile_module`.
       compiler_options: XLA options for this compile only.
       cache: a cache, True for the default one, or False to compile anew and store nothing.
 
@@ -132,25 +142,29 @@ def measure(
     store = cache or None
     lowered = hasattr(program, "compiler_ir")
     module = program.compiler_ir("stablehlo") if lowered else parse_module(program)
-    if target is None and not lowered:
-        raise errors.CompileError("a bare module says nothing about devices: pass target=farrier.Target(...)")
     key = ""
     if store is not None:
-        key = measurement_key(program if lowered else module, target, compiler_options=compiler_options)
+        key = measurement_key(
+            program if lowered else module, target, devices=devices, compiler_options=compiler_options
+        )
         found = store.get(key)
         if found is not None:
             return found
     if lowered:
         result = compile_lowered(program, target, compiler_options=compiler_options)
     else:
-        result = compile_module(module, target, compiler_options=compiler_options)
+        result = compile_module(module, target, devices=devices, compiler_options=compiler_options)
     if store is not None:
         store.put(key, result.measurement)
     return result.measurement
 
 
 def measurement_key(
-    program: Any, target: Target | None, *, compiler_options: Mapping[str, Any] | None = None
+    program: Any,
+    target: Target | None,
+    *,
+    devices: Sequence[Any] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
 ) -> str:
     """The cache key of measuring `program` (a Lowered or a jaxlib module) for `target`."""
     lowered = hasattr(program, "compiler_ir")
@@ -162,7 +176,13 @@ def measurement_key(
         devices = getattr(program._lowering, "_device_list", None)
         details["devices"] = [d.id for d in devices] if devices is not None else None
         details["options"] = getattr(program._lowering, "_compiler_options_kvs", ())
-    platform = target.config_text() + target.topology if target is not None else _platform(program)
+    if not lowered:
+        devices = _devices(target, devices)
+        details["devices"] = [d.id for d in devices]
+    if target is not None:
+        platform = target.config_text() + target.topology
+    else:
+        platform = _platform(devices[0] if devices else _first_device(program))
     return metrics_cache.key(
         module=module_bytes(module),
         platform=platform,
@@ -198,29 +218,10 @@ def parse_module(module: Any) -> Any:
 
 
 def module_bytes(module: Any) -> bytes:
-    """The module as bytes without source locations, all constants in full, the same in every process.
-
-    A partitioning callback (`jax.experimental.custom_partitioning`, which cuDNN attention under automatic
-    sharding uses) stands in the module as an address; it is replaced by the callback's name and static
-    arguments.
-    """
+    """The module as bytes without source locations, all constants in full."""
     out = io.BytesIO()
     module.operation.print(file=out, binary=True, enable_debug_info=False)
-    return re.sub(rb'backend_config = "(\d+)"', _named_callback, out.getvalue())
-
-
-def _named_callback(match: re.Match[bytes]) -> bytes:
-    from jax._src import custom_partitioning
-
-    info = custom_partitioning._sharding_callbacks.get(match[1])
-    if info is None:
-        return match[0]
-    name = f"{info.partition.__module__}.{info.partition.__qualname__}"
-    described = f"{name} {info.static_args!r} {getattr(info.mesh, 'shape', None)!r}"
-    if " at 0x" in described:
-        # Not describable: the address stays, and with it the entry is of use to this process only.
-        return match[0]
-    return b"backend_config = " + repr(described).encode()
+    return out.getvalue()
 
 
 def _clone(module: Any) -> Any:
@@ -238,13 +239,11 @@ def _asm(module: Any) -> bytes:
 
 def _measured(executable: Any, module: Any, seconds: float, target: Target | None) -> Compiled:
     flops, unknown = stablehlo_flops(module)
+    del unknown  # the optimized program's own list is the one reported
     name = f"{target.name} {target.topology}" if target is not None else ""
     measurement = metrics.measure_executable(
         executable, compile_seconds=seconds, target=name, stablehlo_flops=flops
     )
-    if unknown:
-        more = {f"before XLA: {what}": n for what, n in sorted(unknown.items())}
-        measurement = dataclasses.replace(measurement, unknown={**measurement.unknown, **more})
     return Compiled(executable, measurement)
 
 
@@ -286,12 +285,25 @@ def _unsharded(module: Any) -> tuple[list[bool], list[bool]]:
         return flags("arg_attrs", len(kind.inputs)), flags("res_attrs", len(kind.results))
 
 
-def _platform(lowered: Any) -> str:
-    """Names the attached devices that a Lowered is for."""
+def _devices(target: Target | None, devices: Sequence[Any] | None) -> list[Any]:
+    """The devices to compile a bare module for."""
+    if devices:
+        return list(devices)
+    if target is None:
+        raise errors.CompileError("a bare module says nothing about devices: pass target=farrier.Target(...)")
+    return target.devices()
+
+
+def _first_device(lowered: Any) -> Any:
+    """A device that a Lowered is for."""
     import jax
 
     devices = getattr(lowered._lowering, "_device_list", None)
-    device = devices[0] if devices is not None else jax.devices()[0]
+    return devices[0] if devices is not None else jax.devices()[0]
+
+
+def _platform(device: Any) -> str:
+    """Names the attached devices that a program is for."""
     return f"{device.platform} {device.device_kind} {device.client.platform_version}"
 
 

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 
 from farrier._src import errors
 
-__all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "drivers_for"]
+__all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "drivers_for", "search"]
 
 # In the order of application: fusion changes what exists, so it comes before remat. One line per
 # driver: its name and where its class lies; imported when a function first asks for it.
 DRIVERS: dict[str, str] = {}
+
+# The search: decides for a module with its drivers and a context, by compiling and measuring.
+SEARCH = "farrier._src.search:plan_step"
 
 # Names of passes that farrier is designed with; naming one that is not in this build says so.
 _NAMES = ("fusion", "remat", "collectives")
@@ -131,11 +134,30 @@ def drivers_for(passes: Sequence[Any]) -> list[PassDriver]:
     result = []
     for name, place in DRIVERS.items():
         if name in chosen:
-            module, _, attribute = place.partition(":")
-            driver = getattr(importlib.import_module(module), attribute)
             entry = chosen[name]
-            result.append(driver(None if isinstance(entry, str) else entry))
+            result.append(_load(place)(None if isinstance(entry, str) else entry))
     return result
+
+
+def search(module: Any, drivers: Sequence[PassDriver], context: Context) -> StepPlan:
+    """What to do to ``module`` (left as it is): :data:`SEARCH`, loaded when the first plan is made."""
+    return _load(SEARCH)(module, drivers, context)
+
+
+def _load(place: str) -> Any:
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def remark_json(remark: Any) -> dict[str, Any]:
+    """A pass's remark (see :class:`Context`) as JSON data."""
+    return {
+        "pass": getattr(remark, "pass_name", None) or getattr(remark, "category", ""),
+        "kind": str(getattr(remark, "kind", "")),
+        "message": getattr(remark, "message", None) or str(remark),
+        "location": getattr(remark, "location", None) or None,
+        "args": dict(getattr(remark, "args", None) or {}),
+    }
 
 
 def apply(module: Any, drivers: Sequence[PassDriver], passes: Mapping[str, Any]) -> None:

@@ -32,10 +32,6 @@ from farrier._src import compat
 
 ir = mlir.ir
 
-optimize_p = jex_core.Primitive("farrier_optimize")
-optimize_p.multiple_results = True
-optimize_p.skip_canonicalization = True
-
 
 class Site(Protocol):
     """What an equation of ``optimize_p`` carries: hashable by identity, compared by identity."""
@@ -57,7 +53,8 @@ class Program:
       name: the function's name.
       platforms: the platforms it is lowered for (one).
       num_partitions: devices that the program is partitioned over.
-      devices: the device assignment, or None when there is none yet.
+      devices: the devices it is partitioned over. In a job of one process their order is the
+        backend's: JAX lowers once for all device assignments.
       top_level: True when the arguments are those of the outermost ``jit``, so that shardings,
         memory kinds and donation are known.
     """
@@ -66,7 +63,7 @@ class Program:
     name: str
     platforms: tuple[str, ...]
     num_partitions: int
-    devices: tuple[Any, ...] | None
+    devices: tuple[Any, ...]
     top_level: bool
 
 
@@ -74,27 +71,41 @@ def _original(params: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key != "site"}
 
 
-compat.adopt_rules_of_jit(optimize_p, jit_p, _original)
+def _primitive(name: str) -> jex_core.Primitive:
+    primitive = jex_core.Primitive(name)
+    primitive.multiple_results = True
+    primitive.skip_canonicalization = True
+    compat.adopt_rules_of_jit(primitive, jit_p, _original)
+
+    @primitive.def_effectful_abstract_eval
+    def _abstract_eval(*avals, site, **params):
+        del site
+        return jit_p.abstract_eval(*avals, **params)
+
+    @primitive.def_impl
+    def _impl(*args, **params):
+        # Reached only where a jaxpr is evaluated equation by equation: the way back into jit.
+        return jax.jit(lambda *xs: primitive.bind(*xs, **params))(*args)
+
+    return primitive
 
 
-@optimize_p.def_effectful_abstract_eval
-def _abstract_eval(*avals, site, **params):
-    del site
-    return jit_p.abstract_eval(*avals, **params)
-
-
-@optimize_p.def_impl
-def _impl(*args, **params):
-    # Reached only where a jaxpr is evaluated equation by equation: the way back into jit.
-    return jax.jit(lambda *xs: optimize_p.bind(*xs, **params))(*args)
+optimize_p = _primitive("farrier_optimize")
+# The same, lowered anew for each device assignment and told of it. JAX then takes one mesh per
+# program and no abstract one, so only a job of several processes pays that price: there the
+# processes that own the devices have to agree.
+optimize_on_devices_p = _primitive("farrier_optimize_on_devices")
+compat.lower_with_devices(optimize_on_devices_p)
+OPTIMIZE_PRIMITIVES = (optimize_p, optimize_on_devices_p)
 
 
 def bind(site: Site, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
-    """Evaluates a closed jaxpr whose ``jit`` equations become equations of :data:`optimize_p`.
+    """Evaluates a closed jaxpr whose ``jit`` equations become equations of our primitive.
 
     ``jaxpr`` is what ``jax.make_jaxpr(jax.jit(f))`` gives: one ``jit`` equation, or none when the
     function only forwards its arguments.
     """
+    primitive = optimize_p if jax.process_count() == 1 else optimize_on_devices_p
     environment: dict[Any, Any] = {}
 
     def read(atom):
@@ -105,7 +116,7 @@ def bind(site: Site, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         if eqn.primitive is jit_p:
-            results = optimize_p.bind(*operands, site=site, **eqn.params)
+            results = primitive.bind(*operands, site=site, **eqn.params)
         else:
             results = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
         if not eqn.primitive.multiple_results:
@@ -295,6 +306,15 @@ def _merge_symbols(destination: Any, source: ir.Module) -> Any:
     return main
 
 
+def _devices(module_context: Any, count: int) -> tuple[Any, ...]:
+    """``count`` devices of the module's backend, in the order of the assignment where that is known."""
+    assigned = getattr(module_context.axis_context, "device_assignment", None)
+    if assigned is not None:
+        return tuple(assigned)
+    backend = module_context.get_backend(optional=True)
+    return () if backend is None else tuple(backend.devices()[:count])
+
+
 def symbol_name(op: Any) -> str:
     """The symbol name of a module-level operation."""
     return ir.StringAttr(op.attributes["sym_name"]).value
@@ -339,13 +359,14 @@ def _lowering(ctx, *operands, site, jaxpr, name, **_):
         ctx.set_tokens_out(token_set)
         return outputs
     module, signature = _lower_program(ctx, tokens, operands, result_types, jaxpr)
+    partitions = ir.IntegerAttr(module.operation.attributes["mhlo.num_partitions"]).value
     replacement = site.transform(
         lambda: Program(
             module=_standalone(module),
             name=name,
             platforms=tuple(outer.platforms),
-            num_partitions=ir.IntegerAttr(module.operation.attributes["mhlo.num_partitions"]).value,
-            devices=getattr(outer.axis_context, "device_assignment", None),
+            num_partitions=partitions,
+            devices=_devices(outer, partitions),
             top_level=signature.top_level,
         ),
         outer.module,
@@ -361,4 +382,5 @@ def _lowering(ctx, *operands, site, jaxpr, name, **_):
 
 # Not cacheable: a cached lowering is a function of its own that two call sites share, and ours
 # depends on where it is called.
-mlir.register_lowering(optimize_p, _lowering, cacheable=False)
+for _each in OPTIMIZE_PRIMITIVES:
+    mlir.register_lowering(_each, _lowering, cacheable=False)

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from farrier._src import compat, errors
+from farrier._src.where import with_device_count
 
 __all__ = ["on_target", "wants_target"]
 
@@ -90,7 +91,7 @@ def _moved(target: Any, sharding: Any, meshes: dict[Any, Any], widest: int) -> A
 def _mesh(target: Any, mesh: Any) -> Any:
     count = mesh.devices.size
     if target.device_count == 1 and count > 1:
-        target = target.with_device_count(count)
+        target = with_device_count(target, count)
     if target.device_count != count:
         raise errors.TargetError(
             f"the arguments are sharded over {count} devices and {target!r} has {target.device_count}",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import cache, compat, distributed, errors, fingerprint, pipeline, where
+from farrier._src import cache, compat, distributed, errors, fingerprint, interchange, pipeline, where
 from farrier._src.options import Options
 from farrier._src.plan import Plan
 from farrier._src.primitive import Program, ir
@@ -38,7 +39,7 @@ class Decision:
       changed: whether the module differs from the original.
       seconds: wall time of planning and applying, tracing and XLA's final compile excluded.
       compiles: compiles that the search spent.
-      remarks: what the passes had to say, in order.
+      remarks: what the passes had to say, in order, as JSON (pass, kind, message, location, args).
       notes: what the user should know about the budget and the target.
       run: where it is planned for (see :class:`farrier._src.where.Run`).
     """
@@ -63,6 +64,10 @@ _ANSWERS = (
     errors.PlanError,
     errors.TargetError,
 )
+
+
+# Lowerings of one function whose decisions can still be asked for; JAX keeps as many modules alive.
+_REMEMBERED = 256
 
 
 class FunctionSite:
@@ -103,18 +108,7 @@ class FunctionSite:
         for note in run.warnings:
             self.say(note)
         remarks: list[Any] = []
-        try:
-            plan, source, compiles, module = self._decide(made, run, remarks)
-        except _ANSWERS:
-            raise
-        except Exception as error:
-            if self.options.strict:
-                raise
-            self.say(
-                f"runs as it was written, because optimizing it failed: {_first_line(error)}{_repro(error)}"
-            )
-            plan = self._plan(made, run, "", "", {}, {}, fallback=_first_line(error))
-            source, compiles, module = "fallback", 0, None
+        plan, source, compiles, module = self._decide(made, run, remarks)
         decision = Decision(
             plan=plan,
             source=source,
@@ -126,6 +120,7 @@ class FunctionSite:
             run=run,
         )
         self._decisions.append((enclosing, decision))
+        del self._decisions[:-_REMEMBERED]
         if module is None:
             return None
         # JAX's compile cache and XLA's hooks tell plans apart by the module's name.
@@ -137,44 +132,66 @@ class FunctionSite:
 
     def _decide(self, program: Program, run: where.Run, remarks: list[Any]):
         """The plan, where it came from, the compiles it took and the module (None: unchanged)."""
-        from farrier._src import interchange
-
-        original = interchange.to_core(program.module)
-        before = original.fingerprint
+        original, before = self._read(program)
         drivers = pipeline.drivers_for(self.options.passes)
+        agreement = distributed.agreement(run, self.name, before)
         given = self.options.plan
         if given is not None and given.platform == run.platform:
-            self._check_given(given, program, run, before)
+            self._check_given(given, program)
             plan, source, compiles = given, "plan", 0
         else:
-            agreement = distributed.agreement(run, self.name, before)
             plan, source, compiles = agreement.plan(
                 lambda: self._search_or_recall(program, run, original, before, drivers, remarks)
             )
-        rewritten, changed = self._apply(original, drivers, plan, before)
-        if given is None or given.platform != run.platform:
-            agreement.confirm(plan.output_fingerprint, rewritten.fingerprint if changed else before)
-        if not changed:
-            return plan, source if plan.passes or plan.fallback else "nothing to do", compiles, None
-        module = interchange.to_jaxlib(rewritten, program.module.context)
+        module, after = None, before
+        if plan.fallback is None and plan.passes:
+            try:
+                rewritten = self._apply(original, drivers, plan, before)
+                after = rewritten.fingerprint
+                if after != before:
+                    module = interchange.to_jaxlib(rewritten, program.module.context)
+            except Exception as error:
+                agreement.fail(error)
+                if self._raises(error) or not agreement.alone:
+                    raise
+                plan, after, source = self._fallback(program, run, before, error), before, "fallback"
+        agreement.confirm(after)
+        if plan.fallback is not None:
+            self.say(f"runs as it was written, because {plan.fallback}")
         return plan, source, compiles, module
 
-    def _apply(self, original: Any, drivers: Sequence[Any], plan: Plan, before: str):
-        if plan.fallback or not plan.passes:
-            return original, False
+    def _raises(self, error: Exception) -> bool:
+        return self.options.strict or isinstance(error, _ANSWERS)
+
+    def _read(self, program: Program) -> tuple[Any, str]:
+        """farrier's module and its fingerprint; (error, text) when farrier cannot read the program."""
+        try:
+            module = interchange.to_core(program.module)
+        except Exception as error:
+            if self._raises(error):
+                raise
+            return error, f"unreadable: {_first_line(error)}"
+        return module, module.fingerprint
+
+    def _fallback(self, program, run, before, error) -> Plan:
+        reason = f"optimizing it failed: {_first_line(error)}{_repro(error)}"
+        return self._plan(program, run, before, before, {}, {}, fallback=reason)
+
+    def _apply(self, original: Any, drivers: Sequence[Any], plan: Plan, before: str) -> Any:
+        """A copy of the program with the plan applied."""
         rewritten = original.clone()
         pipeline.apply(rewritten, drivers, plan.passes)
         after = rewritten.fingerprint
-        same_program = plan.input_fingerprint == before
-        if same_program and plan.output_fingerprint != after and plan.versions == fingerprint.versions():
+        repeated = plan.input_fingerprint == before and plan.versions == fingerprint.versions()
+        if repeated and plan.output_fingerprint != after:
             raise errors.StalePlanError(
                 f"applying the plan to {self.name} did not give the program that the plan was made with",
                 differences=[f"result: {plan.output_fingerprint[:12]} in the plan, {after[:12]} now"],
                 hint="plan again; if it happens twice, report it with the plan and the program",
             )
-        return rewritten, after != before
+        return rewritten
 
-    def _check_given(self, plan: Plan, program: Program, run: where.Run, before: str) -> None:
+    def _check_given(self, plan: Plan, program: Program) -> None:
         """Refuses a plan whose circumstances differ in what decides; other programs are the passes' say."""
         differences = []
         if plan.partitions != program.num_partitions:
@@ -194,12 +211,29 @@ class FunctionSite:
             )
 
     def _search_or_recall(self, program, run, original, before, drivers, remarks):
+        """The plan for a program: the one that was made before, or a new one.
+
+        A pass that fails gives a plan too (unless strict): to fall back on the original. So all
+        processes of a job fall back together.
+        """
+        if isinstance(original, Exception):
+            return self._fallback(program, run, before, original), "fallback", 0
         key = fingerprint.plan_key(before, self, run)
         remembered = self._store.get(key)
         if remembered is not None:
-            return remembered, "cache", 0
-        from farrier._src import search
+            plan, said = remembered
+            remarks.extend(said)
+            return plan, "cache", 0
+        try:
+            plan, compiles = self._search(program, run, original, before, drivers, remarks)
+        except Exception as error:
+            if self._raises(error):
+                raise
+            return self._fallback(program, run, before, error), "fallback", 0
+        self._store.put(key, plan, remarks)
+        return plan, "search" if plan.passes else "nothing to do", compiles
 
+    def _search(self, program, run, original, before, drivers, remarks) -> tuple[Plan, int]:
         context = pipeline.Context(
             function=self.name,
             platform=run.platform,
@@ -211,32 +245,70 @@ class FunctionSite:
             numerics=self.options.numerics,
             max_compiles=self.options.max_compiles,
             measure=run.measure,
-            remark=remarks.append,
+            remark=lambda remark: remarks.append(pipeline.remark_json(remark)),
         )
-        found = search.plan_step(original, drivers, context)
-        passes = {name: decided for name, decided in found.passes.items() if decided}
-        rewritten = original.clone()
-        pipeline.apply(rewritten, drivers, passes)
+        found, rewritten = self._decided(original, drivers, context)
+        compiles, measured = found.compiles, dict(found.measured)
+        if run.verify is not None and run.budget_bytes is not None:
+            # The attached GPU's compile differs (autotuned kernels, their workspaces): look once,
+            # and if it is over, plan once more for that much less.
+            attached = run.verify(rewritten)
+            compiles += 1
+            over = attached.total_bytes - run.budget_bytes
+            if over > 0:
+                remarks.clear()
+                tighter = dataclasses.replace(context, budget_bytes=run.budget_bytes - over)
+                found, rewritten = self._decided(original, drivers, tighter)
+                attached = run.verify(rewritten)
+                compiles, measured = compiles + found.compiles + 1, dict(found.measured)
+            if attached.total_bytes > run.budget_bytes:
+                raise errors.BudgetError(
+                    f"{self.name} needs {attached.total_bytes:,} bytes on the attached device and may use "
+                    f"{run.budget_bytes:,}",
+                    budget_bytes=run.budget_bytes,
+                    smallest_bytes=attached.total_bytes,
+                    where=self.source,
+                    hint=f"the smallest budget that was measured to work is {attached.total_bytes:,} bytes",
+                )
+            measured["attached"] = attached.to_json()
         after = rewritten.fingerprint
-        plan = self._plan(
-            program, run, before, after, passes if after != before else {}, dict(found.measured)
-        )
-        self._store.put(key, plan)
-        return plan, "search", found.compiles
+        passes = dict(found.passes) if after != before else {}
+        return self._plan(program, run, before, after, passes, measured), compiles
+
+    def _decided(self, original, drivers, context) -> tuple[pipeline.StepPlan, Any]:
+        """What the search found, and the program with it applied, accepted by jaxlib."""
+        found = pipeline.search(original, drivers, context)
+        found = dataclasses.replace(found, passes={k: v for k, v in found.passes.items() if v})
+        rewritten = original.clone()
+        pipeline.apply(rewritten, drivers, found.passes)
+        # Refused here, it is this process's fallback; refused later, other processes depend on it.
+        interchange.to_jaxlib(rewritten)
+        return found, rewritten
 
     def _plan(self, program, run, before, after, passes, measured, fallback=None) -> Plan:
         return Plan(
             function=self.name,
-            passes=passes,
+            passes=_data(passes),
             input_fingerprint=before,
             output_fingerprint=after,
             platform=run.platform,
             partitions=program.num_partitions,
-            options=self.options.describe() | {"budget_bytes": run.budget_bytes},
+            options=_data(self.options.describe() | {"budget_bytes": run.budget_bytes}),
             versions=fingerprint.versions(),
             fallback=fallback,
-            measured=measured,
+            measured=_data(measured),
         )
+
+
+def _data(value: Any) -> Any:
+    """Plain JSON data, as it will be read back; without wall times, so equal decisions are equal plans."""
+
+    def timeless(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return {key: timeless(entry) for key, entry in item.items() if not str(key).endswith("_seconds")}
+        return [timeless(entry) for entry in item] if isinstance(item, list | tuple) else item
+
+    return json.loads(json.dumps(timeless(value)))
 
 
 def _first_line(error: BaseException) -> str:

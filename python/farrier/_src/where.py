@@ -34,6 +34,7 @@ class Run:
       budget_bytes: total device memory per device, or None.
       budget_binding: whether missing the budget is an error.
       measure: compiles a ``farrier._core.Module`` and measures it, or None.
+      verify: compiles one for the attached GPU and measures it, or None.
       warnings: what the user is told once.
       notes: what the report says.
     """
@@ -46,6 +47,7 @@ class Run:
     budget_bytes: int | None
     budget_binding: bool
     measure: Callable[[Any], Any] | None
+    verify: Callable[[Any], Any] | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -68,7 +70,7 @@ def resolve(site: Any, program: Any) -> Run:
     warnings: list[str] = []
     notes: list[str] = []
     target = options.target
-    measure = None
+    measure = verify = None
     binding = True
     if platform in _GPU:
         target = _gpu_target(target, attached, program)
@@ -77,8 +79,7 @@ def resolve(site: Any, program: Any) -> Run:
             notes.append("no target: pass target= to have the budget verified by XLA:GPU")
         else:
             try:
-                target.devices()
-                measure = _deviceless(site, target)
+                measure = _measure(site, target, devices if devices and not attached else target.devices())
             except errors.MissingPluginError as error:
                 if options.strict:
                     raise
@@ -87,8 +88,11 @@ def resolve(site: Any, program: Any) -> Run:
                     f"what {target.name} would need is only estimated, because JAX's XLA:GPU plugin is not "
                     f"installed ({error.hint or 'pip install farrier[cuda13]'})"
                 )
+        if attached and len({device.process_index for device in devices}) == 1:
+            # Compiling for the GPUs of several processes is something that all of them do together.
+            verify = _measure(site, None, devices)
     else:
-        measure = _on(devices, site)
+        measure = _measure(site, None, devices) if devices else None
         if target is not None:
             binding = False
             if options.memory_budget is not None:
@@ -116,6 +120,7 @@ def resolve(site: Any, program: Any) -> Run:
         budget_bytes=budget,
         budget_binding=binding,
         measure=measure,
+        verify=verify,
         warnings=tuple(warnings),
         notes=tuple(notes),
     )
@@ -136,24 +141,40 @@ def _gpu_target(target: Any, attached: bool, program: Any) -> Any:
                 hint="shard the arguments over target.mesh(...), or give a topology of that many devices",
             )
         # A named GPU without a topology says which model, the shardings say how many.
-        target = target.with_device_count(program.num_partitions)
+        target = with_device_count(target, program.num_partitions)
     return target
 
 
-def _deviceless(site: Any, target: Any) -> Callable[[Any], Any]:
-    from farrier._src import oracle
+def with_device_count(target: Any, count: int) -> Any:
+    """The same GPU in the plainest topology of ``count`` devices: hosts of eight beyond one host.
+
+    Raises:
+      farrier.TargetError: more than eight that do not fill hosts.
+    """
+    from farrier._src.targets import Target
+
+    if count > 8 and count % 8:
+        raise errors.TargetError(
+            f"{count} devices do not fill hosts of eight",
+            hint=f"name one: Target({target.name!r}, topology=...)",
+        )
+    topology = f"1x1x{count}" if count <= 8 else f"1x{count // 8}x8"
+    return Target(target.facts, topology=topology)
+
+
+def _measure(site: Any, target: Any, devices: Any) -> Callable[[Any], Any]:
+    from farrier._src import interchange, metrics_cache, oracle
+
+    cache = metrics_cache.MeasurementCache(site.options.cache_dir)
 
     def measure(module: Any) -> Any:
-        return oracle.measure(module.print(), target, compiler_options=site.compiler_options)
-
-    return measure
-
-
-def _on(devices: Any, site: Any) -> Callable[[Any], Any]:
-    from farrier._src import oracle
-
-    def measure(module: Any) -> Any:
-        return oracle.measure(module.print(), devices=devices, compiler_options=site.compiler_options)
+        return oracle.measure(
+            interchange.to_jaxlib(module),
+            target,
+            devices=devices,
+            compiler_options=site.compiler_options,
+            cache=cache,
+        )
 
     return measure
 
