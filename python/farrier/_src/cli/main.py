@@ -18,6 +18,7 @@ from farrier._src.errors import Error
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("bench", "farrier._src.cli.bench", "measure a suite of programs, show their history"),
     ("gate", "farrier._src.cli.gate", "compare a suite with its baseline and fail on a regression"),
+    ("report", "farrier._src.cli.report", "show memory, schedule and kernels of a compiled step"),
 )
 
 

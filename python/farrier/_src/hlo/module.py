@@ -100,6 +100,7 @@ class Module:
 
     def __init__(self, data: bytes):
         p = proto.parse_module(data)
+        self.proto = p
         self.name: str = p.name
         self.computations: list[Computation] = [Computation(c) for c in p.computations]
         by_id = {c.id: c for c in self.computations}

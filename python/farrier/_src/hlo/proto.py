@@ -31,6 +31,7 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("op_name", 2, "string"),
         ("source_file", 3, "string"),
         ("source_line", 4, "int32"),
+        ("stack_frame_id", 15, "int32"),
     ),
     "WindowDimension": (("size", 1, "int64"), ("stride", 2, "int64")),
     "Window": (("dimensions", 1, "*WindowDimension"),),
@@ -65,6 +66,12 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("replica_groups", 1, "*ReplicaGroup"),
         ("iota_replica_group_list", 2, "IotaReplicaGroupList"),
     ),
+    # Replica groups as axes of a mesh: all devices that differ only along `axes` form a group.
+    "MeshAxesReplicaGroups": (("mesh", 1, "Mesh"), ("axes", 2, "*AxisRef")),
+    "Mesh": (("axes", 1, "*MeshAxis"), ("device_ids", 2, "*int64")),
+    "MeshAxis": (("name", 1, "string"), ("size", 2, "int64")),
+    "AxisRef": (("mesh_axis_index", 1, "int64"), ("sub_axis_info", 2, "SubAxis")),
+    "SubAxis": (("pre_size", 1, "int64"), ("size", 2, "int64")),
     "SourceTarget": (("source", 1, "int64"), ("target", 2, "int64")),
     "OutputOperandAliasing": (
         ("output_shape_index", 1, "*int64"),
@@ -99,6 +106,7 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("async_execution_thread", 79, "string"),
         ("collective_device_list", 87, "CollectiveDeviceList"),
         ("ragged_dot_dimension_numbers", 90, "RaggedDotDimensionNumbers"),
+        ("mesh_axes_replica_groups", 93, "MeshAxesReplicaGroups"),
     ),
     "HloComputation": (
         ("name", 1, "string"),
@@ -114,44 +122,115 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("computations", 3, "*HloComputation"),
         ("id", 5, "int64"),
         ("entry_computation_id", 6, "int64"),
+        ("schedule", 7, "Schedule"),
+        ("input_output_alias", 8, "InputOutputAlias"),
+        ("device_assignment", 15, "DeviceAssignment"),
+        ("stack_frame_index", 17, "StackFrameIndex"),
     ),
+    # A map field is on the wire a repeated message of key and value.
+    "Schedule": (("sequences", 1, "*ScheduleEntry"),),
+    "ScheduleEntry": (("computation_id", 1, "int64"), ("sequence", 2, "InstructionSequence")),
+    "InstructionSequence": (("instruction_ids", 1, "*int64"),),
+    "DeviceAssignment": (("replica_count", 1, "int64"), ("computation_count", 2, "int64")),
+    "InputOutputAlias": (("entries", 1, "*AliasEntry"),),
+    "AliasEntry": (
+        ("output_shape_index", 1, "*int64"),
+        ("parameter_number", 2, "int64"),
+        ("parameter_shape_index", 3, "*int64"),
+    ),
+    "StackFrameIndex": (
+        ("file_names", 1, "*string"),
+        ("function_names", 2, "*string"),
+        ("file_locations", 3, "*FileLocation"),
+        ("stack_frames", 4, "*StackFrame"),
+    ),
+    "FileLocation": (
+        ("file_name_id", 1, "int32"),
+        ("function_name_id", 2, "int32"),
+        ("line", 3, "int32"),
+        ("column", 4, "int32"),
+    ),
+    "StackFrame": (("file_location_id", 1, "int32"), ("parent_frame_id", 2, "int32")),
+    "LogicalBufferLocation": (("shape_index", 3, "*int64"), ("instruction_id", 4, "int64")),
+    "LogicalBuffer": (
+        ("id", 1, "int64"),
+        ("size", 2, "int64"),
+        ("defined_at", 3, "LogicalBufferLocation"),
+        ("color", 4, "int64"),
+    ),
+    "AssignedBuffer": (("logical_buffer_id", 1, "int64"), ("offset", 2, "int64"), ("size", 3, "int64")),
+    "BufferAllocation": (
+        ("index", 1, "int64"),
+        ("size", 2, "int64"),
+        ("is_thread_local", 3, "bool"),
+        ("is_entry_computation_parameter", 5, "bool"),
+        ("parameter_number", 6, "int64"),
+        ("maybe_live_out", 7, "bool"),
+        ("color", 8, "int64"),
+        ("assigned", 9, "*AssignedBuffer"),
+        ("parameter_shape_index", 10, "*int64"),
+        ("is_tuple", 11, "bool"),
+        ("is_constant", 12, "bool"),
+    ),
+    "HeapEvent": (("kind", 1, "int32"), ("buffer_id", 2, "int64"), ("share_with_canonical_id", 5, "int64")),
+    "HeapTrace": (
+        ("events", 1, "*HeapEvent"),
+        ("whole_module_simulation", 2, "bool"),
+        ("buffer_allocation_index", 3, "int64"),
+    ),
+    "BufferAssignment": (
+        ("logical_buffers", 1, "*LogicalBuffer"),
+        ("buffer_allocations", 3, "*BufferAllocation"),
+        ("heap_simulator_traces", 4, "*HeapTrace"),
+    ),
+    # The module stays bytes here: `Module` parses it.
+    "Hlo": (("hlo_module", 1, "bytes"), ("buffer_assignment", 3, "BufferAssignment")),
 }
 
 _SCALARS = {
     "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
     "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
+    "uint64": descriptor_pb2.FieldDescriptorProto.TYPE_UINT64,
     "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
     "bytes": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
     "bool": descriptor_pb2.FieldDescriptorProto.TYPE_BOOL,
 }
 
 
-@functools.cache
-def _module_class():
-    proto = descriptor_pb2.FileDescriptorProto(name="farrier/hlo.proto", package=_PACKAGE, syntax="proto3")
-    for name, fields in _MESSAGES.items():
+def declare(package: str, messages: dict[str, tuple[tuple[str, int, str], ...]]):
+    """A pool that holds `messages`, in the notation of `_MESSAGES`, under a package of its own."""
+    field = descriptor_pb2.FieldDescriptorProto
+    proto = descriptor_pb2.FileDescriptorProto(
+        name=package.replace(".", "/") + ".proto", package=package, syntax="proto3"
+    )
+    for name, fields in messages.items():
         message = proto.message_type.add(name=name)
-        for field, number, kind in fields:
-            repeated = kind.startswith("*")
+        for key, number, kind in fields:
+            label = field.LABEL_REPEATED if kind.startswith("*") else field.LABEL_OPTIONAL
             kind = kind.lstrip("*")
-            label = (
-                descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
-                if repeated
-                else descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL
-            )
             if kind in _SCALARS:
-                message.field.add(name=field, number=number, type=_SCALARS[kind], label=label)
+                message.field.add(name=key, number=number, type=_SCALARS[kind], label=label)
             else:
                 message.field.add(
-                    name=field,
+                    name=key,
                     number=number,
-                    type=descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
-                    type_name=f".{_PACKAGE}.{kind}",
+                    type=field.TYPE_MESSAGE,
+                    type_name=f".{package}.{kind}",
                     label=label,
                 )
     pool = descriptor_pool.DescriptorPool()
     pool.Add(proto)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.HloModule"))
+    return pool
+
+
+@functools.cache
+def _pool():
+    return declare(_PACKAGE, _MESSAGES)
+
+
+@functools.cache
+def _message_class(name: str):
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 def parse_module(data: bytes):
@@ -160,4 +239,13 @@ def parse_module(data: bytes):
     Raises:
       google.protobuf.message.DecodeError: the bytes are not a protobuf message.
     """
-    return _module_class().FromString(data)
+    return _message_class("HloModule").FromString(data)
+
+
+def parse_hlo(data: bytes):
+    """Parses a serialized HloProto, as XLA's dumps hold it: a module's bytes and its buffer assignment.
+
+    Raises:
+      google.protobuf.message.DecodeError: the bytes are not a protobuf message.
+    """
+    return _message_class("Hlo").FromString(data)

@@ -218,6 +218,12 @@ class Counter:
             self._instruction(total, i, fused)
         return total
 
+    def instruction(self, i: Instruction) -> Totals:
+        """Totals of one execution of `i`, an instruction outside any fusion."""
+        total = Totals()
+        self._instruction(total, i, False)
+        return total
+
     def _instruction(self, total: Totals, i: Instruction, fused: bool) -> None:
         opcode = i.opcode
         flops = instruction_flops(i)

@@ -1,0 +1,211 @@
+"""Making a `Report` out of a compiled program."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from farrier._src import hlo, metrics
+from farrier._src.report import cost, dump, kernels, memory, model, schedule
+from farrier._src.report.program import Program
+from farrier._src.targets import Target, builtin_names, load_facts
+
+
+def explain(
+    lowered: Any,
+    *,
+    target: Target | None = None,
+    before: Any = None,
+    budget_bytes: int | None = None,
+    remarks: Iterable[Any] = (),
+    estimate: Mapping[str, Any] | None = None,
+    origins: Mapping[str, str] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+    title: str = "",
+) -> model.Report:
+    """Compiles a lowered function and reports on it.
+
+    Args:
+      lowered: a `jax.stages.Lowered`, or any object with its `compile(compiler_options=)`.
+      target: what it is compiled for; gives predicted times. None: recognised from XLA's dump for a GPU, and
+      no
+        predicted times on CPU.
+      before: the program to compare with, lowered, or its finished `Report`.
+      budget_bytes: drawn as a line.
+      remarks: what the passes decided.
+      estimate: the plan's own estimate of live bytes: {"label": str, "points": [[x, bytes], ...]} with x from
+      0 to 1
+        along the program.
+      origins: regular expressions on argument paths -> origin, where the data flow does not tell.
+      compiler_options: XLA options of this compile.
+      title: by default the module's name.
+
+    Raises:
+      farrier.CompileError: XLA refuses the program.
+    """
+    _, artifact = dump.compile_with_dump(lowered, compiler_options=compiler_options)
+    report = from_artifact(
+        artifact, target=target, budget_bytes=budget_bytes, remarks=remarks, estimate=estimate,
+        origins=origins, title=title,
+    )  # fmt: skip
+    if before is None:
+        return report
+    if not isinstance(before, model.Report):
+        before = explain(before, target=target, budget_bytes=budget_bytes, origins=origins, title=title)
+    return report.compare(before)
+
+
+def from_artifact(
+    artifact: dump.Artifact,
+    *,
+    target: Target | None = None,
+    budget_bytes: int | None = None,
+    remarks: Iterable[Any] = (),
+    estimate: Mapping[str, Any] | None = None,
+    origins: Mapping[str, str] | None = None,
+    title: str = "",
+) -> model.Report:
+    """A report on a program that XLA described; see `explain`."""
+    module = hlo.Module(artifact.module)
+    program = Program(module)
+    target = target or recognise(artifact.device, module)
+    profile = memory.MemoryProfile(program, artifact.assignment, origins=dict(origins or {}))
+    stacks: dict[tuple[Any, ...], int] = {}
+    buffers = [_buffer(b, stacks) for b in profile.buffers]
+    sources: dict[str, int] = {}
+    shapes: dict[str, int] = {}
+    figures = artifact.figures
+    data: dict[str, Any] = {
+        "schema": model.SCHEMA,
+        "title": title or module.name.removeprefix("jit_"),
+        "module": {
+            "name": module.name,
+            "fingerprint": metrics.fingerprint(module),
+            "instructions": sum(len(c.instructions) for c in module.computations),
+        },
+        "versions": {name: _version(name) for name in ("farrier", "jax", "jaxlib")},
+        "target": target.to_json() if target is not None else None,
+        "program": {
+            "names": [i.name for i in program.steps],
+            "sources": [sources.setdefault(program.source(i), len(sources)) for i in program.steps],
+            "shapes": [
+                shapes.setdefault(memory.shape_text(i.proto.shape), len(shapes)) for i in program.steps
+            ],
+            "shape_table": [],
+            "runs": program.runs,
+            "loops": [dataclasses.asdict(loop) for loop in program.loops],
+        },
+        "memory": {
+            "figures": {**dataclasses.asdict(figures), "total": figures.total} if figures else None,
+            "budget": budget_bytes,
+            "allocated": profile.allocated,
+            "fragmentation": profile.fragmentation,
+            "peak": {
+                "position": profile.peak,
+                "instruction": program.steps[profile.peak].name if program.steps else "",
+                "source": program.source(program.steps[profile.peak]) if program.steps else "",
+                "bytes": profile.peak_bytes,
+                "host_bytes": int(profile.host_live.max()),
+            },
+            "timeline": model.timeline(buffers, len(program)),
+            "buffers": buffers,
+            "allocations": [
+                dataclasses.asdict(a) for a in profile.allocations if a.kind != "thread-local" and a.bytes
+            ],
+            "stacks": [[list(frame) for frame in stack] for stack in stacks],
+            "estimate": dict(estimate) if estimate else None,
+        },
+        "schedule": None,
+        "kernels": [],
+        "collectives": [],
+        "collective_order": kernels.order(program),
+        "remarks": [remark(r) for r in remarks],
+        "measured": None,
+    }
+    if target is not None:
+        costs = cost.CostModel(target)
+        made = schedule.simulate(program, costs)
+        data["schedule"] = {
+            "step_ns": made.step_ns,
+            "compute_ns": made.compute_ns,
+            "communication_ns": made.communication_ns,
+            "exposed_ns": made.exposed_ns,
+            "slices": [_slice(s, sources) for s in made.slices],
+        }
+        data["kernels"] = [dataclasses.asdict(k) for k in kernels.kernels(program, costs)]
+        data["collectives"] = [dataclasses.asdict(c) for c in kernels.collectives(program, costs, made)]
+    data["program"]["source_table"] = list(sources)
+    data["program"]["shape_table"] = list(shapes)
+    return model.Report(_plain(data))
+
+
+def remark(r: Any) -> dict[str, Any]:
+    """A remark as JSON: a mapping as it is, else an object with the attributes of `farrier._core.Remark`."""
+    if isinstance(r, Mapping):
+        get = r.get
+    else:
+
+        def get(name: str, default: Any = None) -> Any:
+            return getattr(r, name, default)
+
+    return {
+        "pass": get("pass") or get("pass_name") or "",
+        "kind": str(get("kind") or "analysis"),
+        "message": str(get("message") or ""),
+        "location": str(get("location") or ""),
+        "args": dict(get("args") or {}),
+    }
+
+
+def recognise(device: str, module: hlo.Module) -> Target | None:
+    """The built-in target whose description is `device`, with as many devices as the module is partitioned
+    for.
+    """
+    for name in builtin_names():
+        facts = load_facts(name)
+        if facts.description == device:
+            given = module.proto.device_assignment
+            count = max(1, given.replica_count) * max(1, given.computation_count)
+            return Target(facts, topology=f"1x1x{count}")
+    return None
+
+
+def _buffer(b: memory.Buffer, stacks: dict[tuple[Any, ...], int]) -> dict[str, Any]:
+    return {
+        "name": b.name, "opcode": b.opcode, "shape": b.shape, "bytes": b.bytes, "origin": b.origin,
+        "scope": b.scope, "layer": b.layer, "source": b.source, "start": b.start, "end": b.end,
+        "allocation": b.allocation, "offset": b.offset, "space": b.space, "donated": b.donated,
+        "shared": b.shared, "rematerialized": b.rematerialized,
+        "stack": stacks.setdefault(b.frames, len(stacks)),
+    }  # fmt: skip
+
+
+def _slice(s: schedule.Slice, sources: dict[str, int]) -> dict[str, Any]:
+    out = {
+        "track": s.track, "name": s.name, "position": s.position, "start_ns": round(s.start_ns, 1),
+        "duration_ns": round(s.duration_ns, 1), "kind": s.kind,
+        "source": sources.setdefault(s.source, len(sources)), "model": s.model,
+    }  # fmt: skip
+    if s.exposed_ns:
+        out["exposed_ns"] = round(s.exposed_ns, 1)
+    if s.done is not None:
+        out["done"] = s.done
+    return out
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a report equals itself after a round trip through JSON."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,113 @@
+"""Small training steps that the report's tests compile, each once per process."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from farrier._src import report
+from farrier._src.targets import Target
+
+WIDTH, ROWS, LAYERS = 256, 512, 2
+OPTIONS = ("plain", "saved", "undonated", "fenced", "serial")
+
+
+def model(params, x, *, option="plain"):
+    """Two named layers. ``saved`` keeps one more residual a layer, ``fenced`` keeps two kernels apart."""
+    for k, w in enumerate(params):
+        with jax.named_scope(f"layer_{k}"):
+            h = x @ w["up"]
+            if option == "saved":
+                h = jax.lax.optimization_barrier(jnp.sin(h)) * h
+            a = jnp.tanh(h)
+            if option == "fenced":
+                a = jax.lax.optimization_barrier(a)
+            x = x + (a * 2.0 + 1.0) @ w["down"]
+    return jnp.mean(x**2)
+
+
+def step(state, x, *, option="plain"):
+    """One step of SGD with momentum."""
+    loss, grads = jax.value_and_grad(lambda p: model(p, x, option=option))(state["params"])
+    momentum = jax.tree.map(lambda m, g: 0.9 * m + g, state["momentum"], grads)
+    params = jax.tree.map(lambda p, m: p - 0.01 * m, state["params"], momentum)
+    return {"params": params, "momentum": momentum}, loss
+
+
+def arguments(sharding=None):
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    layer = {"up": array(WIDTH, 4 * WIDTH), "down": array(4 * WIDTH, WIDTH)}
+    params = [layer] * LAYERS
+    return {"params": params, "momentum": params}, array(ROWS, WIDTH)
+
+
+@functools.cache
+def lowered(option="plain"):
+    donate = () if option == "undonated" else (0,)
+    fn = jax.jit(functools.partial(step, option=option), donate_argnums=donate)
+    return fn.lower(*arguments(Target("h100").sharding()))
+
+
+@functools.cache
+def compiled(option="plain"):
+    """(jax.stages.Compiled, Artifact) for one H100."""
+    return report.compile_with_dump(lowered(option))
+
+
+@functools.cache
+def made(option="plain"):
+    """The report of a step compiled for one H100."""
+    return report.from_artifact(compiled(option)[1], target=Target("h100"))
+
+
+@functools.cache
+def scanned():
+    """A scan over stacked layers: its residuals are stacked by a loop."""
+
+    def loss(params, x):
+        def body(x, w):
+            return x + jnp.tanh(x @ w["up"]) @ w["down"], None
+
+        x, _ = jax.lax.scan(body, x, params)
+        return jnp.mean(x**2)
+
+    def update(params, x):
+        grads = jax.grad(loss)(params, x)
+        return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads)
+
+    target = Target("h100")
+    array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=target.sharding())
+    params = {"up": array((4, WIDTH, 2 * WIDTH)), "down": array((4, 2 * WIDTH, WIDTH))}
+    done, artifact = report.compile_with_dump(
+        jax.jit(update, donate_argnums=0).lower(params, array((ROWS, WIDTH)))
+    )
+    return done, report.from_artifact(artifact, target=target)
+
+
+@functools.cache
+def sharded(overlap=True):
+    """Gathers of layer weights on 8 devices; without `overlap` each is fetched where it is used."""
+    target = Target("h100", topology="1x1x8")
+    mesh = target.mesh((8,), ("x",))
+    spec = jax.sharding.PartitionSpec
+
+    def local(weights, x):
+        for k, w in enumerate(weights):
+            with jax.named_scope(f"layer_{k}"):
+                if not overlap:
+                    w, x = jax.lax.optimization_barrier((w, x))
+                full = jax.lax.all_gather(w, "x", tiled=True)
+                if not overlap:
+                    full, x = jax.lax.optimization_barrier((full, x))
+                x = jnp.tanh(x @ full)
+        return x
+
+    fn = jax.shard_map(
+        local, mesh=mesh, in_specs=(spec("x"), spec("x")), out_specs=spec("x"), check_vma=False
+    )
+    sharding = jax.sharding.NamedSharding(mesh, spec("x"))
+    weights = [jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=sharding)] * 3
+    x = jax.ShapeDtypeStruct((8 * 8192, 2048), jnp.bfloat16, sharding=sharding)
+    done, artifact = report.compile_with_dump(jax.jit(fn).lower(weights, x))
+    return done, report.from_artifact(artifact, target=target)
