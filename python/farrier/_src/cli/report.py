@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"write a file, repeatable; the suffix says which: {', '.join(forms.FORMS)} (default: to the terminal)",
+        help=f"write a file, repeatable; the suffix says which: {', '.join(forms.FORMS)} (default: print)",
     )
     parser.add_argument("--before", type=pathlib.Path, metavar="INPUT", help="compare with this program")
     parser.add_argument("--diff", action="store_true", help="print only what changed since --before")

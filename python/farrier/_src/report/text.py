@@ -59,7 +59,8 @@ def headline(report: model.Report) -> str:
         said.append(f"{size(peak['host_bytes'])} on the host")
     if report.step_ns is not None:
         said.append(
-            f"predicted step {time(report.step_ns)}, {time(report.exposed_ns or 0.0)} of it exposed communication"
+            f"predicted step {time(report.step_ns)}, "
+            f"{time(report.exposed_ns or 0.0)} of it exposed communication"
         )
     return "; ".join(said)
 
@@ -131,7 +132,8 @@ def _collectives(report: model.Report) -> Table:
 def _measured(report: model.Report) -> Table:
     measured = report.data["measured"]
     table = _table(
-        f"\nMeasured on {measured['device']}: {time(measured['step_ns'])} per step over {measured['steps']} steps",
+        f"\nMeasured on {measured['device']}: {time(measured['step_ns'])} per step, "
+        f"mean of {measured['steps']}",
         ("measured", "right"), ("predicted", "right"), ("runs", "right"), ("instruction", "left"),
         ("source", "left"),
     )  # fmt: skip
