@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax._src import checkify as _checkify
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
 from jax._src import distributed as _distributed
@@ -21,6 +22,7 @@ from jax._src.interpreters import ad as _ad
 from jax._src.interpreters import mlir as _mlir
 from jax._src.interpreters import remat as _remat
 from jax._src.state import discharge as _discharge
+from jax._src.state.types import AbstractRef as _AbstractRef
 from jax.interpreters import ad, batching, partial_eval
 
 _PjitFunction = type(jax.jit(lambda: None))
@@ -46,9 +48,19 @@ def jit_like(jitted: Any, fun: Callable) -> Any:
     return _pjit._cpp_pjit(fun, jitted._jit_info)
 
 
-def trace(jitted: Any, *args: Any, **kwargs: Any) -> Any:
-    """``jitted.trace(...)`` by the class's method, for an object whose own ``trace`` is ours."""
-    return _pjit.jit_trace(jitted, *args, **kwargs)
+class Tracer:
+    """Traces what a jitted function would, without holding the function.
+
+    An object that jit returned cannot hold a method that holds it: the cycle is never collected.
+    """
+
+    def __init__(self, jitted: Any):
+        self._fun = jitted._fun
+        self._jit_info = jitted._jit_info
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """The ``jax.stages.Traced`` of a call."""
+        return _pjit.jit_trace(self, *args, **kwargs)
 
 
 def compiler_options(jitted: Any) -> dict[str, Any]:
@@ -118,7 +130,7 @@ def adopt_rules_of_jit(primitive: Any, jit_p: Any, original: Callable[[dict], di
     ``original`` maps the primitive's parameters to those of ``jit_p``. Each rule then binds
     ``jit_p`` itself: what comes out of a transformation is the original function's, and cannot
     drift from JAX's own treatment of ``jax.jit``. The registries of linearization, fancy
-    transposition, rematerialization and discharge have no public name.
+    transposition, rematerialization, checkify and discharge have no public name.
     """
 
     def call(rule):
@@ -130,9 +142,20 @@ def adopt_rules_of_jit(primitive: Any, jit_p: Any, original: Callable[[dict], di
     _ad.fancy_transposes[primitive] = call(_ad.fancy_transposes[jit_p])
     _remat.rules[primitive] = call(_remat.rules[jit_p])
     partial_eval.custom_partial_eval_rules[primitive] = call(partial_eval.custom_partial_eval_rules[jit_p])
-    _discharge.register_discharge_rule(primitive)(call(_discharge._discharge_rules[jit_p]))
+    _checkify.error_checks[primitive] = call(_checkify.error_checks[jit_p])
     primitive.is_high = lambda *avals, **params: jit_p.is_high(*avals, **original(params))
     primitive.to_lojax = call(jit_p.to_lojax)
+
+    def discharge(ctx, *args, **params):
+        jaxpr = params["jaxpr"]
+        outside = any(map(is_state_effect, jaxpr.effects))
+        if outside or any(isinstance(aval, _AbstractRef) for aval in jaxpr.in_avals):
+            return _discharge._discharge_rules[jit_p](ctx, *args, **original(params))
+        # References of its own turn into values; it is still the same call.
+        pure = _discharge.discharge_state(jaxpr, strip_memory_space=ctx.strip_memory_space)
+        return [None] * len(args), primitive.bind(*args, **(params | {"jaxpr": pure}))
+
+    _discharge.register_discharge_rule(primitive)(discharge)
 
     def eqn_of_jit(eqn):
         return eqn.replace(primitive=jit_p, params=original(eqn.params))

@@ -92,12 +92,11 @@ def _optimized(fun: Callable, options: Options) -> Any:
         return _stage(site, inner, name, args, kwargs)
 
     optimized = compat.jit_like(original, staged)
+    methods = _Methods(site, compat.Tracer(optimized))
     optimized.farrier_site = site
     optimized.original = original
-    optimized.trace = functools.partial(_trace, optimized)
-    optimized.lower = functools.partial(_lower, optimized)
-    optimized.plan = functools.partial(_plan, optimized)
-    optimized.explain = functools.partial(_explain, optimized)
+    for method in ("trace", "lower", "plan", "explain"):
+        setattr(optimized, method, getattr(methods, method))
     return optimized
 
 
@@ -128,9 +127,9 @@ def _stage(site: FunctionSite, inner: Callable, name: str, args: Any, kwargs: An
 class _Stage:
     """A stage of ``jax.stages`` with what farrier decided beside it; the rest is JAX's."""
 
-    def __init__(self, stage: Any, optimized: Any):
+    def __init__(self, stage: Any, site: FunctionSite):
         self._stage = stage
-        self._optimized = optimized
+        self._site = site
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stage, name)
@@ -144,7 +143,7 @@ class Traced(_Stage):
 
     def lower(self, **options: Any) -> Lowered:
         """Plans and lowers. Takes what ``jax.stages.Traced.lower`` takes."""
-        return Lowered(self._stage.lower(**options), self._optimized)
+        return Lowered(self._stage.lower(**options), self._site)
 
 
 class Lowered(_Stage):
@@ -153,7 +152,7 @@ class Lowered(_Stage):
     @property
     def decision(self) -> Decision | None:
         """What was decided, or None when nothing was asked for (no pass applies)."""
-        return self._optimized.farrier_site.decision_for(self._stage.compiler_ir("stablehlo"))
+        return self._site.decision_for(self._stage.compiler_ir("stablehlo"))
 
     @property
     def plan(self) -> Plan | None:
@@ -163,7 +162,7 @@ class Lowered(_Stage):
 
     def compile(self, *args: Any, **kwargs: Any) -> Compiled:
         """Compiles with XLA. Takes what ``jax.stages.Lowered.compile`` takes."""
-        compiled = Compiled(self._stage.compile(*args, **kwargs), self._optimized)
+        compiled = Compiled(self._stage.compile(*args, **kwargs), self._site)
         compiled.decision = self.decision
         return compiled
 
@@ -182,48 +181,58 @@ class Compiled(_Stage):
         return self._stage(*args, **kwargs)
 
 
-def _trace(optimized: Any, /, *args: Any, **kwargs: Any) -> Traced:
-    target = optimized.farrier_site.options.target
-    if target is not None and retarget.wants_target(args, kwargs):
-        args, kwargs = retarget.on_target(target, args, kwargs)
-    return Traced(compat.trace(optimized, *args, **kwargs), optimized)
+class _Methods:
+    """What an optimized function has beside its call."""
 
+    def __init__(self, site: FunctionSite, tracer: compat.Tracer):
+        self._site = site
+        self._tracer = tracer
 
-def _lower(optimized: Any, /, *args: Any, **kwargs: Any) -> Lowered:
-    return _trace(optimized, *args, **kwargs).lower()
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """As ``jax.jit(f).trace``; abstract arguments that say no place are taken to be on the target."""
+        target = self._site.options.target
+        if target is not None and retarget.wants_target(args, kwargs):
+            args, kwargs = retarget.on_target(target, args, kwargs)
+        return Traced(self._tracer.trace(*args, **kwargs), self._site)
 
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """As ``jax.jit(f).lower``; abstract arguments that say no place are taken to be on the target."""
+        return self.trace(*args, **kwargs).lower()
 
-def _lower_for_target(optimized: Any, args: Any, kwargs: Any) -> Lowered:
-    """Lowers for the target, wherever the arguments live."""
-    site = optimized.farrier_site
-    target = site.options.target
-    if target is None:
-        return _lower(optimized, *args, **kwargs)
-    try:
-        args, kwargs = retarget.on_target(target, args, kwargs)
-    except errors.MissingPluginError:
-        if site.options.strict:
-            raise
-        # Without the plugin there are no devices to lower for, but JAX still lowers for the platform.
-        return Traced(compat.trace(optimized, *args, **kwargs), optimized).lower(lowering_platforms=("cuda",))
-    return Traced(compat.trace(optimized, *args, **kwargs), optimized).lower()
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """Decides for the target with these arguments (real or abstract); nothing runs.
 
+        Raises:
+          farrier.PlanError: no pass applies to the function.
+          farrier.BudgetError: the budget cannot be met.
+        """
+        plan = self._for_target(args, kwargs).plan
+        if plan is None:
+            raise errors.PlanError(
+                f"there is nothing to plan for {self._site.name}: it has no pass that applies",
+                hint="name passes with passes=, and see the warnings of farrier.optimize",
+            )
+        return plan
 
-def _plan(optimized: Any, /, *args: Any, **kwargs: Any) -> Plan:
-    """Decides for the target with these arguments (real or abstract); nothing runs."""
-    lowered = _lower_for_target(optimized, args, kwargs)
-    if lowered.plan is None:
-        raise errors.PlanError(
-            f"there is nothing to plan for {optimized.__name__}: it has no pass that applies",
-            hint="name passes with passes=, and see the warnings of farrier.optimize",
-        )
-    return lowered.plan
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        """A report on what is decided for these arguments (real or abstract), and why."""
+        return Explanation(self._site.name, self._for_target(args, kwargs).decision)
 
-
-def _explain(optimized: Any, /, *args: Any, **kwargs: Any) -> Explanation:
-    """A report on what was decided for these arguments, and why."""
-    lowered = _lower_for_target(optimized, args, kwargs)
-    return Explanation(optimized.__name__, lowered.decision)
+    def _for_target(self, args: Any, kwargs: Any) -> Lowered:
+        """Lowers for the target, wherever the arguments live."""
+        target = self._site.options.target
+        if target is None:
+            return self.lower(*args, **kwargs)
+        platforms = None
+        try:
+            args, kwargs = retarget.on_target(target, args, kwargs)
+        except errors.MissingPluginError:
+            if self._site.options.strict:
+                raise
+            # Without the plugin there are no devices to lower for; JAX still lowers for the platform.
+            platforms = ("cuda",)
+        traced = self._tracer.trace(*args, **kwargs)
+        return Lowered(traced.lower(lowering_platforms=platforms), self._site)
 
 
 compat.hide_frames(__file__)

@@ -84,7 +84,10 @@ def _primitive(name: str) -> jex_core.Primitive:
 
     @primitive.def_impl
     def _impl(*args, **params):
-        # Reached only where a jaxpr is evaluated equation by equation: the way back into jit.
+        # Reached only where a jaxpr is evaluated equation by equation.
+        if jax.config.jax_debug_nans or jax.config.jax_debug_infs:
+            # JAX is looking for the operation that made a NaN: inside, one by one.
+            return jex_core.jaxpr_as_fun(params["jaxpr"])(*args)
         return jax.jit(lambda *xs: primitive.bind(*xs, **params))(*args)
 
     return primitive
@@ -260,7 +263,7 @@ def _lower_program(ctx, tokens, operands, result_types, jaxpr) -> tuple[ir.Modul
 
 def _standalone(module: ir.Module) -> ir.Module:
     """A copy that XLA compiles: verified, Shardy meshes lifted to symbols as JAX does."""
-    copy = ir.Module.parse(module.operation.get_asm(binary=True), module.context)
+    copy = ir.Module.parse(module.operation.get_asm(binary=True, enable_debug_info=True), module.context)
     if jax.config.jax_use_shardy_partitioner:
         passmanager.PassManager.parse("builtin.module(sdy-lift-inlined-meshes)").run(copy.operation)
     return copy
