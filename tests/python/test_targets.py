@@ -1,5 +1,7 @@
 """Targets: facts, files, configuration text, meshes."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -129,3 +131,18 @@ def test_missing_plugin_names_the_extra(monkeypatch):
     module._topology_desc.cache_clear()
     with pytest.raises(errors.MissingPluginError, match=r"farrier\[cuda13\]"):
         Target("h100", topology="1x1x3").topology_desc()
+
+
+def test_command_line(capsys):
+    from farrier._src.cli.main import main
+
+    assert main(["targets"]) == 0
+    table = capsys.readouterr().out
+    assert "989.4" in table and "nvlink-c2c" in table
+    assert main(["targets", "gb200", "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)
+    assert facts["sources"]["hbm_bytes_per_s"] and facts["host_link"] == "nvlink-c2c"
+    assert main(["targets", "h100", "--config"]) == 0
+    assert capsys.readouterr().out == Target("h100").config_text()
+    assert main(["targets", "h10"]) == 1
+    assert "did you mean 'h100'" in capsys.readouterr().err

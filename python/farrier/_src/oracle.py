@@ -325,7 +325,7 @@ class _xla_errors:
             return
         where = f" for {self.target!r}" if self.target is not None else ""
         raise errors.CompileError(
-            f"XLA could not compile the program{where}: {error}{_hint(str(error))}"
+            f"XLA could not compile the program{where}: {error}", hint=_hint(str(error))
         ) from error
 
 

@@ -19,6 +19,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("bench", "farrier._src.cli.bench", "measure a suite of programs, show their history"),
     ("gate", "farrier._src.cli.gate", "compare a suite with its baseline and fail on a regression"),
     ("report", "farrier._src.cli.report", "show memory, schedule and kernels of a compiled step"),
+    ("targets", "farrier._src.cli.targets", "list the GPUs that a program can be compiled for"),
 )
 
 

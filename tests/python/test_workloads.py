@@ -1,0 +1,138 @@
+"""The workloads build, lower and train; their options mean what they say."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import workloads
+from farrier._src import oracle
+from farrier._src.hlo.stablehlo_flops import stablehlo_flops
+from farrier._src.targets import Target
+from workloads import attention, remat_policies, rivals
+
+TINY = tuple(n for n in workloads.names() if "tiny" in n)
+BIG = tuple(n for n in workloads.names() if "tiny" not in n)
+
+
+@functools.cache
+def target(topology="1x1x1"):
+    return Target("h100", topology=topology)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_workloads_lower_for_a_target(name):
+    lowered = workloads.build(name, target()).lower()
+    flops, unknown = stablehlo_flops(lowered.compiler_ir())
+    assert flops > 0
+    assert not unknown or set(unknown) == {"flops of chlo.ragged_dot"}
+    # All state is donated: every weight and moment has an output to alias.
+    donated = sum(bool(a.donated) for a in jax.tree.leaves(lowered.args_info))
+    assert donated == len(jax.tree.leaves(workloads.build(name).arguments[0]))
+
+
+@pytest.mark.parametrize("name", ["llama3-70b-scan", "moe-8x7b-scan", "resnet-50", "translator"])
+def test_full_sizes_cost_nothing_to_build(name):
+    built = workloads.build(name, target("1x1x8") if "scan" in name else target())
+    weights = sum(a.size for a in jax.tree.leaves(built.arguments[0]["weights"]))
+    billions = {"llama3-70b-scan": 70.6, "moe-8x7b-scan": 46.7, "resnet-50": 0.0256, "translator": 0.387}[
+        name
+    ]
+    assert weights / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_every_name_has_a_builder():
+    for name in BIG:
+        assert workloads.options(name)
+
+
+def test_training_lowers_the_loss():
+    built = workloads.build("lstm-tiny")
+    state, *batch = built.real_arguments()
+    losses = []
+    for _ in range(3):
+        state, loss = built.function(state, *batch)
+        losses.append(float(loss))
+    assert losses[0] > losses[1] > losses[2] and int(state["step"]) == 3
+
+
+def test_attention_kinds_agree():
+    keys = jax.random.split(jax.random.key(0), 3)
+    query, key, value = (jax.random.normal(k, (2, 16, h, 8)) for k, h in zip(keys, (4, 2, 2), strict=True))
+    want = attention.naive(query, key, value)
+    np.testing.assert_allclose(attention.chunked(query, key, value), want, rtol=1e-5, atol=1e-6)
+    # And neither sees the future.
+    later = attention.naive(query, key, value.at[:, -1].set(0.0))
+    np.testing.assert_array_equal(later[:, :-1], want[:, :-1])
+
+
+def test_policies_cost_flops_in_the_expected_order():
+    def flops(policy):
+        return stablehlo_flops(workloads.build("llm-tiny-scan", remat=policy).lower().compiler_ir())[0]
+
+    cost = {p: flops(p) for p in ("none", "everything", "dots", "names-all", "names-mlp", "nothing")}
+    assert set(cost) < set(remat_policies.names())
+    assert cost["none"] == cost["everything"] <= cost["dots"]
+    assert cost["dots"] < cost["names-all"] < cost["names-mlp"] < cost["nothing"]
+
+
+def test_a_policy_that_names_flash_residuals_runs_flash_once():
+    """What no policy over JAX's own entry point can do: its residuals have no names."""
+
+    def calls(policy):
+        built = workloads.build("llm-1b", target(), layers=1, remat=policy)
+        return built.lower().as_text().count("@__cudnn$fmhaSoftmax(")
+
+    assert calls("none") == calls("names-qkv-flash") == 1
+    assert calls("names-qkv-attention") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("llm-1b-fsdp-manual", {"all_gather", "reduce_scatter"}),
+        ("llm-1b-tensor-manual", {"all_reduce"}),
+    ],
+)
+def test_hand_written_collectives_are_in_the_program(name, kinds):
+    topology = "1x1x4" if "tensor" in name else "1x1x8"
+    text = workloads.build(name, target(topology), layers=1).lower().as_text()
+    assert {k for k in ("all_gather", "reduce_scatter", "all_reduce") if f"stablehlo.{k}" in text} >= kinds
+
+
+def test_manual_and_automatic_sharding_compute_the_same():
+    """On eight CPU devices, with real numbers."""
+
+    class EightCpus:
+        device_count = 8
+
+        def mesh(self, shape=None, names=("x",)):
+            return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(shape or (8,)), names)
+
+    losses = []
+    for name in ("llm-1b", "llm-1b-fsdp-manual"):
+        built = workloads.build(name, EightCpus(), size="tiny", attention="naive", layers=1, batch=8)
+        real = built.real_arguments()
+        placed = jax.tree.map(lambda a, v: jax.device_put(v, a.sharding), built.arguments, real)
+        losses.append(float(built.function(*placed)[1]))
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_wrong_names_are_told():
+    with pytest.raises(KeyError, match="did you mean 'llm-1b'"):
+        workloads.build("lm-1b")
+    with pytest.raises(KeyError, match="no option 'remt'"):
+        workloads.build("llm-1b", remt="dots")
+    with pytest.raises(ValueError, match="attention 'flash'"):
+        workloads.build("llm-1b", attention="flash")
+
+
+def test_rivals_are_option_sets_that_xla_takes():
+    sets = rivals.rematerialization() + rivals.overlap()
+    names = [s.name for s in rivals.rematerialization()]
+    assert len(set(names)) == len(names) and "unannotated" in names
+    options = {k: v for s in sets for k, v in s.compiler_options.items()}
+    x = jax.ShapeDtypeStruct((128, 128), jnp.bfloat16, sharding=target().sharding())
+    lowered = jax.jit(lambda a: a @ a).lower(x)
+    assert oracle.compile_lowered(lowered, target(), compiler_options=options).measurement.flops > 0
