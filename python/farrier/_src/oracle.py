@@ -77,7 +77,6 @@ def compile_module(
     Raises:
       farrier.Error: the text is not StableHLO, the device counts differ, or XLA refuses the program.
     """
-    import jax
     from jax._src import compiler
     from jaxlib import _jax as jaxlib_client
 
@@ -113,7 +112,6 @@ def compile_module(
                 devices[0].client, copy, jaxlib_client.DeviceList(tuple(devices)), options, []
             )
         seconds = time.perf_counter() - start
-    del jax
     return _measured(executable, module, seconds, target)
 
 
