@@ -65,6 +65,10 @@ pytest-old: build $(OLD_VENV)/.made ## the same on the oldest supported jax
 .PHONY: test
 test: lint lit pytest pytest-old ## every test
 
+.PHONY: stubs
+stubs: build ## python/farrier/_core.pyi, from the extension
+	@$(PY) -m nanobind.stubgen -m farrier._core -q -o python/farrier/_core.pyi
+
 .PHONY: lint
 lint: $(VENV)/.made ## check style
 	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format -q --check .

@@ -6,6 +6,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 #include "passes/registry/Registry.h"
 
@@ -17,18 +18,23 @@
 #include "mlir/Pass/PassInstrumentation.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Path.h"
 #include "llvm/Support/SHA256.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <functional>
 #include <mutex>
+#include <optional>
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -156,7 +162,9 @@ struct RunResult {
 /// Times each pass and reads its counters.
 class Recorder final : public PassInstrumentation {
 public:
-  explicit Recorder(std::vector<PassRecord> &records) : records(records) {}
+  using Callback = std::function<void(const PassRecord &)>;
+  Recorder(std::vector<PassRecord> &records, Callback callback)
+      : records(records), callback(std::move(callback)) {}
   void runBeforePass(Pass *pass, Operation *) override {
     std::lock_guard<std::mutex> lock(mutex);
     started[pass] = std::chrono::steady_clock::now();
@@ -175,10 +183,13 @@ private:
       for (const auto *counter : set->counters)
         record.counters[counter->name] = counter->value.load();
     records.push_back(std::move(record));
+    if (callback)
+      callback(records.back());
   }
 
   std::mutex mutex;
   std::vector<PassRecord> &records;
+  Callback callback;
   llvm::DenseMap<Pass *, std::chrono::steady_clock::time_point> started;
 };
 
@@ -186,7 +197,36 @@ private:
 struct Failure {
   std::string what;
   std::vector<DiagnosticRecord> diagnostics;
+  std::string reproducer = {};
 };
+
+/// Saves `text` as a file in `directory`, named by its content, and gives the command that runs `pipeline` on
+/// it; a sentence saying why not when that fails.
+std::string saveReproducer(llvm::StringRef directory, llvm::StringRef text, llvm::StringRef pipeline) {
+  if (std::error_code error = llvm::sys::fs::create_directories(directory))
+    return ("(not saved: " + directory + ": " + error.message() + ")").str();
+  llvm::SHA256 hash;
+  hash.update(text);
+  std::string name =
+      "farrier-" + llvm::toHex(llvm::ArrayRef<uint8_t>(hash.final()).take_front(6), true) + ".mlir";
+  llvm::SmallString<128> path(directory);
+  llvm::sys::path::append(path, name);
+  std::error_code error;
+  llvm::raw_fd_ostream os(path, error);
+  os << text;
+  os.close();
+  if (error || os.has_error()) {
+    os.clear_error();
+    return ("(not saved: " + path + ")").str();
+  }
+  auto quoted = [](llvm::StringRef word) {
+    std::string result = "'";
+    for (char c : word)
+      result += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return result + "'";
+  };
+  return "hlo-opt " + quoted(path) + " --pass-pipeline=" + quoted(pipeline);
+}
 
 /// A module and the context that owns its storage. One context a module: contexts grow with every
 /// type and attribute ever seen, and a step's module is dropped after its compile.
@@ -238,6 +278,7 @@ public:
 
   std::unique_ptr<Module> clone() {
     auto result = std::make_unique<Module>();
+    result->constants = constants;
     nb::gil_scoped_release release;
     // Another context: through the text, which is lossless.
     ParserConfig config(&result->context, /*verifyAfterParse=*/false);
@@ -245,13 +286,28 @@ public:
     return result;
   }
 
-  RunResult run(const std::string &pipeline, bool verifyEach) {
+  RunResult run(const std::string &pipeline, bool verifyEach, nb::object onPass,
+                const std::optional<std::string> &reproducerDir) {
     RunResult result;
     Sink sink;
-    std::string error;
+    std::string error, reproducer;
     bool ok = false;
+    // What the callback raised. It must not unwind through MLIR, which is built without exceptions.
+    std::exception_ptr raised;
+    Recorder::Callback callback;
+    if (!onPass.is_none())
+      callback = [&](const PassRecord &record) {
+        nb::gil_scoped_acquire acquire;
+        try {
+          if (!raised)
+            onPass(record);
+        } catch (...) {
+          raised = std::current_exception();
+        }
+      };
     {
       nb::gil_scoped_release release;
+      std::string before = reproducerDir ? toText(/*generic=*/true, /*locations=*/true) : "";
       DiagnosticCollector collector(context, sink);
       remark::RemarkCategories categories{std::nullopt, ".*", ".*", ".*", ".*"};
       (void)remark::enableOptimizationRemarks(context, std::make_unique<RemarkCollector>(sink),
@@ -271,17 +327,24 @@ public:
         parsed = succeeded(parsePassPipeline(pipeline, manager, os));
       }
       if (parsed) {
-        manager.addInstrumentation(std::make_unique<Recorder>(result.passes));
+        manager.addInstrumentation(std::make_unique<Recorder>(result.passes, std::move(callback)));
         ok = succeeded(manager.run(*module));
-        if (!ok)
+        // CSE may have let a reduction's region use a value from outside, which XLA refuses.
+        if (ok)
+          farrier::stablehlo::sinkCaptures(*module);
+        else
           error = "the pass pipeline failed: " + pipeline;
       } else {
         error = "not a pass pipeline: " + pipeline + ": " + error;
       }
       context.setRemarkEngine(nullptr);
+      if (!ok && reproducerDir)
+        reproducer = saveReproducer(*reproducerDir, before, pipeline);
     }
+    if (raised)
+      std::rethrow_exception(raised);
     if (!ok)
-      throw Failure{error, std::move(sink.diagnostics)};
+      throw Failure{error, std::move(sink.diagnostics), reproducer};
     result.remarks = std::move(sink.remarks);
     result.diagnostics = std::move(sink.diagnostics);
     return result;
@@ -347,6 +410,10 @@ private:
 
   MLIRContext context;
   OwningOpRef<ModuleOp> module;
+
+public:
+  /// What Python keeps beside the module: the data of constants that the text only names.
+  nb::object constants = nb::none();
 };
 
 std::string describe(const Failure &failure) {
@@ -356,7 +423,24 @@ std::string describe(const Failure &failure) {
     for (const DiagnosticRecord &note : diagnostic.notes)
       text += "\n    note: " + note.message + "\n      at " + note.location;
   }
+  if (!failure.reproducer.empty())
+    text += "\n  reproduce with: " + failure.reproducer;
   return text;
+}
+
+/// Operation name -> names of the attributes that ODS declares for it, read from the registered operations.
+std::map<std::string, std::vector<std::string>> dialectOperations(const std::string &dialect) {
+  DialectRegistry registry;
+  farrier::registerDialects(registry);
+  MLIRContext context(registry, MLIRContext::Threading::DISABLED);
+  context.loadAllAvailableDialects();
+  std::map<std::string, std::vector<std::string>> result;
+  for (RegisteredOperationName name : context.getRegisteredOperationsByDialect(dialect)) {
+    std::vector<std::string> &attributes = result[name.getStringRef().str()];
+    for (StringAttr attribute : name.getAttributeNames())
+      attributes.push_back(attribute.str());
+  }
+  return result;
 }
 
 } // namespace
@@ -401,6 +485,8 @@ NB_MODULE(_core, m) {
           for (const DiagnosticRecord &diagnostic : failure.diagnostics)
             diagnostics.append(diagnostic);
           instance.attr("diagnostics") = diagnostics;
+          instance.attr("reproducer") =
+              failure.reproducer.empty() ? nb::none() : nb::object(nb::str(failure.reproducer.c_str()));
           PyErr_SetObject(type.ptr(), instance.ptr());
         }
       },
@@ -410,9 +496,12 @@ NB_MODULE(_core, m) {
       .def_static("parse", &Module::parse, "text"_a, nb::kw_only(), "verify"_a = true)
       .def("print", &Module::print, nb::kw_only(), "generic"_a = true, "locations"_a = true)
       .def("clone", &Module::clone)
-      .def("run", &Module::run, "pipeline"_a, nb::kw_only(), "verify_each"_a = true)
+      .def("run", &Module::run, "pipeline"_a, nb::kw_only(), "verify_each"_a = true, "on_pass"_a = nb::none(),
+           "reproducer_dir"_a = nb::none())
       .def("query", &Module::query, "name"_a, "options"_a = "{}")
+      .def_rw("constants", &Module::constants)
       .def_prop_ro("num_ops", &Module::numOps)
       .def_prop_ro("fingerprint", &Module::fingerprint);
   m.def("query_names", &farrier::queryNames);
+  m.def("dialect_operations", &dialectOperations, "dialect"_a);
 }

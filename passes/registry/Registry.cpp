@@ -7,8 +7,16 @@
 
 namespace farrier {
 
+#define FARRIER_PASS(name)                                                                                   \
+  namespace name {                                                                                           \
+  void registerPasses();                                                                                     \
+  }
+#include "passes/registry/Passes.inc"
+#undef FARRIER_PASS
+
 void registerDialects(mlir::DialectRegistry &registry) {
   registry.insert<mlir::func::FuncDialect, stablehlo::StableHLODialect>();
+  stablehlo::registerPassThroughDialects(registry);
 }
 
 static bool registerOnce() {
@@ -18,6 +26,9 @@ static bool registerOnce() {
   mlir::registerInlinerPass();
   mlir::registerLoopInvariantCodeMotionPass();
   mlir::registerStripDebugInfoPass();
+#define FARRIER_PASS(name) name::registerPasses();
+#include "passes/registry/Passes.inc"
+#undef FARRIER_PASS
   return true;
 }
 

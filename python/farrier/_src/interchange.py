@@ -1,47 +1,173 @@
-"""Between jaxlib's modules and farrier's own: generic-form text both ways, nothing is lost.
+"""Modules between jaxlib's MLIR and farrier's own, as generic-form text.
 
-jaxlib's raw bytecode is never read by farrier's MLIR, which can misread it without an error.
+jaxlib hides its MLIR symbols, so the two cannot share objects, and its bytecode may be misread by another
+MLIR without an error: text is the interchange. It is lossless, with one exception that is handled here: the
+contents of large constants stay behind in jaxlib's context. The text names them by their content's hash, and
+they are put back by that name. So they cost neither time nor memory (hexadecimal text is twice the data), and
+no data format of one MLIR (booleans are packed in one and not in the other) is ever read by the other.
 """
 
-from __future__ import annotations
-
-import io
-from typing import Any
+import hashlib
+import re
+from collections.abc import Iterator
 
 from jax.interpreters import mlir
 
 from farrier import _core
 from farrier._src import errors
 
-__all__ = ["to_core", "to_jaxlib"]
-
 ir = mlir.ir
 
+LARGE = 100
+"""A constant of more elements than this stays behind. MLIR writes larger ones as raw hexadecimal data."""
 
-def to_core(module: ir.Module) -> _core.Module:
-    """farrier's copy of a jaxlib module, locations included."""
-    text = io.BytesIO()
-    module.operation.print(
-        file=text, binary=True, enable_debug_info=True, print_generic_op_form=True, assume_verified=True
-    )
-    return _core.Module.parse(text.getvalue())
+_ELIDED = b"__elided__"
+_PREFIX = b"farrier_constant_"
+_NAME = re.compile(r"farrier_constant_([0-9a-f]{32})_")
+# jaxlib appends _1, _2, ... to the name of a resource that its context has seen before, and jax lowers many
+# programs in one context: without this the text, and the fingerprint, would depend on what was lowered earlier.
+_NUMBERED = re.compile(rb"(farrier_constant_[0-9a-f]{32}_)_[0-9]+")
 
 
-def to_jaxlib(module: _core.Module, context: Any | None = None) -> ir.Module:
-    """jaxlib's copy of one of farrier's modules, verified by jaxlib.
+def to_core(module: ir.Module, *, locations: bool = True) -> _core.Module:
+    """Reads a jaxlib module into farrier's MLIR.
+
+    The jaxlib module is unchanged afterwards. The result holds on to its large constants (and with them to
+    its context) as `constants`, which `clone()` hands on.
 
     Args:
-      module: farrier's module, left as it is.
-      context: the MLIR context that the copy lives in; by default a new one.
+      module: verified StableHLO, any dialects.
+      locations: whether source locations come along.
 
     Raises:
-      farrier.InternalError: jaxlib refuses the module.
+      farrier.InternalError: farrier's MLIR cannot read what jaxlib printed.
     """
+    text = print_module(module, locations=locations, limit=LARGE)
+    constants: dict[str, ir.Attribute] = {}
+    if _ELIDED in text:
+        del text
+        text, constants = _print_without_constants(module, locations=locations)
+    try:
+        result = _core.Module.parse(text)
+    except _core.DiagnosticError as error:
+        raise errors.InternalError(
+            f"farrier cannot read the module that jaxlib printed: {error}",
+            hint="report it with the program and the versions of jax and jaxlib",
+        ) from error
+    result.constants = constants
+    return result
+
+
+def to_jaxlib(module: _core.Module, context: ir.Context | None = None) -> ir.Module:
+    """Gives a module back to jaxlib, parsed and verified there, with its large constants in place.
+
+    Args:
+      module: what `to_core` made, or a `clone()` of it.
+      context: the jaxlib context that the result lives in; by default a new one.
+
+    Raises:
+      farrier.InternalError: jaxlib's verifier refuses the module.
+    """
+    text = module.print()
     context = mlir.make_ir_context() if context is None else context
-    with context:
-        try:
-            return ir.Module.parse(module.print())
-        except ir.MLIRError as error:
-            raise errors.InternalError(
-                f"XLA's verifier refuses the module that farrier made: {error}"
-            ) from error
+    try:
+        with context:
+            result = ir.Module.parse(text)
+    except ir.MLIRError as error:
+        raise errors.InternalError(
+            f"jaxlib refuses the module that farrier's passes made: {error}",
+            hint="report it with the passes that ran; strict=False runs the original program",
+        ) from error
+    if _PREFIX in text:
+        _restore(result, module.constants or {})
+    return result
+
+
+def print_module(module: ir.Module, *, locations: bool, limit: int | None = None) -> bytes:
+    """Generic-form text of a jaxlib module, UTF-8; constants of more than `limit` elements elided."""
+    return module.operation.get_asm(
+        binary=True,
+        print_generic_op_form=True,
+        assume_verified=True,
+        enable_debug_info=locations,
+        large_elements_limit=limit,
+    )
+
+
+def _constant_ops(module: ir.Module) -> Iterator[ir.Operation]:
+    found = []
+
+    def visit(op):
+        if op.name == "stablehlo.constant":
+            found.append(op)
+        return ir.WalkResult.ADVANCE
+
+    module.operation.walk(visit)
+    return iter(found)
+
+
+def _print_without_constants(module: ir.Module, *, locations: bool) -> tuple[bytes, dict[str, ir.Attribute]]:
+    constants: dict[str, ir.Attribute] = {}
+    names: dict[ir.Attribute, ir.Attribute] = {}
+    replaced: list[tuple[ir.Operation, ir.Attribute]] = []
+    try:
+        for op in _constant_ops(module):
+            value = _large_value(op)
+            if value is None:
+                continue
+            if value not in names:
+                digest = _digest(value)
+                constants[digest] = value
+                names[value] = ir.Attribute.parse(
+                    f"dense_resource<{_PREFIX.decode()}{digest}_> : {value.type}", context=module.context
+                )
+            op.attributes["value"] = names[value]
+            replaced.append((op, value))
+        return _NUMBERED.sub(rb"\1", print_module(module, locations=locations)), constants
+    finally:
+        for op, value in replaced:
+            op.attributes["value"] = value
+
+
+def _large_value(op: ir.Operation) -> ir.DenseElementsAttr | None:
+    """The constant's data if it is large and stored densely."""
+    value = _value(op)
+    if not isinstance(value, ir.DenseElementsAttr) or value.is_splat or len(value) <= LARGE:
+        return None
+    return value
+
+
+def _value(op: ir.Operation) -> ir.Attribute | None:
+    try:
+        return op.attributes["value"]
+    except TypeError:
+        # jaxlib has no Python class for complex constants: those stay in the text.
+        return None
+
+
+def _digest(value: ir.DenseElementsAttr) -> str:
+    """32 hexadecimal digits of a hash of type and contents."""
+    digest = hashlib.sha256(str(value.type).encode())
+    try:
+        digest.update(memoryview(value).cast("B"))
+    except (BufferError, TypeError):
+        # No buffer for narrow floats and integers: their text.
+        digest.update(str(value).encode())
+    return digest.hexdigest()[:32]
+
+
+def _restore(module: ir.Module, constants: dict[str, ir.Attribute]) -> None:
+    context = module.context
+    for op in _constant_ops(module):
+        held = _value(op)
+        if held is None or isinstance(held, ir.DenseElementsAttr):
+            continue
+        name = _NAME.search(str(held))
+        if name is None:
+            continue
+        value = constants.get(name[1])
+        if value is None:
+            raise errors.InternalError(f"the contents of constant {name[1]} are lost", where=str(op.location))
+        if value.context is not context:
+            value = ir.Attribute.parse(str(value), context=context)
+        op.attributes["value"] = value
