@@ -189,16 +189,10 @@ def accuracies():
 @program()
 def integers():
     def f(i):
-        return (
-            [i & 3, i | 4, i ^ 5, ~i, i << 1, i >> 1, lax.shift_right_logical(i, jnp.int32(1)), i // 3, i % 3]
-            + [
-                lax.population_count(i),
-                lax.clz(i),
-                lax.bitcast_convert_type(i, jnp.float32),
-                i.astype(jnp.uint8),
-            ]
-            + [jnp.isfinite(i.astype(jnp.float32)), lax.reduce_precision(i.astype(jnp.float32), 5, 10)]
-        )
+        bits = (i & 3, i | 4, i ^ 5, ~i, i << 1, i >> 1, lax.shift_right_logical(i, jnp.int32(1)))
+        counts = (lax.population_count(i), lax.clz(i), i // 3, i % 3, i.astype(jnp.uint8))
+        real = i.astype(jnp.float32)
+        return bits, counts, jnp.isfinite(real), lax.reduce_precision(real, 5, 10), i.view(jnp.float32)
 
     return f, (np.arange(1, 9, dtype=np.int32),)
 

@@ -1,4 +1,4 @@
-"""Programs lowered for CUDA: kernels from Pallas and cuDNN. They compile without a GPU and run only on one."""
+"""Programs lowered for CUDA: kernels from Pallas and cuDNN. Compiled without a GPU; run only on one."""
 
 import jax
 import jax.numpy as jnp

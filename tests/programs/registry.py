@@ -1,7 +1,7 @@
 """What a test program is, and the table of all of them.
 
-A program is a jittable function with small real arguments. Tests lower it (interchange), run it on CPU original
-against optimized, and differentiate it where that makes sense.
+A program is a jittable function with small real arguments. Tests lower it (interchange), run it on CPU
+original against optimized, and differentiate it where that makes sense.
 """
 
 import contextlib

@@ -1,5 +1,6 @@
 """farrier._core: diagnostics, records of passes, reproducers, threads."""
 
+import itertools
 import pathlib
 import shlex
 import subprocess
@@ -110,7 +111,7 @@ def test_other_threads_run_meanwhile():
     stop.set()
     thread.join()
     inside = [at for at in ticks if start < at < end]
-    gaps = [after - before for before, after in zip(inside, inside[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(inside)]
     assert len(inside) > 5 and max(gaps) < (end - start) / 2
 
 

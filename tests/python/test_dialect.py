@@ -51,7 +51,8 @@ def test_the_oracle_sees_operations_and_attributes():
 
 ATTRIBUTES = [
     "#stablehlo.dot<>",
-    "#stablehlo.dot<lhs_batching_dimensions = [0], rhs_batching_dimensions = [0], lhs_contracting_dimensions = [1, 2], "
+    "#stablehlo.dot<lhs_batching_dimensions = [0], rhs_batching_dimensions = [0], "
+    "lhs_contracting_dimensions = [1, 2], "
     "rhs_contracting_dimensions = [2, 1]>",
     "#stablehlo.gather<offset_dims = [0], collapsed_slice_dims = [1], operand_batching_dims = [2], "
     "start_indices_batching_dims = [0], start_index_map = [0], index_vector_dim = 1>",
@@ -60,19 +61,24 @@ ATTRIBUTES = [
     "scatter_indices_batching_dims = [0], scatter_dims_to_operand_dims = [0], index_vector_dim = 1>",
     "#stablehlo.conv<[b, 1, 0, f]x[0, 1, i, o]->[b, 0, 1, f]>",
     "#stablehlo.conv<[b, f]x[i, o]->[b, f]>",
-    "#stablehlo.conv<raw input_batch_dimension = 5, input_feature_dimension = 1, input_spatial_dimensions = [2], "
-    "kernel_input_feature_dimension = 0, kernel_output_feature_dimension = 1, kernel_spatial_dimensions = [2], "
+    "#stablehlo.conv<raw input_batch_dimension = 5, input_feature_dimension = 1, "
+    "input_spatial_dimensions = [2], "
+    "kernel_input_feature_dimension = 0, kernel_output_feature_dimension = 1, kernel_spatial_dimensions "
+    "= [2], "
     "output_batch_dimension = 0, output_feature_dimension = 1, output_spatial_dimensions = [2]>",
-    "#stablehlo.output_operand_alias<output_tuple_indices = [0], operand_index = 0, operand_tuple_indices = [1, 2]>",
+    "#stablehlo.output_operand_alias<output_tuple_indices = [0], operand_index = 0, "
+    "operand_tuple_indices = [1, 2]>",
     "#stablehlo.channel_handle<handle = 1, type = 0>",
     "#stablehlo.dot_algorithm<lhs_precision_type = tf32, rhs_precision_type = tf32, accumulation_type = f32, "
     "lhs_component_count = 1, rhs_component_count = 1, num_primitive_operations = 1, "
     "allow_imprecise_accumulation = false>",
     "#stablehlo.result_accuracy<mode = #stablehlo.result_accuracy_mode<DEFAULT>>",
     "#stablehlo.result_accuracy<atol = 1.0e-05, ulps = 1, mode = #stablehlo.result_accuracy_mode<TOLERANCE>>",
-    "#stablehlo.result_accuracy<atol = 0.1, rtol = 123456.789, mode = #stablehlo.result_accuracy_mode<TOLERANCE>>",
+    "#stablehlo.result_accuracy<atol = 0.1, rtol = 123456.789, mode = "
+    "#stablehlo.result_accuracy_mode<TOLERANCE>>",
     "#stablehlo.bounds<3, ?>",
-    '#stablehlo.replica_group_mesh_axes<mesh = @m, axes = [#stablehlo.axis_ref<name = "x", sub_axis_info = (1)2>]>',
+    '#stablehlo.replica_group_mesh_axes<mesh = @m, axes = [#stablehlo.axis_ref<name = "x", sub_axis_info '
+    "= (1)2>]>",
     '#stablehlo.replica_group_mesh_axes<mesh = #stablehlo.mesh<axes = [<name = "x", size = 2>]>, axes = []>',
     *(
         f"#stablehlo<{kind}>"

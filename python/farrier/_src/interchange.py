@@ -25,7 +25,8 @@ _ELIDED = b"__elided__"
 _PREFIX = b"farrier_constant_"
 _NAME = re.compile(r"farrier_constant_([0-9a-f]{32})_")
 # jaxlib appends _1, _2, ... to the name of a resource that its context has seen before, and jax lowers many
-# programs in one context: without this the text, and the fingerprint, would depend on what was lowered earlier.
+# programs in one context: without this the text, and the fingerprint, would depend on what was lowered
+# earlier.
 _NUMBERED = re.compile(rb"(farrier_constant_[0-9a-f]{32}_)_[0-9]+")
 
 
