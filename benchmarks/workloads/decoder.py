@@ -1,7 +1,7 @@
 """A decoder-only language model's training step: RMSNorm, RoPE, grouped-query attention, SwiGLU, AdamW.
 
-bf16 compute over f32 master weights. Sizes are public ones; everything is abstract, so 70B costs nothing to
-build.
+bf16 compute over f32 master weights. Sizes are public ones; everything is abstract, so 70B costs
+nothing to build.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from workloads import attention as attention_kinds
-from workloads import optimizer, remat_policies
+from workloads import moe, remat_policies, training
 from workloads.registry import Built
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model and its batch. Llama-3 shapes: Grattafiori et al. 2024, table 3; Mixtral: Jiang et al. 2024,
-    table 1."""
+    """A model and its batch.
+
+    Llama-3 shapes: Grattafiori et al. 2024, table 3; the 8x7B mixture: Jiang et al. 2024, table 1.
+    """
 
     width: int
     layers: int
@@ -37,28 +39,52 @@ class Size:
     length: int
     batch: int
     rope_base: float = 10000.0
+    experts: int = 0
+    chosen: int = 0
 
 
 SIZES = {
     "tiny": Size(64, 2, 4, 2, 16, 128, 128, 32, 2),
+    "tiny-moe": Size(64, 2, 4, 2, 16, 128, 128, 32, 2, experts=4, chosen=2),
     "1b": Size(2048, 8, 16, 4, 128, 5632, 32768, 4096, 4),
     "llama3-8b": Size(4096, 32, 32, 8, 128, 14336, 128256, 8192, 1, 500000.0),
     "llama3-70b": Size(8192, 80, 64, 8, 128, 28672, 128256, 8192, 1, 500000.0),
+    "moe-8x7b": Size(4096, 32, 32, 8, 128, 14336, 32000, 4096, 1, 1e6, experts=8, chosen=2),
 }
 
 
 def layer_shapes(s: Size) -> dict[str, tuple[int, ...]]:
     """Shapes of one layer's weights."""
-    return {
+    expert = (s.experts,) if s.experts else ()
+    shapes = {
         "attention_norm": (s.width,),
         "query": (s.width, s.heads, s.head_width),
         "key": (s.width, s.key_heads, s.head_width),
         "value": (s.width, s.key_heads, s.head_width),
         "out": (s.heads, s.head_width, s.width),
         "mlp_norm": (s.width,),
-        "gate": (s.width, s.hidden),
-        "up": (s.width, s.hidden),
-        "down": (s.hidden, s.width),
+        "gate": (*expert, s.width, s.hidden),
+        "up": (*expert, s.width, s.hidden),
+        "down": (*expert, s.hidden, s.width),
+    }
+    if s.experts:
+        shapes["router"] = (s.width, s.experts)
+    return shapes
+
+
+def weight_shapes(s: Size, style: str) -> dict[str, Any]:
+    """Shapes of all weights: a list of layers, or stacked layers for a scan."""
+    one = layer_shapes(s)
+    layers: Any
+    if style == "scanned":
+        layers = {k: (s.layers, *shape) for k, shape in one.items()}
+    else:
+        layers = [dict(one) for _ in range(s.layers)]
+    return {
+        "embedding": (s.vocabulary, s.width),
+        "layers": layers,
+        "final_norm": (s.width,),
+        "head": (s.width, s.vocabulary),
     }
 
 
@@ -81,30 +107,6 @@ def rotary(x: jax.Array, positions: jax.Array, base: float) -> jax.Array:
     )
 
 
-def decoder_layer(s: Size, attention: str, name_residuals: bool, x, weights, positions):
-    """One pre-norm decoder layer on [B, S, width]."""
-    h = checkpoint_name(rms_norm(x, weights["attention_norm"]), "attention_norm")
-    query = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["query"]), positions, s.rope_base)
-    key = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["key"]), positions, s.rope_base)
-    value = jnp.einsum("bsd,dhk->bshk", h, weights["value"])
-    query, key, value = (checkpoint_name(v, n) for v, n in ((query, "query"), (key, "key"), (value, "value")))
-    mixed = attention_kinds.attend(attention, query, key, value, name_residuals=name_residuals)
-    mixed = checkpoint_name(mixed, "attention")
-    x = checkpoint_name(x + jnp.einsum("bshk,hkd->bsd", mixed, weights["out"]), "middle")
-    h = checkpoint_name(rms_norm(x, weights["mlp_norm"]), "mlp_norm")
-    gate = checkpoint_name(h @ weights["gate"], "gate")
-    up = checkpoint_name(h @ weights["up"], "up")
-    return x + (jax.nn.silu(gate) * up) @ weights["down"]
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean negative log-likelihood; logits [..., V] in f32, labels [...]."""
-    top = lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    log_sum = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1)) + top[..., 0]
-    chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return jnp.mean(log_sum - chosen)
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """How a step is written: everything but the size."""
@@ -112,6 +114,8 @@ class Plan:
     style: str
     attention: str
     remat: str
+    moe: str = "ragged"
+    dropout: float = 0.0
     batch_sharding: Any = None
 
     def constrain(self, x):
@@ -122,50 +126,83 @@ class Plan:
         return lax.with_sharding_constraint(x, NamedSharding(self.batch_sharding.mesh, spec))
 
 
-def loss(s: Size, plan: Plan, weights, tokens, labels):
-    """Mean next-token loss of one batch; tokens and labels [B, S]."""
-    weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-    positions = jnp.arange(tokens.shape[1])
+def mix(s: Size, plan: Plan, h, weights, positions):
+    """Attention of normed activations [B, S, width], up to and without the output projection."""
+    query = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["query"]), positions, s.rope_base)
+    key = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["key"]), positions, s.rope_base)
+    value = jnp.einsum("bsd,dhk->bshk", h, weights["value"])
+    query, key, value = (checkpoint_name(v, n) for v, n in ((query, "query"), (key, "key"), (value, "value")))
     named = remat_policies.names_flash_residuals(plan.remat)
+    mixed = attention_kinds.attend(plan.attention, query, key, value, name_residuals=named)
+    return checkpoint_name(mixed, "attention")
 
-    def layer(x, w):
-        return plan.constrain(decoder_layer(s, plan.attention, named, plan.constrain(x), w, positions))
+
+def gated(h, weights):
+    """SwiGLU's hidden values of normed activations."""
+    gate = checkpoint_name(h @ weights["gate"], "gate")
+    up = checkpoint_name(h @ weights["up"], "up")
+    return jax.nn.silu(gate) * up
+
+
+def decoder_layer(s: Size, plan: Plan, x, weights, positions, key=None):
+    """One pre-norm decoder layer on [B, S, width]; `key` draws the dropout masks."""
+
+    def drop(y, n):
+        if plan.dropout == 0.0:
+            return y
+        keep = jax.random.bernoulli(jax.random.fold_in(key, n), 1 - plan.dropout, y.shape)
+        return jnp.where(keep, y / (1 - plan.dropout), 0).astype(y.dtype)
+
+    h = checkpoint_name(rms_norm(x, weights["attention_norm"]), "attention_norm")
+    mixed = mix(s, plan, h, weights, positions)
+    x = checkpoint_name(x + drop(jnp.einsum("bshk,hkd->bsd", mixed, weights["out"]), 0), "middle")
+    h = checkpoint_name(rms_norm(x, weights["mlp_norm"]), "mlp_norm")
+    if s.experts:
+        return x + drop(moe.feed_forward(plan.moe, h, weights, s.chosen), 1)
+    return x + drop(gated(h, weights) @ weights["down"], 1)
+
+
+def loss(s: Size, plan: Plan, weights, tokens, labels, seed=None):
+    """Mean next-token loss of one batch; tokens and labels [B, S], seed [] for dropout."""
+    weights = training.half(weights)
+    positions = jnp.arange(tokens.shape[1])
+    # A typed key: its derivation per layer is part of the program, as in users' code.
+    base = jax.random.key(seed) if seed is not None else None
+
+    def layer(x, scanned):
+        w, n = scanned
+        key = jax.random.fold_in(base, n) if base is not None else None
+        return plan.constrain(decoder_layer(s, plan, plan.constrain(x), w, positions, key))
 
     layer = remat_policies.wrap(layer, plan.remat, scanned=plan.style == "scanned")
     x = plan.constrain(weights["embedding"][tokens])
     if plan.style == "scanned":
-        x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, weights["layers"])
+        x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, (weights["layers"], jnp.arange(s.layers)))
     else:
-        for w in weights["layers"]:
-            x = layer(x, w)
+        for n, w in enumerate(weights["layers"]):
+            x = layer(x, (w, n))
     x = plan.constrain(rms_norm(x, weights["final_norm"]))
     logits = jnp.einsum("bsd,dv->bsv", x, weights["head"], preferred_element_type=jnp.float32)
-    return cross_entropy(plan.constrain(logits), labels)
+    return training.cross_entropy(plan.constrain(logits), labels)
 
 
-def train_step(s: Size, plan: Plan, state, tokens, labels):
-    """One optimizer step: (state, tokens, labels) -> (state, loss)."""
-    value, gradients = jax.value_and_grad(functools.partial(loss, s, plan))(state["weights"], tokens, labels)
-    return optimizer.update(state, gradients), value
+def accumulated(one: training.Loss, count: int) -> training.Loss:
+    """The mean loss over `count` microbatches under a scan; its gradient accumulates in the scan's
+    backward."""
+
+    def total(weights, *batch):
+        split = [b.reshape(count, b.shape[0] // count, *b.shape[1:]) for b in batch]
+        value, _ = lax.scan(
+            lambda acc, piece: (acc + jax.checkpoint(one)(weights, *piece), None),
+            jnp.float32(0),
+            tuple(split),
+        )
+        return value / count
+
+    return total
 
 
-def weight_shapes(s: Size, style: str) -> dict[str, Any]:
-    """Shapes of all weights: a list of layers, or stacked layers for a scan."""
-    one = layer_shapes(s)
-    layers: Any
-    if style == "scanned":
-        layers = {k: (s.layers, *shape) for k, shape in one.items()}
-    else:
-        layers = [dict(one) for _ in range(s.layers)]
-    return {
-        "embedding": (s.vocabulary, s.width),
-        "layers": layers,
-        "final_norm": (s.width,),
-        "head": (s.width, s.vocabulary),
-    }
-
-
-def _fsdp_spec(path, shape, style: str, devices: int, axis: str) -> P:
+def fsdp_spec(path, shape, *, style: str, devices: int, axis: str = "x") -> P:
     """Shards the largest axis that the devices divide; the stacked layer axis never."""
     stacked = style == "scanned" and any(getattr(k, "key", None) == "layers" for k in path)
     candidates = [n for n in range(int(stacked), len(shape)) if shape[n] % devices == 0]
@@ -175,6 +212,35 @@ def _fsdp_spec(path, shape, style: str, devices: int, axis: str) -> P:
     return P(*[axis if n == chosen else None for n in range(len(shape))])
 
 
+# Two mesh axes: "f" shards weights and batch (FSDP), "t" shards heads, hidden units and the vocabulary.
+_TWO_AXES = {
+    "query": ("f", "t", None),
+    "key": ("f", "t", None),
+    "value": ("f", "t", None),
+    "out": ("t", None, "f"),
+    "gate": ("f", "t"),
+    "up": ("f", "t"),
+    "down": ("t", "f"),
+    "embedding": ("t", "f"),
+    "head": ("f", "t"),
+}
+
+
+def two_axes_spec(path, shape, *, style: str) -> P:
+    """Partition of a weight over the axes f (FSDP) and t (tensor)."""
+    name = path[-1].key
+    spec = _TWO_AXES.get(name, ())
+    stacked = style == "scanned" and any(getattr(k, "key", None) == "layers" for k in path)
+    return P(*([None] if stacked and spec else []), *spec) if len(spec) + stacked == len(shape) else P()
+
+
+def resize(size: str, layers: int | None, batch: int | None, length: int | None) -> Size:
+    """A named size with some of its figures replaced."""
+    training.check_choice("size", size, SIZES)
+    given = {"layers": layers, "batch": batch, "length": length}
+    return dataclasses.replace(SIZES[size], **{k: v for k, v in given.items() if v is not None})
+
+
 def build(
     target: Any = None,
     *,
@@ -182,12 +248,16 @@ def build(
     style: str = "unrolled",
     attention: str = "cudnn",
     remat: str = "none",
+    sharding: str = "fsdp",
+    tensor: int = 1,
+    microbatches: int = 1,
+    dropout: float = 0.0,
+    moe_kind: str = "ragged",
     layers: int | None = None,
     batch: int | None = None,
     length: int | None = None,
 ) -> Built:
-    """The training step on one device, or sharded over all of the target's devices (FSDP by automatic
-    sharding).
+    """The training step on one device, or over all of the target's devices by automatic sharding.
 
     Args:
       target: where the abstract arguments live; None: this machine.
@@ -195,38 +265,51 @@ def build(
       style: ``"unrolled"`` or ``"scanned"`` layers.
       attention: ``"naive"``, ``"cudnn"`` or ``"chunked"``.
       remat: a name from `remat_policies.names()`.
+      sharding: ``"fsdp"`` shards weights and batch; ``"data"`` shards the batch only.
+      tensor: devices along a second mesh axis that shards heads and hidden units.
+      microbatches: gradient accumulation over so many pieces of the batch, in an outer scan.
+      dropout: probability; adds a seed argument.
+      moe_kind: ``"ragged"`` or ``"onehot"``, for sizes with experts.
       layers, batch, length: replace the size's own.
     """
-    if size not in SIZES:
-        raise ValueError(f"size {size!r}: expected one of {sorted(SIZES)}")
-    if style not in ("unrolled", "scanned"):
-        raise ValueError(f"style {style!r}: expected 'unrolled' or 'scanned'")
-    given = {"layers": layers, "batch": batch, "length": length}
-    s = dataclasses.replace(SIZES[size], **{k: v for k, v in given.items() if v is not None})
-    mesh = target.mesh(names=("x",)) if target is not None else None
+    s = resize(size, layers, batch, length)
+    training.check_choice("style", style, ("unrolled", "scanned"))
+    training.check_choice("attention", attention, attention_kinds.KINDS)
+    training.check_choice("remat", remat, remat_policies.names())
+    training.check_choice("sharding", sharding, ("fsdp", "data"))
+    training.check_choice("moe_kind", moe_kind, moe.KINDS)
     devices = target.device_count if target is not None else 1
-
-    def place(spec: P):
-        return NamedSharding(mesh, spec) if mesh is not None else None
-
-    def is_shape(x):
-        return isinstance(x, tuple)
-
-    weights = jax.tree_util.tree_map_with_path(
-        lambda path, shape: jax.ShapeDtypeStruct(
-            shape, jnp.float32, sharding=place(_fsdp_spec(path, shape, style, devices, "x"))
-        ),
+    if devices % tensor or s.batch % (devices // tensor) or s.batch % microbatches:
+        raise ValueError(
+            f"batch {s.batch} over {devices} devices, tensor={tensor}, microbatches={microbatches}"
+        )
+    if tensor > 1:
+        mesh = target.mesh((devices // tensor, tensor), ("f", "t"))
+        weight_spec, batch_spec = functools.partial(two_axes_spec, style=style), P("f")
+    else:
+        mesh = target.mesh(names=("x",)) if target is not None else None
+        weight_spec = functools.partial(fsdp_spec, style=style, devices=devices)
+        batch_spec = P("x") if devices > 1 else P()
+        if sharding == "data":
+            weight_spec = training.whole
+    pinned = training.place(mesh, batch_spec) if devices > 1 else None
+    plan = Plan(style, attention, remat, moe_kind, dropout, pinned)
+    tokens = ((s.batch, s.length), jnp.int32)
+    arguments = {"tokens": tokens, "labels": tokens}
+    if dropout:
+        arguments["seed"] = ((), jnp.int32)
+    one = functools.partial(loss, s, plan)
+    if microbatches > 1:
+        if dropout:
+            raise ValueError("dropout with microbatches: one of the two")
+        one = accumulated(one, microbatches)
+    return training.finish(
+        target,
+        one,
         weight_shapes(s, style),
-        is_leaf=is_shape,
+        arguments,
+        mesh=mesh,
+        weight_spec=weight_spec,
+        batch_spec=batch_spec,
+        integers_below=s.vocabulary,
     )
-    state = optimizer.init_abstract(weights)
-    data_spec = P("x") if devices > 1 else P()
-    tokens = jax.ShapeDtypeStruct((s.batch, s.length), jnp.int32, sharding=place(data_spec))
-    plan = Plan(style, attention, remat, place(data_spec) if devices > 1 else None)
-    step = functools.partial(train_step, s, plan)
-    step.__name__ = "train_step"
-    shardings = None
-    if mesh is not None:
-        shardings = (jax.tree.map(lambda a: a.sharding, state), place(P()))
-    function = jax.jit(step, donate_argnums=0, out_shardings=shardings)
-    return Built("", function, (state, tokens, tokens), target, tokens_limit=s.vocabulary)

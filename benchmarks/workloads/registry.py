@@ -14,18 +14,55 @@ import jax.numpy as jnp
 
 # name -> ("module:function", options); modules are imported when a workload is built.
 _TABLE: dict[str, tuple[str, dict[str, Any]]] = {
+    # Decoders on one device, or FSDP by automatic sharding on several.
     "llm-tiny": ("workloads.decoder:build", {"size": "tiny", "attention": "naive"}),
-    "llm-1b": ("workloads.decoder:build", {"size": "1b", "attention": "cudnn"}),
-    "llm-1b-scan": ("workloads.decoder:build", {"size": "1b", "attention": "cudnn", "style": "scanned"}),
-    "llama3-8b": ("workloads.decoder:build", {"size": "llama3-8b", "attention": "cudnn"}),
-    "llama3-8b-scan": (
+    "llm-tiny-scan": ("workloads.decoder:build", {"size": "tiny", "attention": "naive", "style": "scanned"}),
+    "llm-tiny-accumulate": (
         "workloads.decoder:build",
-        {"size": "llama3-8b", "attention": "cudnn", "style": "scanned"},
+        {"size": "tiny", "attention": "naive", "style": "scanned", "batch": 4, "microbatches": 2},
     ),
-    "llama3-70b-scan": (
+    "llm-tiny-dropout": (
         "workloads.decoder:build",
-        {"size": "llama3-70b", "attention": "cudnn", "style": "scanned"},
+        {"size": "tiny", "attention": "naive", "style": "scanned", "dropout": 0.1},
     ),
+    "moe-tiny-ragged": ("workloads.decoder:build", {"size": "tiny-moe", "attention": "naive"}),
+    "moe-tiny-onehot": (
+        "workloads.decoder:build",
+        {"size": "tiny-moe", "attention": "naive", "moe_kind": "onehot"},
+    ),
+    "llm-1b": ("workloads.decoder:build", {"size": "1b"}),
+    "llm-1b-scan": ("workloads.decoder:build", {"size": "1b", "style": "scanned"}),
+    "llm-1b-naive": ("workloads.decoder:build", {"size": "1b", "attention": "naive"}),
+    "llm-1b-chunked": ("workloads.decoder:build", {"size": "1b", "attention": "chunked"}),
+    "llm-1b-accumulate": (
+        "workloads.decoder:build",
+        {"size": "1b", "style": "scanned", "batch": 16, "microbatches": 4},
+    ),
+    "llm-1b-dropout": ("workloads.decoder:build", {"size": "1b", "style": "scanned", "dropout": 0.1}),
+    "llama3-8b": ("workloads.decoder:build", {"size": "llama3-8b", "batch": 8}),
+    "llama3-8b-scan": ("workloads.decoder:build", {"size": "llama3-8b", "style": "scanned", "batch": 8}),
+    "llama3-70b-scan": ("workloads.decoder:build", {"size": "llama3-70b", "style": "scanned", "batch": 64}),
+    "moe-8x7b-scan": ("workloads.decoder:build", {"size": "moe-8x7b", "style": "scanned", "batch": 64}),
+    # Collectives written by hand.
+    "llm-1b-fsdp-manual": ("workloads.decoder_manual:fsdp", {"size": "1b", "batch": 8}),
+    "llm-1b-fsdp-manual-scan": (
+        "workloads.decoder_manual:fsdp",
+        {"size": "1b", "style": "scanned", "batch": 8},
+    ),
+    "llm-1b-tensor-manual": ("workloads.decoder_manual:tensor_parallel", {"size": "1b", "batch": 2}),
+    # Other architectures.
+    "translator-tiny": ("workloads.encoder_decoder:build", {"size": "tiny"}),
+    "translator": ("workloads.encoder_decoder:build", {"size": "small"}),
+    "resnet-tiny": ("workloads.vision:resnet", {"size": "tiny"}),
+    "resnet-50": ("workloads.vision:resnet", {"size": "50"}),
+    "vit-tiny": ("workloads.vision:vit", {"size": "tiny"}),
+    "vit-large": ("workloads.vision:vit", {"size": "large"}),
+    "unet-tiny": ("workloads.vision:unet", {"size": "tiny"}),
+    "unet": ("workloads.vision:unet", {"size": "small"}),
+    "lstm-tiny": ("workloads.recurrent:build", {"size": "tiny", "kind": "lstm"}),
+    "lstm": ("workloads.recurrent:build", {"size": "small", "kind": "lstm"}),
+    "linear-recurrence-tiny": ("workloads.recurrent:build", {"size": "tiny", "kind": "linear"}),
+    "linear-recurrence": ("workloads.recurrent:build", {"size": "small", "kind": "linear"}),
 }
 
 
@@ -40,7 +77,7 @@ class Built:
     """`jax.ShapeDtypeStruct` trees, with the target's shardings when there is a target."""
     target: Any = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    tokens_limit: int = 2
+    integers_below: int = 2
     """Integer arguments are drawn below this."""
 
     def lower(self) -> Any:
@@ -61,15 +98,18 @@ class Built:
                 value = (
                     jnp.zeros((), leaf.dtype)
                     if zero
-                    else jax.random.randint(sub, leaf.shape, 0, self.tokens_limit)
+                    else jax.random.randint(sub, leaf.shape, 0, self.integers_below)
                 )
                 values.append(value.astype(leaf.dtype))
             elif jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 values.append(jax.random.split(sub, leaf.shape) if leaf.shape else sub)
             elif "'first'" in name or "'second'" in name:
                 values.append(jnp.zeros(leaf.shape, leaf.dtype))
+            elif "norm" in name:
+                values.append(jnp.ones(leaf.shape, leaf.dtype))
             else:
-                values.append((0.02 * jax.random.normal(sub, leaf.shape)).astype(leaf.dtype))
+                scale = 0.02 if "'weights'" in name else 1.0
+                values.append((scale * jax.random.normal(sub, leaf.shape)).astype(leaf.dtype))
         return jax.tree.unflatten(tree, values)
 
 

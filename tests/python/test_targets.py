@@ -1,6 +1,9 @@
 """Targets: facts, files, configuration text, meshes."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +123,22 @@ def test_xla_compiles_for_every_builtin(name):
     assert compiled.memory_analysis().argument_size_in_bytes == 128 * 128 * 2
 
 
+@pytest.mark.parametrize("platforms", ["cpu", ""])
+def test_no_environment_variable_is_needed(platforms):
+    """Where CUDA is a wanted platform, the plugin's own check of CUDA's libraries fails without a GPU."""
+    code = """
+import jax
+jax.devices()
+from farrier._src.targets import Target
+print(len(Target("h100", topology="1x1x2").devices()), jax.default_backend())
+"""
+    env = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    if platforms:
+        env["JAX_PLATFORMS"] = platforms
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "cpu"]
+
+
 def test_missing_plugin_names_the_extra(monkeypatch):
     from farrier._src.targets import target as module
     from jax.experimental import topologies
@@ -128,6 +147,7 @@ def test_missing_plugin_names_the_extra(monkeypatch):
         raise NotImplementedError("topology not implemented for cuda")
 
     monkeypatch.setattr(topologies, "get_topology_desc", absent)
+    monkeypatch.setattr(module, "_PLUGINS", ("jax_plugins.not_there",))
     module._topology_desc.cache_clear()
     with pytest.raises(errors.MissingPluginError, match=r"farrier\[cuda13\]"):
         Target("h100", topology="1x1x3").topology_desc()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from farrier._src.hlo.convolution import Axis, convolution_flops
 from farrier._src.hlo.module import Instruction
 
 
@@ -30,33 +31,43 @@ def _ragged_dot(i: Instruction) -> int:
     return flops
 
 
-def _convolution(out: tuple[int, ...], kernel: tuple[int, ...], kernel_out_feature: int) -> int:
-    return 2 * math.prod(out) * math.prod(kernel) // max(1, kernel[kernel_out_feature])
-
-
-def _convolution_hlo(i: Instruction) -> int:
+def _convolution(i: Instruction, image: tuple, kernel: tuple, out: tuple) -> int | None:
+    """FLOPs of the convolution of `image` with `kernel` to `out`, all given by their dimensions."""
     numbers = i.proto.convolution_dimension_numbers
-    kernel = i.operands[1].dims
-    # A grouped kernel already has the input features of one group only; with batch groups each output
-    # feature sees one group's share of the batch.
-    flops = _convolution(i.dims, kernel, numbers.kernel_output_feature_dimension)
+    spatial = numbers.kernel_spatial_dimensions
+    if len(spatial) + 2 != len(kernel) or len(i.proto.window.dimensions) != len(spatial):
+        return None
+    axes = [
+        Axis(
+            image[numbers.input_spatial_dimensions[n]],
+            kernel[numbers.kernel_spatial_dimensions[n]],
+            out[numbers.output_spatial_dimensions[n]],
+            max(1, w.stride),
+            w.padding_low,
+            max(1, w.window_dilation),
+            max(1, w.base_dilation),
+        )
+        for n, w in enumerate(i.proto.window.dimensions)
+    ]
+    flops = convolution_flops(
+        out,
+        numbers.output_batch_dimension,
+        numbers.output_feature_dimension,
+        kernel[numbers.kernel_input_feature_dimension],
+        axes,
+    )
     return flops
 
 
 def _cudnn_convolution(i: Instruction) -> int | None:
-    target = i.proto.custom_call_target
-    feature = i.proto.convolution_dimension_numbers.kernel_output_feature_dimension
-    a, b, out = i.operands[0].dims, i.operands[1].dims, i.dims
     # The work of each gradient is the forward's: name the three tensors of the forward convolution.
+    target = i.proto.custom_call_target
+    a, b, out = i.operands[0].dims, i.operands[1].dims, i.dims
     if "BackwardInput" in target:
-        out, kernel = a, b
-    elif "BackwardFilter" in target:
-        out, kernel = b, out
-    else:
-        kernel = b
-    if feature >= len(kernel):
-        return None
-    return _convolution(out, kernel, feature)
+        return _convolution(i, out, b, a)
+    if "BackwardFilter" in target:
+        return _convolution(i, a, out, b)
+    return _convolution(i, a, b, out)
 
 
 def _attention(i: Instruction) -> int | None:
@@ -131,7 +142,7 @@ def instruction_flops(i: Instruction) -> int | None:
         case "ragged-dot":
             return _ragged_dot(i)
         case "convolution":
-            return _convolution_hlo(i)
+            return _convolution(i, i.operands[0].dims, i.operands[1].dims, i.dims)
         case "custom-call":
             return custom_call_flops(i)
         case "cholesky" | "triangular-solve" | "fft":

@@ -33,7 +33,14 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("source_line", 4, "int32"),
         ("stack_frame_id", 15, "int32"),
     ),
-    "WindowDimension": (("size", 1, "int64"), ("stride", 2, "int64")),
+    "WindowDimension": (
+        ("size", 1, "int64"),
+        ("stride", 2, "int64"),
+        ("padding_low", 3, "int64"),
+        ("padding_high", 4, "int64"),
+        ("window_dilation", 5, "int64"),
+        ("base_dilation", 6, "int64"),
+    ),
     "Window": (("dimensions", 1, "*WindowDimension"),),
     "ConvolutionDimensionNumbers": (
         ("kernel_input_feature_dimension", 3, "int64"),
@@ -43,6 +50,8 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("input_feature_dimension", 8, "int64"),
         ("output_batch_dimension", 9, "int64"),
         ("output_feature_dimension", 10, "int64"),
+        ("input_spatial_dimensions", 11, "*int64"),
+        ("output_spatial_dimensions", 12, "*int64"),
     ),
     "DotDimensionNumbers": (
         ("lhs_contracting_dimensions", 1, "*int64"),

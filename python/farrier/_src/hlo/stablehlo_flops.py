@@ -11,6 +11,8 @@ from typing import Any
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import stablehlo
 
+from farrier._src.hlo.convolution import Axis, convolution_flops
+
 
 def _shape(value: ir.Value) -> list[int]:
     return list(ir.RankedTensorType(value.type).shape)
@@ -23,11 +25,39 @@ def _dot(op: ir.Operation) -> int:
     return 2 * math.prod(_shape(op.results[0])) * contracted
 
 
+def _integers(op: ir.Operation, name: str, count: int, default: int) -> list[int]:
+    if name not in op.attributes:
+        return [default] * count
+    return [int(x) for x in op.attributes[name]]
+
+
 def _convolution(op: ir.Operation) -> int:
     numbers = stablehlo.ConvDimensionNumbers(op.attributes["dimension_numbers"])
-    kernel = _shape(op.operands[1])
-    out = math.prod(_shape(op.results[0]))
-    return 2 * out * math.prod(kernel) // max(1, kernel[numbers.kernel_output_feature_dimension])
+    image, kernel, out = _shape(op.operands[0]), _shape(op.operands[1]), _shape(op.results[0])
+    count = len(numbers.kernel_spatial_dimensions)
+    padding = _integers(op, "padding", 2 * count, 0)
+    strides = _integers(op, "window_strides", count, 1)
+    window_dilation = _integers(op, "rhs_dilation", count, 1)
+    base_dilation = _integers(op, "lhs_dilation", count, 1)
+    axes = [
+        Axis(
+            image[numbers.input_spatial_dimensions[n]],
+            kernel[numbers.kernel_spatial_dimensions[n]],
+            out[numbers.output_spatial_dimensions[n]],
+            strides[n],
+            padding[2 * n],
+            window_dilation[n],
+            base_dilation[n],
+        )
+        for n in range(count)
+    ]
+    return convolution_flops(
+        out,
+        numbers.output_batch_dimension,
+        numbers.output_feature_dimension,
+        kernel[numbers.kernel_input_feature_dimension],
+        axes,
+    )
 
 
 def _backend_config(op: ir.Operation) -> dict[str, Any]:
@@ -105,6 +135,11 @@ def while_trip_count(op: ir.Operation) -> int | None:
     return max(0, -(-(limit - start) // steps[0]))
 
 
+# Targets that may hide matrix work. CustomSPMDPartitioning is what a library kernel (cuDNN attention) looks
+# like under automatic sharding: its body appears only after XLA has partitioned the program.
+_OPAQUE = ("CustomSPMDPartitioning", "__gpu$", "__cublas$", "__cudnn$", "cusolver", "cublas", "lapack")
+
+
 class _Counter:
     def __init__(self, module: ir.Module):
         self.functions = {}
@@ -135,10 +170,7 @@ class _Counter:
                 flops = _attention(op, target)
                 if flops is not None:
                     return flops
-            if (
-                target.startswith(("__gpu$", "__cublas$", "__cudnn$", "cusolver", "cublas", "lapack"))
-                or "fmha" in target
-            ):
+            if "fmha" in target or target.startswith(_OPAQUE):
                 self.unknown[f"flops of {target}"] += 1
             return 0
         if name in ("func.call", "stablehlo.composite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import os
 import re
@@ -13,6 +14,34 @@ from farrier._src import errors
 from farrier._src.targets.config_text import target_config_text
 from farrier._src.targets.facts import DeviceFacts, load_facts
 
+_PLUGINS = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+
+
+def _register_plugin() -> bool:
+    """Registers an installed XLA:GPU plugin that JAX's own discovery gave up on; False when none is
+    installed.
+
+    Where CUDA is among the wanted platforms, the plugin first compares the versions of the CUDA libraries,
+    and without a GPU's libraries that fails. A deviceless compile needs none of them.
+    """
+    for name in _PLUGINS:
+        try:
+            plugin = importlib.import_module(name)
+        except ImportError:
+            continue
+        skip = "JAX_SKIP_CUDA_CONSTRAINTS_CHECK"
+        before = os.environ.get(skip)
+        os.environ[skip] = "1"
+        try:
+            plugin.initialize()
+        finally:
+            if before is None:
+                del os.environ[skip]
+            else:
+                os.environ[skip] = before
+        return True
+    return False
+
 
 @functools.lru_cache(maxsize=64)
 def _topology_desc(config: str, topology: str):
@@ -21,8 +50,16 @@ def _topology_desc(config: str, topology: str):
     import jax
     from jax.experimental import topologies
 
-    try:
+    def make():
         return topologies.get_topology_desc(platform="cuda", target_config=config, topology=topology)
+
+    try:
+        try:
+            return make()
+        except NotImplementedError:
+            if not _register_plugin():
+                raise
+            return make()
     except NotImplementedError as e:
         raise errors.MissingPluginError(
             "compiling for a GPU needs JAX's XLA:GPU plugin, which is not installed here",

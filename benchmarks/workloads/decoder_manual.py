@@ -1,0 +1,223 @@
+"""The decoder's training step under `jax.shard_map`: every collective is written out by hand."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from workloads import attention as attention_kinds
+from workloads import decoder, optimizer, training
+from workloads.registry import Built
+
+
+def _gather(weight: jax.Array, axis: int) -> jax.Array:
+    """The whole weight in bf16 from its shards; its transpose is a reduce-scatter."""
+    return lax.all_gather(weight.astype(jnp.bfloat16), "x", axis=axis, tiled=True)
+
+
+def _shard_axis(shape: tuple[int, ...], devices: int) -> int:
+    candidates = [n for n, size in enumerate(shape) if size % devices == 0]
+    if not candidates:
+        raise ValueError(f"no axis of a weight of shape {shape} divides by {devices} devices")
+    return max(candidates, key=lambda n: shape[n])
+
+
+def fsdp(
+    target: Any = None,
+    *,
+    size: str = "1b",
+    style: str = "unrolled",
+    attention: str = "cudnn",
+    reshard: bool = True,
+    layers: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+) -> Built:
+    """Weights sharded over all devices, gathered layer by layer.
+
+    Args:
+      target: at least two devices.
+      size, style, attention, layers, batch, length: as `decoder.build`.
+      reshard: gather again in the backward (ZeRO-3) instead of keeping gathered weights (ZeRO-2).
+    """
+    if target is None or target.device_count < 2:
+        raise ValueError("this workload needs a target with several devices")
+    training.check_choice("style", style, ("unrolled", "scanned"))
+    training.check_choice("attention", attention, attention_kinds.KINDS)
+    devices = target.device_count
+    s = decoder.resize(size, layers, batch, length)
+    plan = decoder.Plan(style, attention, "none")
+    axes = {k: _shard_axis(shape, devices) for k, shape in decoder.layer_shapes(s).items()}
+    mesh = target.mesh(names=("x",))
+
+    def keep(primitive, *_, **__):
+        # Everything stays but the gathered weights.
+        return primitive.name not in ("all_gather", "all_gather_invariant")
+
+    def layer(x, w, positions):
+        gathered = {k: _gather(v, axes[k]) for k, v in w.items()}
+        return decoder.decoder_layer(s, plan, x, gathered, positions)
+
+    def loss(weights, tokens, labels):
+        positions = jnp.arange(tokens.shape[1])
+        one = jax.checkpoint(layer, policy=keep, prevent_cse=style == "unrolled") if reshard else layer
+        x = _gather(weights["embedding"], 0)[tokens]
+        if style == "scanned":
+            x, _ = lax.scan(lambda x, w: (one(x, w, positions), None), x, weights["layers"])
+        else:
+            for w in weights["layers"]:
+                x = one(x, w, positions)
+        x = decoder.rms_norm(x, _gather(weights["final_norm"], 0))
+        head = _gather(weights["head"], 1)
+        logits = jnp.einsum("bsd,dv->bsv", x, head, preferred_element_type=jnp.float32)
+        return training.cross_entropy(logits, labels) / devices
+
+    def spec(path, shape):
+        name = path[-1].key
+        if name in ("embedding", "head"):
+            chosen = 0 if name == "embedding" else 1
+        elif any(getattr(k, "key", None) == "layers" for k in path):
+            chosen = axes[name] + (style == "scanned")
+        else:
+            chosen = 0
+        return P(*["x" if n == chosen else None for n in range(len(shape))])
+
+    return _finish_manual(target, mesh, s, style, loss, spec, P("x"), axis="x")
+
+
+def tensor_parallel(
+    target: Any = None,
+    *,
+    size: str = "1b",
+    style: str = "unrolled",
+    attention: str = "cudnn",
+    layers: int | None = None,
+    batch: int | None = None,
+    length: int | None = None,
+) -> Built:
+    """Heads, hidden units and the vocabulary sharded over all devices (Shoeybi et al. 2019, Megatron-LM).
+
+    Args:
+      target: as many devices as divide the key heads.
+      size, style, attention, layers, batch, length: as `decoder.build`.
+    """
+    if target is None or target.device_count < 2:
+        raise ValueError("this workload needs a target with several devices")
+    training.check_choice("style", style, ("unrolled", "scanned"))
+    training.check_choice("attention", attention, attention_kinds.KINDS)
+    devices = target.device_count
+    s = decoder.resize(size, layers, batch, length)
+    if s.key_heads % devices or s.hidden % devices or s.vocabulary % devices:
+        raise ValueError(f"{devices} devices do not divide {s.key_heads} key heads of size {size!r}")
+    plan = decoder.Plan(style, attention, "none")
+    mesh = target.mesh(names=("t",))
+
+    # Megatron's conjugate pair: identity forward with a sum backward at the entry of a parallel
+    # region, and the reverse at its exit.
+    @jax.custom_vjp
+    def enter(x):
+        return x
+
+    enter.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, "t"),))
+
+    @jax.custom_vjp
+    def leave(x):
+        return lax.psum(x, "t")
+
+    leave.defvjp(lambda x: (lax.psum(x, "t"), None), lambda _, g: (g,))
+
+    def layer(x, w, positions):
+        h = enter(decoder.rms_norm(x, w["attention_norm"]))
+        mixed = decoder.mix(s, plan, h, w, positions)
+        x = x + leave(jnp.einsum("bshk,hkd->bsd", mixed, w["out"]))
+        h = enter(decoder.rms_norm(x, w["mlp_norm"]))
+        return x + leave(decoder.gated(h, w) @ w["down"])
+
+    def loss(weights, tokens, labels):
+        weights = training.half(weights)
+        positions = jnp.arange(tokens.shape[1])
+        rows = weights["embedding"].shape[0]
+        local = tokens - lax.axis_index("t") * rows
+        mine = (local >= 0) & (local < rows)
+        found = weights["embedding"][jnp.clip(local, 0, rows - 1)]
+        x = leave(jnp.where(mine[..., None], found, 0))
+        if style == "scanned":
+            x, _ = lax.scan(lambda x, w: (layer(x, w, positions), None), x, weights["layers"])
+        else:
+            for w in weights["layers"]:
+                x = layer(x, w, positions)
+        x = enter(decoder.rms_norm(x, weights["final_norm"]))
+        logits = jnp.einsum("bsd,dv->bsv", x, weights["head"], preferred_element_type=jnp.float32)
+        top = lax.pmax(lax.stop_gradient(jnp.max(logits, axis=-1)), "t")
+        log_sum = jnp.log(leave(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))) + top
+        columns = logits.shape[-1]
+        local = labels - lax.axis_index("t") * columns
+        mine = (local >= 0) & (local < columns)
+        picked = jnp.take_along_axis(logits, jnp.clip(local, 0, columns - 1)[..., None], axis=-1)[..., 0]
+        return jnp.mean(log_sum - leave(jnp.where(mine, picked, 0.0)))
+
+    sharded = {
+        "query": 1,
+        "key": 1,
+        "value": 1,
+        "out": 0,
+        "gate": 1,
+        "up": 1,
+        "down": 0,
+        "embedding": 0,
+        "head": 1,
+    }
+
+    def spec(path, shape):
+        name = path[-1].key
+        if name not in sharded:
+            return P()
+        stacked = style == "scanned" and any(getattr(k, "key", None) == "layers" for k in path)
+        return P(*["t" if n == sharded[name] + stacked else None for n in range(len(shape))])
+
+    return _finish_manual(target, mesh, s, style, loss, spec, P(), axis=None)
+
+
+def _finish_manual(target, mesh, s, style, loss, spec, batch_spec, *, axis: str | None) -> Built:
+    """Wraps the step in a shard_map over `mesh`; `axis` is the one over which the loss is summed."""
+    shapes = decoder.weight_shapes(s, style)
+    specs = jax.tree_util.tree_map_with_path(spec, shapes, is_leaf=training.is_shape)
+    state_specs = {"weights": specs, "first": specs, "second": specs, "step": P()}
+
+    def step(state, tokens, labels):
+        value, gradients = jax.value_and_grad(loss)(state["weights"], tokens, labels)
+        if axis is not None:
+            value = lax.psum(value, axis)
+        return optimizer.update(state, gradients), value
+
+    # The custom calls of attention carry no replication types, hence no check of them.
+    mapped = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(state_specs, batch_spec, batch_spec),
+        out_specs=(state_specs, P()),
+        check_vma=False,
+    )
+
+    @functools.wraps(step)
+    def train_step(state, tokens, labels):
+        return mapped(state, tokens, labels)
+
+    train_step.__name__ = "train_step"
+    tokens = ((s.batch, s.length), jnp.int32)
+    return training.finish(
+        target,
+        loss,
+        shapes,
+        {"tokens": tokens, "labels": tokens},
+        mesh=mesh,
+        weight_spec=spec,
+        batch_spec=batch_spec,
+        step=train_step,
+        integers_below=s.vocabulary,
+    )

@@ -1,0 +1,58 @@
+"""Mixture-of-experts feed-forward layers, dispatched two ways."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+KINDS = ("ragged", "onehot")
+
+
+def _route(x: jax.Array, router: jax.Array, chosen: int) -> tuple[jax.Array, jax.Array]:
+    """Top experts of each token and their weights: [T, d] -> ([T, chosen] f32, [T, chosen] int32)."""
+    logits = jnp.einsum("td,de->te", x, router, preferred_element_type=jnp.float32)
+    top, index = lax.top_k(logits, chosen)
+    return jax.nn.softmax(top, axis=-1), index
+
+
+def ragged(x: jax.Array, weights: dict[str, jax.Array], chosen: int) -> jax.Array:
+    """Tokens sorted by expert, then grouped matmuls (`lax.ragged_dot`). x [T, d] -> [T, d]."""
+    experts = weights["gate"].shape[0]
+    share, index = _route(x, weights["router"], chosen)
+    flat = index.reshape(-1)
+    order = jnp.argsort(flat, stable=True)
+    sizes = jnp.bincount(flat, length=experts).astype(jnp.int32)
+    rows = x[order // chosen]
+    gate = lax.ragged_dot(rows, weights["gate"], sizes)
+    up = lax.ragged_dot(rows, weights["up"], sizes)
+    out = lax.ragged_dot(jax.nn.silu(gate) * up, weights["down"], sizes)
+    restored = jnp.zeros_like(out).at[order].set(out).reshape(x.shape[0], chosen, -1)
+    return jnp.einsum("tkd,tk->td", restored, share.astype(x.dtype))
+
+
+def onehot(
+    x: jax.Array, weights: dict[str, jax.Array], chosen: int, *, capacity_factor: float = 1.25
+) -> jax.Array:
+    """Dense dispatch and combine masks with a capacity (Lepikhin et al. 2020, GShard). x [T, d] -> [T, d]."""
+    tokens, experts = x.shape[0], weights["gate"].shape[0]
+    capacity = max(1, int(capacity_factor * chosen * tokens / experts))
+    share, index = _route(x, weights["router"], chosen)
+    picked = jax.nn.one_hot(index, experts, dtype=jnp.float32)
+    order = jnp.cumsum(picked.reshape(tokens * chosen, experts), axis=0).reshape(tokens, chosen, experts)
+    slot = jnp.where(picked > 0, order - 1, capacity).astype(jnp.int32)
+    place = jax.nn.one_hot(slot, capacity, dtype=x.dtype)
+    dispatch = jnp.einsum("tkec->tec", place)
+    combine = jnp.einsum("tkec,tk->tec", place, share.astype(x.dtype))
+    rows = jnp.einsum("tec,td->ecd", dispatch, x)
+    gate = jnp.einsum("ecd,edf->ecf", rows, weights["gate"])
+    up = jnp.einsum("ecd,edf->ecf", rows, weights["up"])
+    out = jnp.einsum("ecf,efd->ecd", jax.nn.silu(gate) * up, weights["down"])
+    return jnp.einsum("tec,ecd->td", combine, out)
+
+
+def feed_forward(kind: str, x: jax.Array, weights: dict[str, jax.Array], chosen: int) -> jax.Array:
+    """The expert layer on [B, S, d]."""
+    flat = x.reshape(-1, x.shape[-1])
+    out = {"ragged": ragged, "onehot": onehot}[kind](flat, weights, chosen)
+    return out.reshape(x.shape)
