@@ -80,6 +80,31 @@ def test_loops_count_trip_times_and_slices_in_place():
     assert not got.unknown
 
 
+def test_a_scatter_in_place_moves_its_updates():
+    got = count("""
+HloModule m, is_scheduled=true
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+%fused (p: f32[1024], i: s32[2,1], u: f32[2]) -> f32[1024] {
+  %p = f32[1024] parameter(0)
+  %i = s32[2,1] parameter(1)
+  %u = f32[2] parameter(2)
+  ROOT %s = f32[1024] scatter(%p, %i, %u), update_window_dims={}, inserted_window_dims={0},
+    scatter_dims_to_operand_dims={0}, index_vector_dim=1, to_apply=%add
+}
+ENTRY %main (p: f32[1024], i: s32[2,1], u: f32[2]) -> f32[1024] {
+  %p = f32[1024] parameter(0)
+  %i = s32[2,1] parameter(1)
+  %u = f32[2] parameter(2)
+  ROOT %f = f32[1024] fusion(%p, %i, %u), kind=kInput, calls=%fused
+}
+""")
+    assert got.bytes_moved == 8 + 8 + 8  # indices and updates read, updates written
+
+
 def test_a_loop_of_unknown_length_is_reported():
     got = count(LOOP.replace("TRIP", ""))
     assert got.flops == 2 * 4 * 4 * 4
@@ -155,6 +180,7 @@ ENTRY %main (q: bf16[2,64,4,16], k: bf16[2,32,4,16], a: bf16[8,16], b: bf16[16,4
   %a = bf16[8,16] parameter(2)
   %b = bf16[16,4] parameter(3)
   %f = (bf16[2,4,64,16], u8[0]) custom-call(%q, %k, %k), custom_call_target="__cudnn$fmhaSoftmax",
+   
    
    
    

@@ -35,11 +35,11 @@ def _read(parameter: Instruction) -> int:
             ):
                 total += user.bytes
             elif (
-                user.opcode == "dynamic-update-slice"
+                user.opcode in ("dynamic-update-slice", "scatter")
                 and user.operands[0] is value
-                and value is not user.operands[1]
+                and value not in user.operands[1:]
             ):
-                continue  # updated in place: only the slice is written
+                continue  # updated in place: only the slices are written
             elif user.opcode == "fusion":
                 # A fusion inside a fusion (XLA nests Triton GEMM tiles this way): look at its own parameter.
                 for k, operand in enumerate(user.operands):
