@@ -7,7 +7,9 @@
 Every workload is ordinary user code: nothing in it knows farrier.
 """
 
+from workloads.registry import COLLECTIVES as COLLECTIVES
 from workloads.registry import Built as Built
 from workloads.registry import build as build
 from workloads.registry import names as names
 from workloads.registry import options as options
+from workloads.registry import topology as topology

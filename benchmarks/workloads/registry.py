@@ -43,13 +43,26 @@ _TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3-8b-scan": ("workloads.decoder:build", {"size": "llama3-8b", "style": "scanned", "batch": 8}),
     "llama3-70b-scan": ("workloads.decoder:build", {"size": "llama3-70b", "style": "scanned", "batch": 64}),
     "moe-8x7b-scan": ("workloads.decoder:build", {"size": "moe-8x7b", "style": "scanned", "batch": 64}),
-    # Collectives written by hand.
-    "llm-1b-fsdp-manual": ("workloads.decoder_manual:fsdp", {"size": "1b", "batch": 8}),
-    "llm-1b-fsdp-manual-scan": (
-        "workloads.decoder_manual:fsdp",
-        {"size": "1b", "style": "scanned", "batch": 8},
+    # The set on which collective scheduling is judged; `topology` says for how many devices each is meant.
+    "fsdp": ("workloads.decoder:build", {"size": "1b", "batch": 8}),
+    "fsdp-scan": ("workloads.decoder:build", {"size": "1b", "style": "scanned", "batch": 8}),
+    "fsdp-manual": ("workloads.decoder_manual:fsdp", {"size": "1b", "batch": 8}),
+    "fsdp-manual-scan": ("workloads.decoder_manual:fsdp", {"size": "1b", "style": "scanned", "batch": 8}),
+    "tensor-manual": ("workloads.decoder_manual:tensor_parallel", {"size": "wide"}),
+    "tensor-manual-scan": (
+        "workloads.decoder_manual:tensor_parallel",
+        {"size": "wide", "style": "scanned"},
     ),
-    "llm-1b-tensor-manual": ("workloads.decoder_manual:tensor_parallel", {"size": "1b", "batch": 2}),
+    "data": ("workloads.decoder:build", {"size": "1b-narrow", "sharding": "data"}),
+    "data-scan": (
+        "workloads.decoder:build",
+        {"size": "1b-narrow", "style": "scanned", "sharding": "data"},
+    ),
+    "two-axes": ("workloads.decoder:build", {"size": "wide", "batch": 32, "tensor": 8}),
+    "two-axes-scan": (
+        "workloads.decoder:build",
+        {"size": "wide", "style": "scanned", "batch": 32, "tensor": 8},
+    ),
     # Other architectures.
     "translator-tiny": ("workloads.encoder_decoder:build", {"size": "tiny"}),
     "translator": ("workloads.encoder_decoder:build", {"size": "small"}),
@@ -64,6 +77,20 @@ _TABLE: dict[str, tuple[str, dict[str, Any]]] = {
     "linear-recurrence-tiny": ("workloads.recurrent:build", {"size": "tiny", "kind": "linear"}),
     "linear-recurrence": ("workloads.recurrent:build", {"size": "small", "kind": "linear"}),
 }
+
+COLLECTIVES = (
+    "fsdp",
+    "fsdp-scan",
+    "fsdp-manual",
+    "fsdp-manual-scan",
+    "tensor-manual",
+    "tensor-manual-scan",
+    "data",
+    "data-scan",
+    "two-axes",
+    "two-axes-scan",
+)
+"""The workloads whose communication is judged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +143,15 @@ class Built:
 def names() -> tuple[str, ...]:
     """All workload names, sorted."""
     return tuple(sorted(_TABLE))
+
+
+def topology(name: str) -> str:
+    """The topology that a workload is meant for: one device, eight in one host, or eight hosts of eight."""
+    if name.startswith("two-axes"):
+        return "1x8x8"
+    if name in COLLECTIVES or name in ("llama3-70b-scan", "moe-8x7b-scan"):
+        return "1x1x8"
+    return "1x1x1"
 
 
 def _builder(name: str) -> tuple[Callable[..., Built], dict[str, Any]]:

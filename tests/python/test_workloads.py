@@ -88,16 +88,22 @@ def test_a_policy_that_names_flash_residuals_runs_flash_once():
     assert calls("names-qkv-attention") == 2
 
 
+@pytest.mark.parametrize("name", workloads.COLLECTIVES)
+def test_the_collectives_set_lowers_for_its_topology(name):
+    where = target(workloads.topology(name))
+    module = workloads.build(name, where, layers=1).lower().compiler_ir()
+    assert int(module.operation.attributes["mhlo.num_partitions"]) == where.device_count
+
+
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
-        ("llm-1b-fsdp-manual", {"all_gather", "reduce_scatter"}),
-        ("llm-1b-tensor-manual", {"all_reduce"}),
+        ("fsdp-manual", {"all_gather", "reduce_scatter"}),
+        ("tensor-manual", {"all_reduce"}),
     ],
 )
 def test_hand_written_collectives_are_in_the_program(name, kinds):
-    topology = "1x1x4" if "tensor" in name else "1x1x8"
-    text = workloads.build(name, target(topology), layers=1).lower().as_text()
+    text = workloads.build(name, target(workloads.topology(name)), layers=1).lower().as_text()
     assert {k for k in ("all_gather", "reduce_scatter", "all_reduce") if f"stablehlo.{k}" in text} >= kinds
 
 
@@ -111,7 +117,7 @@ def test_manual_and_automatic_sharding_compute_the_same():
             return jax.sharding.Mesh(np.array(jax.devices()[:8]).reshape(shape or (8,)), names)
 
     losses = []
-    for name in ("llm-1b", "llm-1b-fsdp-manual"):
+    for name in ("llm-1b", "fsdp-manual"):
         built = workloads.build(name, EightCpus(), size="tiny", attention="naive", layers=1, batch=8)
         real = built.real_arguments()
         placed = jax.tree.map(lambda a, v: jax.device_put(v, a.sharding), built.arguments, real)
