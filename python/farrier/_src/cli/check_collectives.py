@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one per process, in the order of their ranks: optimized HLO as text (.txt, .hlo) or as a serialized "
         "HloModuleProto or HloProto, or the folder that --xla_dump_to wrote",
     )
-    parser.add_argument("--module", help="with folders: the name of the module to compare (default: the largest)")
+    parser.add_argument(
+        "--module", help="with folders: the name of the module to compare (default: the largest)"
+    )
     parser.add_argument("--devices", type=int, help="devices of the job (default: what the modules say)")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the verdict as JSON")
 

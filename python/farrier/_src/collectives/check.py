@@ -1,11 +1,11 @@
 """Do the processes of a job issue matching collectives?
 
-NCCL pairs collectives by the order in which each rank issues them on a communicator; nothing checks that ranks agree.
-Ranks that issue different ones wait for each other for ever, or exchange the wrong bytes. This module lists what each
-process's program issues and plays it through: a collective happens when every member of its group is at a matching
-one. Where nobody can go on, the job hangs, and the first collective that a rank waits for in vain is the divergence.
-Programs that differ in anything else (kernels, names, source lines) run to the end and are reported as merely
-different.
+NCCL pairs collectives by the order in which each rank issues them on a communicator; nothing checks that
+ranks agree. Ranks that issue different ones wait for each other for ever, or exchange the wrong bytes.
+This module lists what each process's program issues and plays it through: a collective happens when
+every member of its group is at a matching one. Where nobody can go on, the job hangs, and the first
+collective that a rank waits for in vain is the divergence. Programs that differ in anything else
+(kernels, names, source lines) run to the end and are reported as merely different.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ _TYPES = {
 def issues(module: Module) -> list[Issue]:
     """The collectives of one process's program in the order in which it issues them.
 
-    Loops are walked `_ROUNDS` times at most; a conditional's branches are all walked, since ranks that take different
-    ones are beyond what the programs say.
+    Loops are walked `_ROUNDS` times at most; a conditional's branches are all walked, since ranks that
+    take different ones are beyond what the programs say.
     """
     sequences = scheduled_instructions(module)
     devices = device_count(module)
@@ -161,15 +161,19 @@ def compare(programs: Sequence[Sequence[Issue]], devices: int) -> Verdict:
         heads = [p[k] if k < len(p) else None for p, k in zip(programs, at, strict=True)]
         if all(h is None for h in heads):
             break
-        # All devices of a process are at the same instruction, so a process moves when for every group that has
-        # one of its devices all other members' processes are at a matching one.
+        # All devices of a process are at the same instruction, so a process moves when for every group
+        # that has one of its devices all other members' processes are at a matching one.
         ready = [h is not None and _partner(h, p, heads, share) is None for p, h in enumerate(heads)]
         if not any(ready):
             return _stuck(heads, share)
         for p, ok in enumerate(ready):
             at[p] += ok
-    if _essence(programs[0]) == _essence(programs[-1]) and all(_essence(p) == _essence(programs[0]) for p in programs):
-        return Verdict("same", f"{count} processes issue the same {len(programs[0])} collectives in the same order")
+    if _essence(programs[0]) == _essence(programs[-1]) and all(
+        _essence(p) == _essence(programs[0]) for p in programs
+    ):
+        return Verdict(
+            "same", f"{count} processes issue the same {len(programs[0])} collectives in the same order"
+        )
     other = next(k for k, p in enumerate(programs) if _essence(p) != _essence(programs[0]))
     where = next(
         (a, b)
@@ -270,7 +274,8 @@ def check_live(compiled: Any, *, timeout_s: float = 300.0) -> Verdict:
       timeout_s: how long to wait for the others, seconds.
 
     Raises:
-      farrier.Error: the collectives would hang; the message names the first divergence. Or a process did not answer.
+      farrier.Error: the collectives would hang; the message names the first divergence. Or a process did
+      not answer.
     """
     from farrier._src import compat
 
@@ -299,5 +304,7 @@ def check_live(compiled: Any, *, timeout_s: float = 300.0) -> Verdict:
         programs.append(from_json(text))
     verdict = compare(programs, max(device_count(module), processes))
     if verdict.status == "deadlock":
-        raise errors.DistributedError(verdict.message, hint="make the traced function the same on every process")
+        raise errors.DistributedError(
+            verdict.message, hint="make the traced function the same on every process"
+        )
     return verdict

@@ -1,8 +1,9 @@
 """Reads what nccl-tests prints, into measured curves for a parameter set.
 
-The tests (``all_gather_perf``, ``all_reduce_perf``, ``reduce_scatter_perf``, ``alltoall_perf``, ``sendrecv_perf``)
-print one row per message size: bytes, elements, type, then the out-of-place time in microseconds and two bandwidths.
-The size is counted as nccl-tests counts it: the whole message of an all-gather or a reduce-scatter.
+The tests (``all_gather_perf``, ``all_reduce_perf``, ``reduce_scatter_perf``, ``alltoall_perf``,
+``sendrecv_perf``) print one row per message size: bytes, elements, type, then the out-of-place time in
+microseconds and two bandwidths. The size is counted as nccl-tests counts it: the whole message of an
+all-gather or a reduce-scatter.
 """
 
 from __future__ import annotations
