@@ -53,8 +53,6 @@ def agreement(run: Any, name: str, program: str) -> _Alone | _Group:
 class _Alone:
     """A single process decides for itself."""
 
-    alone = True
-
     def plan(self, leader: Leader) -> tuple[Plan, str, int]:
         return leader()
 
@@ -67,8 +65,6 @@ class _Alone:
 
 class _Group:
     """The processes that own the devices of one executable."""
-
-    alone = False
 
     def __init__(self, client: Any, rank: int, ranks: Sequence[int], name: str, program: str):
         self._client = client
@@ -105,10 +101,14 @@ class _Group:
         self._compare("result", {"fingerprint": result}, "compiles")
 
     def fail(self, error: BaseException) -> None:
-        """Tells the others that this process could not apply the plan."""
-        self._client.key_value_set(
-            f"{self._prefix}/result/{self._rank}", json.dumps({"failed": _describe(error)})
-        )
+        """Tells the others that this process could not apply the plan, in place of :meth:`confirm`.
+
+        Returns when it is the same failure everywhere.
+
+        Raises:
+          farrier.DistributedError: on every process, when it is not.
+        """
+        self._compare("result", {"failed": _describe(error)}, "compiles")
 
     def _compare(self, what: str, own: dict[str, Any], verb: str) -> None:
         self._client.key_value_set(f"{self._prefix}/{what}/{self._rank}", json.dumps(own))

@@ -314,7 +314,8 @@ def _devices(module_context: Any, count: int) -> tuple[Any, ...]:
     assigned = getattr(module_context.axis_context, "device_assignment", None)
     if assigned is not None:
         return tuple(assigned)
-    backend = module_context.get_backend(optional=True)
+    # Not get_backend(): it asks for the platform's attached backend, and there may be none.
+    backend = module_context.backend
     return () if backend is None else tuple(backend.devices()[:count])
 
 

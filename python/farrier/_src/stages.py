@@ -143,19 +143,16 @@ class FunctionSite:
             plan, source, compiles = agreement.plan(
                 lambda: self._search_or_recall(program, run, original, before, drivers, remarks)
             )
-        module, after = None, before
-        if plan.fallback is None and plan.passes:
-            try:
-                rewritten = self._apply(original, drivers, plan, before)
-                after = rewritten.fingerprint
-                if after != before:
-                    module = interchange.to_jaxlib(rewritten, program.module.context)
-            except Exception as error:
-                agreement.fail(error)
-                if self._raises(error) or not agreement.alone:
-                    raise
-                plan, after, source = self._fallback(program, run, before, error), before, "fallback"
-        agreement.confirm(after)
+        try:
+            module, after = self._carried_out(program, original, drivers, plan, before)
+        except Exception as error:
+            agreement.fail(error)
+            if self._raises(error):
+                raise
+            module, source = None, "fallback"
+            plan = self._fallback(program, run, before, error)
+        else:
+            agreement.confirm(after)
         if plan.fallback is not None:
             self.say(f"runs as it was written, because {plan.fallback}")
         return plan, source, compiles, module
@@ -176,6 +173,16 @@ class FunctionSite:
     def _fallback(self, program, run, before, error) -> Plan:
         reason = f"optimizing it failed: {_first_line(error)}{_repro(error)}"
         return self._plan(program, run, before, before, {}, {}, fallback=reason)
+
+    def _carried_out(self, program, original, drivers, plan, before) -> tuple[ir.Module | None, str]:
+        """The module that the plan makes of the program (None: unchanged) and its fingerprint."""
+        if plan.fallback is not None or not plan.passes:
+            return None, before
+        rewritten = self._apply(original, drivers, plan, before)
+        after = rewritten.fingerprint
+        if after == before:
+            return None, before
+        return interchange.to_jaxlib(rewritten, program.module.context), after
 
     def _apply(self, original: Any, drivers: Sequence[Any], plan: Plan, before: str) -> Any:
         """A copy of the program with the plan applied."""

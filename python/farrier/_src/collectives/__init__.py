@@ -1,1 +1,0 @@
-"""Collectives: what they cost, where a schedule leaves them exposed, and our own order."""

@@ -1,0 +1,65 @@
+"""What the processes of ``job.py`` do; imported when JAX's job is up."""
+
+import farrier
+import jax
+import jax.numpy as jnp
+import numpy as np
+import textual
+from farrier._src import compat as compat
+from farrier._src import pipeline
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+class Patch:
+    """As much of pytest's monkeypatch as ``textual.install`` needs."""
+
+    def setattr(self, owner, name, value):
+        setattr(owner, name, value)
+
+
+def run(scenario, rank, count, plan):
+    search = textual.install(Patch())
+    apply = textual.SwapDriver.apply
+    try:
+        return _run(scenario, rank, count, plan) | {"searches": len(search.contexts)}
+    except farrier.Error as error:
+        return {"error": type(error).__name__, "message": str(error), "searches": len(search.contexts)}
+    finally:
+        textual.SwapDriver.apply = apply
+
+
+def _run(scenario, rank, count, plan):
+    sharding = NamedSharding(jax.make_mesh((count,), ("x",)), PartitionSpec("x"))
+    values = np.arange(count * 2.0, dtype=np.float32)
+    x = jax.make_array_from_callback((count * 2,), sharding, lambda index: values[index])
+    factor = 3.0 if scenario == "programs" and rank == 2 else 2.0
+
+    def step(x):
+        return jnp.sin(x) * factor
+
+    step.__name__ = f"step_{scenario}"
+
+    def too_much(module, drivers, context):
+        raise farrier.BudgetError("does not fit", budget_bytes=1, smallest_bytes=2)
+
+    def differently(self, module, plan):
+        module.text = module.text.replace("stablehlo.sine", "stablehlo.tan")
+
+    def badly(self, module, plan):
+        raise RuntimeError("cannot apply")
+
+    if scenario == "budget":
+        pipeline.search = too_much
+    if rank == 1 and scenario in ("applying", "results"):
+        textual.SwapDriver.apply = badly if scenario == "applying" else differently
+    passes = "broken" if scenario == "fallback" else "swap"
+    optimized = farrier.optimize(step, passes=passes, plan=plan, max_compiles=0)
+    value = optimized(x)
+    lowered = optimized.lower(x)
+    return {
+        "value": [float(v) for shard in value.addressable_shards for v in np.asarray(shard.data)],
+        "source": lowered.decision.source,
+        "plan": lowered.plan.fingerprint,
+        "json": lowered.plan.to_json(),
+        "text": lowered.as_text(),
+    }
