@@ -7,6 +7,7 @@
 //===----------------------------------------------------------------------===//
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
+#include "cpp/bindings/schedule.h"
 #include "farrier/Support/Registry.h"
 #include "passes/registry/Registry.h"
 
@@ -504,4 +505,5 @@ NB_MODULE(_core, m) {
       .def_prop_ro("fingerprint", &Module::fingerprint);
   m.def("query_names", &farrier::queryNames);
   m.def("dialect_operations", &dialectOperations, "dialect"_a);
+  bindSchedule(m);
 }

@@ -1,0 +1,142 @@
+#include "farrier/Schedule/ListScheduler.h"
+
+#include <algorithm>
+
+namespace farrier::schedule {
+
+/// The settings tried, most promising first: a small budget of work still sees the best ones.
+static std::vector<Setting> settings() {
+  std::vector<Setting> result;
+  for (int window : {0, 12, 40, 150})
+    for (bool yield : {true, false})
+      for (double backlog : {400.0, 1500.0, 100.0})
+        for (int look : {60, 300, 0})
+          for (int64_t bytes : {int64_t(400'000'000), int64_t(120'000'000), int64_t(1'500'000'000)}) {
+            Setting setting;
+            if (window > 0 && (look == 0 || !yield))
+              continue;
+            setting.window = window;
+            setting.yield = yield;
+            setting.backlog = backlog;
+            setting.lookAhead = look;
+            setting.prefetchBytes = bytes;
+            if (look == 300)
+              setting.aheadBytes = 256'000'000;
+            for (bool eager : {true, false})
+              for (bool lead : {true, false}) {
+                setting.eagerCopies = eager;
+                setting.leadFirst = lead;
+                if (window > 0 || lead)
+                  result.push_back(setting);
+              }
+          }
+  return result;
+}
+
+static constexpr int kRounds = 2;
+
+/// `second` refers to positions in the order `first` gave (empty: the given one).
+static std::vector<int> compose(const std::vector<int> &first, const std::vector<int> &second) {
+  if (first.empty())
+    return second;
+  std::vector<int> result;
+  result.reserve(second.size());
+  for (int k : second)
+    result.push_back(first[k]);
+  return result;
+}
+
+static bool communicates(const Computation &computation) {
+  return std::any_of(computation.instructions.begin(), computation.instructions.end(),
+                     [](const Instruction &i) { return i.role == Role::CommStart; });
+}
+
+/// Callees before callers: a loop's time must be known when the code around it is ordered.
+static void calleesFirst(const Program &program, int at, std::vector<char> &seen, std::vector<int> &result) {
+  if (seen[at])
+    return;
+  seen[at] = 1;
+  for (const Instruction &instruction : program.computations[at].instructions)
+    if (instruction.body >= 0)
+      calleesFirst(program, instruction.body, seen, result);
+  result.push_back(at);
+}
+
+OptimizeResult optimize(const Program &program, const OptimizeOptions &options) {
+  OptimizeResult result;
+  result.orders.resize(program.computations.size());
+  for (const CommModel &model : options.models)
+    result.before.push_back(stepTime(program, model));
+  result.after = result.before;
+  const std::vector<int64_t> peaks = peakBytes(program);
+  result.peakBefore = result.peakAfter = peaks[program.entry];
+  // What a computation may hold: its own worst instant plus the room that the cap leaves over the whole
+  // program's.
+  const int64_t room = options.cap.bytes == INT64_MAX
+                           ? INT64_MAX / 4
+                           : std::max<int64_t>(0, options.cap.bytes - result.peakBefore);
+
+  std::vector<int> computations;
+  std::vector<char> seen(program.computations.size(), 0);
+  calleesFirst(program, program.entry, seen, computations);
+
+  // What is judged: the mean of the times relative to the given order's, none above its own best so far.
+  auto score = [&](const std::vector<double> &times) {
+    double sum = 0;
+    for (size_t m = 0; m < times.size(); ++m)
+      sum += times[m] / std::max(result.before[m], 1e-9);
+    return sum / static_cast<double>(times.size());
+  };
+
+  Program best = program;
+  int64_t work = 0;
+  // A second round starts from the first's order: what was moved changes what else is worth moving.
+  for (int round = 0; round < kRounds; ++round)
+    for (int c : computations) {
+      if (!communicates(program.computations[c]))
+        continue;
+      const int64_t size = static_cast<int64_t>(program.computations[c].instructions.size());
+      const Program given = best;
+      Program candidate = best;
+      const std::vector<int> before = result.orders[c];
+      std::vector<std::vector<int>> tried;
+      double bestScore = score(result.after);
+      for (Setting setting : settings()) {
+        setting.heldBytes = peaks[c] + room;
+        for (const CommModel &model : options.models) {
+          if (work > 0 && work + size > options.work * (round + 1) / kRounds)
+            break;
+          work += size;
+          std::vector<int> order = listSchedule(given, c, model, setting);
+          if (std::find(tried.begin(), tried.end(), order) != tried.end())
+            continue;
+          tried.push_back(order);
+          ++result.tried;
+          if (!isValidOrder(given.computations[c], order))
+            continue; // unreachable by construction; the schedule must never depend on that
+          candidate.computations[c] = reorder(given.computations[c], order);
+          std::vector<double> times;
+          bool worse = false;
+          for (size_t m = 0; m < options.models.size(); ++m) {
+            times.push_back(stepTime(candidate, options.models[m]));
+            worse |= times[m] > result.before[m];
+          }
+          if (worse || score(times) > bestScore * (1 - options.minimumGain))
+            continue;
+          int64_t peak = peakBytes(candidate)[program.entry];
+          if (peak > options.cap.bytes && peak > result.peakBefore) {
+            ++result.overCap;
+            continue;
+          }
+          bestScore = score(times);
+          result.after = times;
+          result.peakAfter = peak;
+          result.orders[c] = compose(before, order);
+          best.computations[c] = candidate.computations[c];
+        }
+      }
+    }
+  return result;
+}
+
+} // namespace farrier::schedule

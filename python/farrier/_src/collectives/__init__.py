@@ -1,0 +1,1 @@
+"""Collectives: what they cost, where a schedule leaves them exposed, and our own order."""

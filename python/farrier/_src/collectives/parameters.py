@@ -1,0 +1,198 @@
+"""Parameter sets: how fast collectives and kernels are assumed to be.
+
+A simulated step time is only as good as these, so every gain farrier claims has to hold under two sets
+at least, and a user's own figures (`nccl-tests` output, see `nccl_tests`) replace the assumed ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from farrier._src import errors
+from farrier._src.targets import Target
+
+_SECTIONS = {
+    "link": ("bytes_per_s", "all_reduce_bytes_per_s", "latency_s"),
+    "network": ("bytes_per_s", "latency_s"),
+    "kernels": ("gemm_fraction", "float32_gemm_rate", "attention_fraction", "memory_fraction", "floor_s"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Measured times of one kind of collective."""
+
+    kind: str
+    """``all-gather``, ``all-reduce``, ``reduce-scatter``, ``all-to-all``, ``collective-permute``."""
+    network: bool
+    """Whether the group spans more than one NVLink domain."""
+    points: tuple[tuple[float, float], ...]
+    """(bytes as nccl-tests counts them, seconds), ascending."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ParameterSet:
+    """Speeds of collectives (alpha-beta) and kernels. Bandwidths are per device and direction."""
+
+    name: str
+    domain_devices: int
+    """Devices that reach each other over NVLink."""
+    link_bytes_per_s: float
+    link_all_reduce_bytes_per_s: float
+    link_latency_s: float
+    network_bytes_per_s: float
+    network_latency_s: float
+    gemm_fraction: float
+    """Of the peak of the GEMM's type that a large GEMM reaches."""
+    attention_fraction: float
+    memory_fraction: float
+    """Of the device's memory bandwidth that a kernel bound by memory reaches."""
+    floor_s: float
+    """Least time of a kernel."""
+    float32_gemm_rate: str = "tensorfloat32"
+    """The row of the target's peak rates that float32 GEMMs are rated with."""
+    two_streams: bool = False
+    """NVLink and network communication run beside each other."""
+    curves: tuple[Curve, ...] = ()
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def comm_json(self) -> dict[str, Any]:
+        """What the C++ simulator takes: bytes per microsecond and microseconds."""
+        return {
+            "name": self.name,
+            "link_bytes_per_us": self.link_bytes_per_s / 1e6,
+            "link_all_reduce_bytes_per_us": self.link_all_reduce_bytes_per_s / 1e6,
+            "network_bytes_per_us": self.network_bytes_per_s / 1e6,
+            "link_latency_us": self.link_latency_s * 1e6,
+            "network_latency_us": self.network_latency_s * 1e6,
+            "two_streams": self.two_streams,
+            "measured": [
+                {"kind": c.kind, "network": c.network, "points": [[b, t * 1e6] for b, t in c.points]}
+                for c in self.curves
+            ],
+        }
+
+    def with_two_streams(self) -> ParameterSet:
+        """The same speeds with a communication stream for each of NVLink and network."""
+        return dataclasses.replace(self, name=f"{self.name}+2streams", two_streams=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        return dataclasses.asdict(self)
+
+
+def builtin_names() -> tuple[str, ...]:
+    """Names of the built-in parameter sets, sorted."""
+    data = resources.files("farrier._src.collectives") / "data"
+    return tuple(sorted(p.name.removesuffix(".toml") for p in data.iterdir() if p.name.endswith(".toml")))
+
+
+def load(name: str | os.PathLike[str]) -> ParameterSet:
+    """Reads a parameter set: a built-in name or the path of a TOML file in the same form.
+
+    A file may say ``base = "nv"`` and override figures, and may add measured curves::
+
+        [[measured]]
+        kind = "all-gather"
+        network = false
+        points = [[1048576, 25e-6], [67108864, 210e-6]]   # bytes as nccl-tests counts them, seconds
+
+    Raises:
+      farrier.Error: unknown name, unreadable or malformed file, missing or impossible figures.
+    """
+    name = os.fspath(name)
+    if name in builtin_names():
+        text = (resources.files("farrier._src.collectives") / "data" / f"{name}.toml").read_text("utf-8")
+        label = name
+    else:
+        path = pathlib.Path(name)
+        if not path.suffix:
+            known = builtin_names()
+            near = errors.nearest(name, known)
+            raise errors.InputError(
+                f"unknown parameter set {name!r}",
+                hint=f"did you mean {near!r}?"
+                if near
+                else f"known: {', '.join(known)}, or a TOML file's path",
+            )
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise errors.InputError(f"cannot read the parameter set {name!r}: {e}") from e
+        label = path.stem
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise errors.InputError(f"the parameter set {name!r} is not valid TOML: {e}") from e
+    base = data.pop("base", None)
+    figures: dict[str, Any] = {}
+    if base is not None:
+        if base not in builtin_names():
+            raise errors.InputError(f"{name}: base = {base!r} is not a built-in parameter set")
+        start = load(base)
+        figures = {f.name: getattr(start, f.name) for f in dataclasses.fields(ParameterSet)}
+    data.pop("description", None)
+    if "domain_devices" in data:
+        figures["domain_devices"] = data.pop("domain_devices")
+    if "two_streams" in data:
+        figures["two_streams"] = data.pop("two_streams")
+    figures["sources"] = {**figures.get("sources", {}), **data.pop("sources", {})}
+    curves = [_curve(name, c) for c in data.pop("measured", [])]
+    figures["curves"] = (*figures.get("curves", ()), *curves)
+    for section, keys in _SECTIONS.items():
+        for key, value in data.pop(section, {}).items():
+            if key not in keys:
+                raise errors.InputError(
+                    f"{name}: unknown key {section}.{key}", hint=f"known: {', '.join(keys)}"
+                )
+            figures[key if section == "kernels" else f"{section}_{key}"] = value
+    if data:
+        raise errors.InputError(f"{name}: unknown section {next(iter(data))!r}")
+    figures["name"] = label
+    return _checked(name, figures)
+
+
+def _curve(name: str, data: Any) -> Curve:
+    try:
+        points = tuple(sorted((float(b), float(t)) for b, t in data["points"]))
+        return Curve(kind=str(data["kind"]), network=bool(data.get("network", False)), points=points)
+    except (KeyError, TypeError, ValueError) as e:
+        raise errors.InputError(
+            f"{name}: a [[measured]] table needs kind and points = [[bytes, seconds], ...]"
+        ) from e
+
+
+def _checked(name: str, figures: dict[str, Any]) -> ParameterSet:
+    for field in dataclasses.fields(ParameterSet):
+        if field.name in ("name", "curves", "sources", "two_streams", "float32_gemm_rate"):
+            continue
+        value = figures.get(field.name)
+        least_open = not field.name.endswith("latency_s")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise errors.InputError(f"{name}: {field.name} is missing or not a number")
+        if value < 0 or (least_open and value == 0):
+            raise errors.InputError(f"{name}: {field.name} = {value!r} must be positive")
+        if field.name.endswith("fraction") and value > 1:
+            raise errors.InputError(f"{name}: {field.name} = {value!r} is more than the hardware's peak")
+    return ParameterSet(**figures)
+
+
+def for_target(target: Target) -> tuple[ParameterSet, ParameterSet]:
+    """The two built-in sets that fit a target, the likelier one first."""
+    names = ("gb", "gb-slow") if target.facts.host_link == "nvlink-c2c" else ("nv", "slow")
+    return load(names[0]), load(names[1])
+
+
+def resolve(
+    parameters: Sequence[str | os.PathLike[str] | ParameterSet] | None, target: Target
+) -> tuple[ParameterSet, ...]:
+    """Parameter sets from names, files or objects; None gives the target's built-in two."""
+    if parameters is None:
+        return for_target(target)
+    return tuple(p if isinstance(p, ParameterSet) else load(p) for p in parameters)

@@ -1,0 +1,292 @@
+"""Simulating a scheduled module and finding an order that leaves less communication exposed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from farrier import _core
+from farrier._src import errors
+from farrier._src.collectives import program as program_lib
+from farrier._src.collectives.costs import CostModel
+from farrier._src.collectives.parameters import ParameterSet
+from farrier._src.hlo import Module
+from farrier._src.targets import Target
+
+PLAN_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wait:
+    """One collective of a schedule, summed over loop iterations."""
+
+    name: str
+    kind: str
+    bytes: int
+    """Of one execution's result on one device."""
+    group: int
+    """Devices in one group."""
+    network: bool
+    """Whether groups leave their NVLink domain."""
+    runs: int
+    seconds: float
+    exposed_seconds: float
+    hideable_seconds: float
+    """Compute of the same computation, one execution, that neither feeds it nor needs it: what it could
+    hide behind."""
+    op_name: str
+    """The JAX operation that it came from."""
+    source: str
+    """``file:line`` in the user's program, empty when unknown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A step under one parameter set. Simulated, not measured."""
+
+    parameters: str
+    seconds: float
+    compute_seconds: float
+    comm_seconds: float
+    exposed_seconds: float
+    bound_seconds: float
+    """No order of the same instructions is faster: the largest of compute, communication and critical
+    path."""
+    critical_path_seconds: float
+    collectives: int
+    synchronous: int
+    waits: tuple[Wait, ...]
+    """By exposed time, largest first."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return dataclasses.asdict(self)
+
+
+def source_line(module: Module, instruction: Any) -> str:
+    """``file:line`` of the innermost user frame of an instruction; empty when the module does not say."""
+    metadata = instruction.proto.metadata
+    if metadata.source_file:
+        return f"{metadata.source_file}:{metadata.source_line}"
+    index = module.proto.stack_frame_index
+    frame = metadata.stack_frame_id
+    if not 0 < frame <= len(index.stack_frames):
+        return ""
+    location = index.file_locations[index.stack_frames[frame - 1].file_location_id - 1]
+    return f"{index.file_names[location.file_name_id - 1]}:{location.line}"
+
+
+def _request(**fields: Any) -> dict[str, Any]:
+    try:
+        return json.loads(_core.schedule(json.dumps(fields)))
+    except ValueError as e:
+        raise errors.InternalError(f"the scheduler refused a program: {e}") from e
+
+
+def simulate(
+    module: Module,
+    target: Target,
+    parameters: Sequence[ParameterSet],
+    *,
+    frozen: dict[str, float] | None = None,
+) -> tuple[Simulation, ...]:
+    """Simulates one step of a scheduled module, once for each parameter set.
+
+    Args:
+      module: scheduled HLO; compile with ``xla_gpu_collect_cost_model_stats=True`` for XLA's estimates
+        of kernels.
+      target: peak rates and memory bandwidth.
+      parameters: speeds; kernels are costed with the first set's fractions.
+      frozen: kernel costs by fingerprint; looked up first, and new ones are added, so that two programs
+        can be compared at the same prices.
+    """
+    costs = CostModel(target, parameters[0], frozen)
+    program = program_lib.build(module, costs, parameters[0].domain_devices)
+    answer = _request(
+        action="simulate", program=program.json, models=[p.comm_json() for p in parameters], hideable=True
+    )
+    return tuple(
+        _simulation(module, program, p, r) for p, r in zip(parameters, answer["results"], strict=True)
+    )
+
+
+def _simulation(module: Module, program: Any, parameters: ParameterSet, r: Mapping[str, Any]) -> Simulation:
+    waits = []
+    for c, k, total, exposed, runs, hideable in r["waits"]:
+        start = program.instructions[c][k]
+        collective = program_lib.collective_of(start)
+        row = program.json["collectives"][program.json["computations"][c]["collective"][k]]
+        waits.append(
+            Wait(
+                name=start.name,
+                kind=row["kind"],
+                bytes=row["bytes"],
+                group=row["group"],
+                network=row["domains"] > 1,
+                runs=runs,
+                seconds=total / 1e6,
+                exposed_seconds=exposed / 1e6,
+                hideable_seconds=hideable / 1e6,
+                op_name=start.proto.metadata.op_name or collective.proto.metadata.op_name,
+                source=source_line(module, start) or source_line(module, collective),
+            )
+        )
+    waits.sort(key=lambda w: (-w.exposed_seconds, w.name))
+    return Simulation(
+        parameters=parameters.name,
+        seconds=r["time"] / 1e6,
+        compute_seconds=r["compute"] / 1e6,
+        comm_seconds=r["comm"] / 1e6,
+        exposed_seconds=r["exposed"] / 1e6,
+        bound_seconds=r["bound"] / 1e6,
+        critical_path_seconds=r["critical_path"] / 1e6,
+        collectives=r["collectives"],
+        synchronous=r["synchronous"],
+        waits=tuple(waits),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SchedulePlan:
+    """What it takes to schedule a program again the same way, on any machine: prices, not an order.
+
+    The order follows from the program and these by a deterministic search in the compile itself, so the
+    plan survives whatever leaves the kernels alone, and every process of a job that compiles the same
+    program gets the same order.
+    """
+
+    parameters: tuple[ParameterSet, ...]
+    """An order is kept only where it is not slower under any of them; the first rates the kernels."""
+    peak_flops: Mapping[str, float]
+    hbm_bytes_per_s: float
+    costs: Mapping[str, float]
+    """Microseconds of kernels by fingerprint, as the program showed them when it was planned."""
+    memory_growth_bytes: int = 0
+    """What the new order may hold over XLA's at the worst instant, per device."""
+    work: int = 600_000
+    """Instructions the search may visit; it ends there, the same on every machine."""
+    bucket_bytes: int | None = None
+    """Cap on the result of a combined reduce-scatter; None leaves combining to XLA."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, with the version."""
+        return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SchedulePlan:
+        """Reads what `to_json` gave.
+
+        Raises:
+          farrier.Error: another version, or fields missing.
+        """
+        from farrier._src.collectives.parameters import Curve
+
+        data = dict(data)
+        version = data.pop("version", None)
+        if version != PLAN_VERSION:
+            raise errors.PlanError(
+                f"schedule plan of version {version!r}; this farrier reads version {PLAN_VERSION}",
+                hint="plan again",
+            )
+        try:
+            sets = []
+            for p in data.pop("parameters"):
+                curves = tuple(
+                    Curve(kind=c["kind"], network=c["network"], points=tuple((b, t) for b, t in c["points"]))
+                    for c in p["curves"]
+                )
+                sets.append(ParameterSet(**{**p, "curves": curves}))
+            return cls(parameters=tuple(sets), **data)
+        except (KeyError, TypeError) as e:
+            raise errors.PlanError(f"not a schedule plan: {e}", hint="plan again") from e
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that name the plan."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def tag(self) -> str:
+        """What a module's name must contain for the plan to be applied to it."""
+        return f"farrier_{self.fingerprint}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Outcome:
+    """What a search for an order came to."""
+
+    changed: bool
+    before: tuple[float, ...]
+    """Step time of the given order by parameter set, seconds, simulated."""
+    after: tuple[float, ...]
+    peak_before: int
+    """Bytes of temporaries at the worst instant, estimated."""
+    peak_after: int
+    tried: int
+    """Distinct orders looked at."""
+    over_cap: int
+    """Orders that were faster and held too much."""
+
+
+def plan(
+    module: Module,
+    target: Target,
+    parameters: Sequence[ParameterSet],
+    *,
+    memory_growth_bytes: int = 0,
+    bucket_bytes: int | None = None,
+) -> SchedulePlan:
+    """A plan for programs like `module` (scheduled HLO of a compile without one)."""
+    costs = CostModel(target, parameters[0])
+    program_lib.build(module, costs, parameters[0].domain_devices)
+    return SchedulePlan(
+        parameters=tuple(parameters),
+        peak_flops=dict(target.peak_flops),
+        hbm_bytes_per_s=target.hbm_bytes_per_s,
+        costs=dict(sorted(costs.frozen.items())),
+        memory_growth_bytes=memory_growth_bytes,
+        bucket_bytes=bucket_bytes,
+    )
+
+
+class _Rates:
+    """The part of a Target that kernel costs need, from a plan."""
+
+    def __init__(self, plan: SchedulePlan):
+        self.peak_flops = dict(plan.peak_flops)
+        self.hbm_bytes_per_s = plan.hbm_bytes_per_s
+
+
+def reschedule(module: Module, plan: SchedulePlan) -> tuple[bytes | None, Outcome]:
+    """Looks for a better order of a scheduled module.
+
+    Returns:
+      The serialized HloModuleProto in the new order, or None when the given one stays; and the outcome.
+    """
+    costs = CostModel(_Rates(plan), plan.parameters[0], dict(plan.costs))
+    program = program_lib.build(module, costs, plan.parameters[0].domain_devices)
+    models = [p.comm_json() for p in plan.parameters]
+    entry = program.json["entry"]
+    peak = _request(action="simulate", program=program.json, models=models[:1])["peaks"][entry]
+    answer = _request(
+        action="optimize",
+        program=program.json,
+        models=models,
+        cap_bytes=peak + plan.memory_growth_bytes,
+        work=plan.work,
+    )
+    changed = any(answer["orders"])
+    outcome = Outcome(
+        changed=changed,
+        before=tuple(t / 1e6 for t in answer["before"]),
+        after=tuple(t / 1e6 for t in answer["after"]),
+        peak_before=answer["peak_before"],
+        peak_after=answer["peak_after"],
+        tried=answer["tried"],
+        over_cap=answer["over_cap"],
+    )
+    return (program_lib.write_orders(module, program, answer["orders"]) if changed else None), outcome
