@@ -145,7 +145,9 @@ std::vector<Choice> Problem::frontier() const {
 Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
   // Components of what differs, joined by results of one operation and by reading. Where a reader or
   // an operand does not differ, both choices agree about it, so components mix freely.
-  auto state = [](const Choice &choice, unsigned v) { return choice.saved[v] ? 1 : choice.recomputed[v] ? 2 : 0; };
+  auto state = [](const Choice &choice, unsigned v) {
+    return choice.saved[v] ? 1 : choice.recomputed[v] ? 2 : 0;
+  };
   unsigned operations;
   std::vector<unsigned> operation = operationOf(candidates, operations);
   llvm::EquivalenceClasses<unsigned> classes;
@@ -209,7 +211,8 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
   for (unsigned c = 0; c < components.size(); ++c) {
     std::vector<int> next = front;
     for (int s : front) {
-      State taken{all[s].bytes + components[c].bytes, all[s].time + components[c].time, s, static_cast<int>(c)};
+      State taken{all[s].bytes + components[c].bytes, all[s].time + components[c].time, s,
+                  static_cast<int>(c)};
       if (taken.bytes > std::max<int64_t>(room, 0))
         continue;
       next.push_back(static_cast<int>(all.size()));

@@ -1,0 +1,92 @@
+//===- Loops.h - rematerialization between two loops ------------------------===//
+//
+// A scan and its derivative are two `stablehlo.while` loops: the forward one writes what the backward one
+// reads, iteration by iteration, into *residual stacks*. A pair of such loops is one Problem, whose instances
+// are the iterations; a decision says what to save and what to recompute, for consecutive ranges of forward
+// iterations. Nothing is rewritten that is not proven: index expressions are evaluated for every iteration.
+//
+//===----------------------------------------------------------------------===//
+
+#ifndef FARRIER_PASSES_REMAT_LOOPS_H
+#define FARRIER_PASSES_REMAT_LOOPS_H
+
+#include "passes/remat/Problem.h"
+
+#include "farrier/Analysis/Graph.h"
+#include "farrier/Analysis/OpCost.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/ADT/STLFunctionalExtras.h"
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace farrier::remat {
+
+/// Why something was left alone, at the operation that it is about.
+using MissedFn = llvm::function_ref<void(mlir::Operation *, llvm::StringRef reason)>;
+
+struct LoopOptions {
+  /// Bytes per device of a value.
+  SizeFn size = unshardedSize;
+  /// True forbids running a second copy of the operation.
+  std::function<bool(mlir::Operation *)> forbid;
+  /// Plan anew what the backward loop already recomputes (jax.checkpoint); false keeps those choices.
+  bool replan = true;
+  /// Let collectives be recomputed, at the price of their communication. Every device runs the same loops,
+  /// so all ranks agree.
+  bool recomputeCollectives = false;
+  /// Loop-invariant operands at least this big that are cheap to make (masks, broadcasts) are made inside
+  /// the bodies instead of living through the loops.
+  int64_t sinkBytes = defaultSmallBytes;
+};
+
+/// What consecutive iterations of the forward loop do.
+struct LoopPart {
+  int64_t iterations = 0;
+  Choice choice; ///< over the problem's candidates; its sums are for all iterations of the loop
+};
+
+/// In the order of the forward iterations; the counts add up to the trip count.
+using LoopDecision = std::vector<LoopPart>;
+
+class LoopPair {
+public:
+  virtual ~LoopPair();
+
+  /// Names the pair in plans: the forward loop's name stack and an ordinal among equals.
+  virtual llvm::StringRef key() const = 0;
+  virtual mlir::Operation *forward() const = 0;
+  virtual mlir::Operation *backward() const = 0;
+  virtual const Problem &problem() const = 0;
+  /// Bytes of the residual stacks as the program stands.
+  virtual int64_t stackBytes() const = 0;
+  /// Whether the backward loop already recomputes (jax.checkpoint), so that an unchanged program costs more
+  /// than `current` says.
+  virtual bool recomputesAlready() const = 0;
+  /// What the program does as it stands, as a choice.
+  virtual const Choice &current() const = 0;
+
+  /// Two choices over the iterations so that the saved bytes stay within the budget: as many iterations as
+  /// fit do `upper` (more bytes), the others `lower`. The later iterations get `upper`: their stacks are
+  /// read first and free before the earlier ones recompute.
+  LoopDecision split(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const;
+
+  /// Rewrites both loops. Fails, leaving the program as it was, if the decision is not legal. The pair, and
+  /// every pair whose loops enclose or are enclosed by these, is stale afterwards.
+  virtual mlir::LogicalResult apply(const LoopDecision &decision) = 0;
+};
+
+/// The pairs of loops anywhere in `module` that hand residuals from one to the other, in program order. Calls
+/// must have been inlined. Of nested pairs only the outermost is returned: look again after applying.
+std::vector<std::unique_ptr<LoopPair>> findLoopPairs(mlir::ModuleOp module, CostModel &costs,
+                                                     const LoopOptions &options, MissedFn missed);
+
+/// Registers farrier-remat-loops.
+void registerLoopsPass();
+
+} // namespace farrier::remat
+
+#endif // FARRIER_PASSES_REMAT_LOOPS_H

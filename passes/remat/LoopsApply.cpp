@@ -1,0 +1,520 @@
+#include "passes/remat/LoopsPair.h"
+#include "passes/remat/LoopsSink.h"
+
+#include "farrier/Analysis/OpInfo.h"
+
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/IRMapping.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+
+#include <map>
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+namespace {
+
+/// The operands of a new loop and where the old loop's went.
+struct Layout {
+  SmallVector<Value> operands;
+  SmallVector<int> position;           ///< of each operand of the old loop; -1: dropped
+  DenseMap<Value, unsigned> invariant; ///< outside values that the new loop hands on unchanged
+
+  unsigned add(Value outside) {
+    auto [it, isNew] = invariant.try_emplace(outside, operands.size());
+    if (isNew)
+      operands.push_back(outside);
+    return it->second;
+  }
+};
+
+/// One of the loops to rewrite, and what of it goes.
+struct Rewritten {
+  WhileLoop &loop;
+  llvm::DenseSet<unsigned> dropped;       ///< matched stacks
+  std::map<unsigned, SinkRecipe> recipes; ///< operands made in the body instead
+  bool keeps(unsigned operand) const {
+    if (dropped.contains(operand))
+      return false;
+    return !recipes.count(operand) || !loop.cond().getArgument(operand).use_empty();
+  }
+};
+
+/// Forward iterations [first, last) and their stacks.
+struct Range {
+  int64_t first = 0, last = 0;
+  const Choice *choice = nullptr;
+  SmallVector<std::pair<unsigned, Value>> stacks; ///< candidate, stack
+};
+
+Value integer(OpBuilder &builder, Location loc, Type type, int64_t number) {
+  auto tensor = cast<RankedTensorType>(type);
+  Attribute attr = IntegerAttr::get(
+      tensor.getElementType(), llvm::APInt(tensor.getElementTypeBitWidth(), static_cast<uint64_t>(number),
+                                           /*isSigned=*/false, /*implicitTrunc=*/true));
+  return stablehlo::ConstantOp::create(builder, loc, type, DenseElementsAttr::get(tensor, attr));
+}
+
+/// sign * x + offset.
+Value affine(OpBuilder &builder, Location loc, Value x, int64_t sign, int64_t offset) {
+  if (sign > 0 && offset == 0)
+    return x;
+  Value constant = integer(builder, loc, x.getType(), offset);
+  if (sign > 0)
+    return stablehlo::AddOp::create(builder, loc, x.getType(), x, constant);
+  return stablehlo::SubtractOp::create(builder, loc, x.getType(), constant, x);
+}
+
+/// A stack of `count` values like this one, its contents of no importance.
+Value emptyStack(OpBuilder &builder, Value value, int64_t count) {
+  auto type = cast<RankedTensorType>(value.getType());
+  auto scalar = RankedTensorType::get({}, type.getElementType());
+  DenseElementsAttr zero;
+  if (auto complex = dyn_cast<ComplexType>(type.getElementType())) {
+    llvm::APFloat part(cast<FloatType>(complex.getElementType()).getFloatSemantics());
+    zero = DenseElementsAttr::get(scalar, std::complex<llvm::APFloat>(part, part));
+  } else {
+    zero = DenseElementsAttr::get(scalar, builder.getZeroAttr(type.getElementType()));
+  }
+  SmallVector<int64_t> shape{count};
+  llvm::append_range(shape, type.getShape());
+  Value element = stablehlo::ConstantOp::create(builder, value.getLoc(), scalar, zero);
+  return stablehlo::BroadcastInDimOp::create(builder, value.getLoc(),
+                                             RankedTensorType::get(shape, type.getElementType()), element,
+                                             builder.getDenseI64ArrayAttr({}));
+}
+
+RankedTensorType unitSlice(Value value) {
+  auto type = cast<RankedTensorType>(value.getType());
+  SmallVector<int64_t> shape{1};
+  llvm::append_range(shape, type.getShape());
+  return RankedTensorType::get(shape, type.getElementType());
+}
+
+SmallVector<Value> sliceStart(OpBuilder &builder, Value slot, int64_t rank) {
+  SmallVector<Value> start{slot};
+  if (rank > 1)
+    start.append(rank - 1, integer(builder, slot.getLoc(), slot.getType(), 0));
+  return start;
+}
+
+bool isDead(Operation *op) {
+  return op->use_empty() && !op->hasTrait<OpTrait::IsTerminator>() &&
+         (isOpTriviallyDead(op) || isClonable(op) || isa<stablehlo::OptimizationBarrierOp>(op));
+}
+
+void eraseDead(Block &block) {
+  for (Operation &op : llvm::make_early_inc_range(llvm::reverse(block)))
+    if (isDead(&op))
+      op.erase();
+}
+
+/// Erases what made these values, as far as nothing else reads it.
+void eraseDeadMakers(ValueRange values) {
+  llvm::SetVector<Operation *> makers;
+  auto add = [&](ValueRange range) {
+    for (Value value : range)
+      if (Operation *op = value.getDefiningOp())
+        makers.insert(op);
+  };
+  add(values);
+  while (!makers.empty()) {
+    Operation *op = makers.pop_back_val();
+    if (!isDead(op))
+      continue;
+    SmallVector<Value> operands(op->operand_begin(), op->operand_end());
+    op->erase();
+    add(operands);
+  }
+}
+
+} // namespace
+
+class LoopRewriter {
+public:
+  explicit LoopRewriter(MatchedPair &pair)
+      : pair(pair), F(pair.F), B(pair.B), builder(pair.F.op), forward{F, {}, {}}, backward{B, {}, {}} {
+    for (const Residual &residual : pair.residuals) {
+      forward.dropped.insert(residual.forward);
+      backward.dropped.insert(residual.backward.begin(), residual.backward.end());
+    }
+    findRecipes(forward);
+    findRecipes(backward);
+  }
+
+  void run(const LoopDecision &decision) {
+    SmallVector<Range> ranges;
+    for (const LoopPart &part : decision) {
+      int64_t first = ranges.empty() ? 0 : ranges.back().last;
+      ranges.push_back({first, first + part.iterations, &part.choice, {}});
+    }
+    SmallVector<Value> replacements;
+    builder.setInsertionPoint(F.op);
+    for (Range &range : ranges)
+      replacements = makeForward(range, replacements);
+    SmallVector<Value> forwardResults = replacements;
+    replacements.clear();
+    builder.setInsertionPoint(B.op);
+    if (pair.reversed)
+      std::reverse(ranges.begin(), ranges.end());
+    for (Range &range : ranges)
+      replacements = makeBackward(range, replacements);
+    replace(backward, replacements);
+    replace(forward, forwardResults);
+  }
+
+private:
+  void findRecipes(Rewritten &rewritten) {
+    WhileLoop &loop = rewritten.loop;
+    for (unsigned i = 0; i < loop.size(); ++i) {
+      Value operand = loop.op.getOperand()[i];
+      if (loop.kinds[i] != WhileLoop::Kind::Invariant || rewritten.dropped.contains(i) ||
+          pair.options.size(operand) < pair.options.sinkBytes || loop.body().getArgument(i).hasOneUse())
+        continue;
+      if (std::optional<SinkRecipe> recipe = SinkRecipe::of(operand, pair.options.size))
+        rewritten.recipes.emplace(i, std::move(*recipe));
+    }
+  }
+
+  /// The operands that stay. `results`: of the loop that runs before this one, empty for the first.
+  Layout layoutOf(const Rewritten &rewritten, int64_t firstIteration, llvm::ArrayRef<Value> results) {
+    WhileLoop &loop = rewritten.loop;
+    Layout layout;
+    for (unsigned i = 0; i < loop.size(); ++i) {
+      if (!rewritten.keeps(i)) {
+        layout.position.push_back(-1);
+        continue;
+      }
+      layout.position.push_back(static_cast<int>(layout.operands.size()));
+      Value outside = loop.op.getOperand()[i];
+      if (loop.kinds[i] == WhileLoop::Kind::Invariant)
+        layout.invariant.try_emplace(outside, layout.operands.size());
+      else if (firstIteration > 0 && loop.kinds[i] == WhileLoop::Kind::Number)
+        // A constant, so that XLA still sees how often the loop runs.
+        outside = integer(builder, loop.op.getLoc(), outside.getType(), loop.numbers(i)[firstIteration]);
+      else if (!results.empty())
+        outside = results[i];
+      layout.operands.push_back(outside);
+    }
+    for (auto &[i, recipe] : rewritten.recipes)
+      for (Value leaf : recipe.leaves)
+        layout.add(leaf);
+    return layout;
+  }
+
+  /// A loop with these operands, its condition filled in: iterations [.., last) of the old loop.
+  stablehlo::WhileOp makeLoop(const Rewritten &rewritten, const Layout &layout, int64_t last,
+                              IRMapping &mapping) {
+    WhileLoop &loop = rewritten.loop;
+    OperationState state(loop.op.getLoc(), loop.op->getName());
+    state.addOperands(layout.operands);
+    state.addTypes(TypeRange(ValueRange(layout.operands)));
+    state.addAttributes(llvm::to_vector(loop.op->getDiscardableAttrs()));
+    state.propertiesAttr = loop.op->getPropertiesAsAttribute();
+    state.addRegion();
+    state.addRegion();
+    auto made = cast<stablehlo::WhileOp>(builder.create(state));
+    for (Region &region : made->getRegions()) {
+      Block &block = region.emplaceBlock();
+      for (Value operand : layout.operands)
+        block.addArgument(operand.getType(), loop.op.getLoc());
+    }
+    OpBuilder::InsertionGuard guard(builder);
+    Block &cond = made.getCond().front();
+    builder.setInsertionPointToStart(&cond);
+    if (last == loop.trips) {
+      IRMapping inner;
+      for (unsigned i = 0; i < loop.size(); ++i)
+        if (layout.position[i] >= 0)
+          inner.map(loop.cond().getArgument(i), cond.getArgument(layout.position[i]));
+      for (Operation &op : loop.cond())
+        builder.clone(op, inner);
+    } else {
+      Location loc = loop.op.getLoc();
+      Value counter = cond.getArgument(layout.position[loop.counter]);
+      WhileLoop::Affine line = *loop.affine(loop.counter);
+      Value bound = integer(builder, loc, counter.getType(), line.start + line.step * last);
+      auto elementType = cast<RankedTensorType>(counter.getType()).getElementType();
+      auto less = stablehlo::CompareOp::create(
+          builder, loc, RankedTensorType::get({}, builder.getI1Type()), counter, bound,
+          stablehlo::ComparisonDirectionAttr::get(builder.getContext(),
+                                                  line.step > 0 ? stablehlo::ComparisonDirection::LT
+                                                                : stablehlo::ComparisonDirection::GT),
+          stablehlo::ComparisonTypeAttr::get(builder.getContext(), elementType.isUnsignedInteger()
+                                                                       ? stablehlo::ComparisonType::UNSIGNED
+                                                                       : stablehlo::ComparisonType::SIGNED));
+      stablehlo::ReturnOp::create(builder, loc, ValueRange{less});
+    }
+    Block &body = made.getBody().front();
+    builder.setInsertionPointToStart(&body);
+    for (unsigned i = 0; i < loop.size(); ++i)
+      if (layout.position[i] >= 0)
+        mapping.map(loop.body().getArgument(i), body.getArgument(layout.position[i]));
+    for (auto &[i, recipe] : rewritten.recipes)
+      mapping.map(loop.body().getArgument(i), makeSunk(recipe, loop.op.getOperand()[i], layout, body));
+    return made;
+  }
+
+  Value makeSunk(const SinkRecipe &recipe, Value value, const Layout &layout, Block &body) {
+    IRMapping leaves;
+    for (Value leaf : recipe.leaves)
+      leaves.map(leaf, body.getArgument(layout.invariant.lookup(leaf)));
+    return recipe.make(builder, value, leaves);
+  }
+
+  /// What the new body returns for each operand of the layout that the old loop had or that is invariant.
+  SmallVector<Value> returns(const Rewritten &rewritten, const Layout &layout, Block &body,
+                             const IRMapping &mapping) {
+    SmallVector<Value> values(body.getArguments().begin(), body.getArguments().end());
+    WhileLoop &loop = rewritten.loop;
+    for (unsigned i = 0; i < loop.size(); ++i)
+      if (layout.position[i] >= 0 && loop.kinds[i] != WhileLoop::Kind::Invariant)
+        values[layout.position[i]] = mapping.lookupOrDefault(loop.terminator()->getOperand(i));
+    return values;
+  }
+
+  /// What stands for each result of the old loop; null for matched stacks.
+  SmallVector<Value> resultsOf(const Rewritten &rewritten, const Layout &layout, stablehlo::WhileOp made) {
+    SmallVector<Value> values;
+    for (unsigned i = 0; i < rewritten.loop.size(); ++i) {
+      if (layout.position[i] >= 0)
+        values.push_back(made->getResult(layout.position[i]));
+      else
+        values.push_back(rewritten.dropped.contains(i) ? Value() : rewritten.loop.op.getOperand()[i]);
+    }
+    return values;
+  }
+
+  SmallVector<Value> makeForward(Range &range, llvm::ArrayRef<Value> before) {
+    const std::vector<Candidate> &candidates = pair.prob.candidates;
+    Layout layout = layoutOf(forward, range.first, before);
+    unsigned firstStack = layout.operands.size();
+    for (unsigned v = 0; v < candidates.size(); ++v)
+      if (range.choice->saved[v]) {
+        layout.operands.push_back(emptyStack(builder, candidates[v].value, range.last - range.first));
+        range.stacks.push_back({v, Value()});
+      }
+    IRMapping mapping;
+    stablehlo::WhileOp made = makeLoop(forward, layout, range.last, mapping);
+    Block &body = made.getBody().front();
+    {
+      OpBuilder::InsertionGuard guard(builder);
+      builder.setInsertionPointToEnd(&body);
+      llvm::SmallPtrSet<Operation *, 16> writes;
+      for (const Residual &residual : pair.residuals)
+        writes.insert(F.write(residual.forward));
+      for (Operation &op : F.body().without_terminator())
+        if (!writes.contains(&op))
+          builder.clone(op, mapping);
+      SmallVector<Value> values = returns(forward, layout, body, mapping);
+      WhileLoop::Affine line = *F.affine(F.counter);
+      Value slot = affine(builder, F.op.getLoc(), body.getArgument(layout.position[F.counter]), line.step,
+                          -line.step * line.start - range.first);
+      for (auto [at, stack] : llvm::enumerate(range.stacks)) {
+        Value value = candidates[stack.first].value;
+        BlockArgument whole = body.getArgument(firstStack + at);
+        RankedTensorType slice = unitSlice(value);
+        Value update = stablehlo::ReshapeOp::create(builder, value.getLoc(), slice, mapping.lookup(value));
+        values[firstStack + at] =
+            stablehlo::DynamicUpdateSliceOp::create(builder, value.getLoc(), whole.getType(), whole, update,
+                                                    sliceStart(builder, slot, slice.getRank()));
+        stack.second = made->getResult(firstStack + at);
+      }
+      stablehlo::ReturnOp::create(builder, F.terminator()->getLoc(), values);
+      eraseDead(body);
+    }
+    return resultsOf(forward, layout, made);
+  }
+
+  /// Operations that the choice computes again, in forward order.
+  SmallVector<Operation *> chainOf(const Choice &choice) {
+    SmallVector<Operation *> chain;
+    for (unsigned v = 0; v < choice.recomputed.size(); ++v)
+      if (choice.recomputed[v])
+        if (Operation *op = pair.prob.candidates[v].value.getDefiningOp();
+            chain.empty() || chain.back() != op)
+          chain.push_back(op);
+    return chain;
+  }
+
+  SmallVector<Value> makeBackward(Range &range, llvm::ArrayRef<Value> before) {
+    const std::vector<Candidate> &candidates = pair.prob.candidates;
+    int64_t firstIteration = pair.reversed ? F.trips - range.last : range.first;
+    int64_t lastIteration = pair.reversed ? F.trips - range.first : range.last;
+    Layout layout = layoutOf(backward, firstIteration, before);
+    SmallVector<Operation *> chain = chainOf(*range.choice);
+    llvm::SetVector<Value> invariants; // forward body arguments that the chain or the boundary reads
+    auto use = [&](Value value) {
+      value = pair.numbering.representative(value);
+      if (F.isBodyArgument(value) && pair.isFree(value))
+        invariants.insert(value);
+    };
+    for (Operation *op : chain)
+      for (Value read : readsOf(op))
+        use(read);
+    for (auto [mine, theirs] : pair.numbering.boundary)
+      use(theirs);
+    for (Value value : invariants) {
+      unsigned i = cast<BlockArgument>(value).getArgNumber();
+      if (F.kinds[i] == WhileLoop::Kind::Number)
+        continue;
+      auto recipe = forward.recipes.find(i);
+      if (recipe == forward.recipes.end())
+        layout.add(F.op.getOperand()[i]);
+      else
+        for (Value leaf : recipe->second.leaves)
+          layout.add(leaf);
+    }
+    SmallVector<unsigned> stackAt;
+    for (auto [candidate, stack] : range.stacks)
+      stackAt.push_back(layout.add(stack));
+
+    IRMapping mapping;
+    stablehlo::WhileOp made = makeLoop(backward, layout, lastIteration, mapping);
+    Block &body = made.getBody().front();
+    OpBuilder::InsertionGuard guard(builder);
+    builder.setInsertionPointToEnd(&body);
+
+    // Forward iteration t = sign * counter + offset.
+    WhileLoop::Affine line = *B.affine(B.counter);
+    int64_t sign = pair.reversed ? -line.step : line.step;
+    int64_t offset = (pair.reversed ? F.trips - 1 : 0) - sign * line.start;
+    Value counter = body.getArgument(layout.position[B.counter]);
+    IRMapping recomputed;
+    SmallVector<Value> leaves;
+    auto leaf = [&](Value forwardValue, Value value) {
+      recomputed.map(forwardValue, value);
+      leaves.push_back(forwardValue);
+    };
+    Value slot = affine(builder, B.op.getLoc(), counter, sign, offset - range.first);
+    for (auto [stack, at] : llvm::zip(range.stacks, stackAt)) {
+      Value value = candidates[stack.first].value;
+      RankedTensorType slice = unitSlice(value);
+      Value taken = stablehlo::DynamicSliceOp::create(builder, value.getLoc(), slice, body.getArgument(at),
+                                                      sliceStart(builder, slot, slice.getRank()),
+                                                      builder.getDenseI64ArrayAttr(slice.getShape()));
+      leaf(value, stablehlo::ReshapeOp::create(builder, value.getLoc(), value.getType(), taken));
+    }
+    for (Value value : invariants) {
+      unsigned i = cast<BlockArgument>(value).getArgNumber();
+      Value outside = F.op.getOperand()[i];
+      if (F.kinds[i] == WhileLoop::Kind::Number)
+        recomputed.map(value, makeNumber(i, counter, sign, offset));
+      else if (auto recipe = forward.recipes.find(i); recipe != forward.recipes.end())
+        recomputed.map(value, makeSunk(recipe->second, outside, layout, body));
+      else
+        leaf(value, body.getArgument(layout.invariant.lookup(outside)));
+    }
+    if (range.last - range.first == 1 && !chain.empty() && !leaves.empty()) {
+      // XLA inlines a loop of one iteration, and would then merge the recomputation with the original.
+      SmallVector<Value> held;
+      for (Value value : leaves)
+        held.push_back(recomputed.lookup(value));
+      Operation *barrier = makeBarrier(B.op.getLoc(), held, {});
+      for (auto [value, result] : llvm::zip(leaves, barrier->getResults()))
+        recomputed.map(value, result);
+    }
+    for (Operation *op : chain) {
+      for (Value read : readsOf(op))
+        if (!recomputed.contains(read))
+          if (Value same = recomputed.lookupOrNull(pair.numbering.representative(read)))
+            recomputed.map(read, same);
+      // A saved result of an operation that runs again for another one stays as saved.
+      IRMapping results = recomputed;
+      Operation *copy = builder.clone(*op, results);
+      for (auto [from, to] : llvm::zip(op->getResults(), copy->getResults()))
+        if (!recomputed.contains(from))
+          recomputed.map(from, to);
+    }
+    for (auto [mine, theirs] : pair.numbering.boundary) {
+      Value value = recomputed.lookup(pair.numbering.representative(theirs));
+      if (value.getType() != mine.getType())
+        value = stablehlo::ReshapeOp::create(builder, mine.getLoc(), mine.getType(), value);
+      mapping.map(mine, value);
+    }
+    for (Operation &op : B.body().without_terminator())
+      cloneBackward(op, mapping);
+    SmallVector<Value> values = returns(backward, layout, body, mapping);
+    stablehlo::ReturnOp::create(builder, B.terminator()->getLoc(), values);
+    eraseDead(body);
+    return resultsOf(backward, layout, made);
+  }
+
+  /// A forward counter in the iteration that the backward counter stands for.
+  Value makeNumber(unsigned operand, Value counter, int64_t sign, int64_t offset) {
+    WhileLoop::Affine line = *F.affine(operand);
+    Type type = F.body().getArgument(operand).getType();
+    Location loc = F.op.getLoc();
+    if (line.step == 0)
+      return integer(builder, loc, type, line.start);
+    if (counter.getType() != type)
+      counter = stablehlo::ConvertOp::create(builder, loc, type, counter);
+    if (line.step == 1 || line.step == -1)
+      return affine(builder, loc, counter, sign * line.step, line.start + line.step * offset);
+    Value iteration = affine(builder, loc, counter, sign, offset);
+    Value scaled =
+        stablehlo::MulOp::create(builder, loc, type, iteration, integer(builder, loc, type, line.step));
+    return affine(builder, loc, scaled, 1, line.start);
+  }
+
+  void cloneBackward(Operation &op, IRMapping &mapping) {
+    const BodyNumbering &numbering = pair.numbering;
+    if (numbering.replaced.contains(&op))
+      return;
+    if (!isa<stablehlo::OptimizationBarrierOp>(op) ||
+        llvm::none_of(op.getResults(), [&](Value v) { return numbering.known.contains(v); })) {
+      builder.clone(op, mapping);
+      return;
+    }
+    SmallVector<Value> held, results;
+    for (auto [operand, result] : llvm::zip(op.getOperands(), op.getResults()))
+      if (!numbering.known.contains(result)) {
+        held.push_back(mapping.lookupOrDefault(operand));
+        results.push_back(result);
+      }
+    Operation *made = makeBarrier(op.getLoc(), held, llvm::to_vector(op.getDiscardableAttrs()));
+    for (auto [old, now] : llvm::zip(results, made->getResults()))
+      mapping.map(old, now);
+  }
+
+  Operation *makeBarrier(Location loc, ValueRange held, llvm::ArrayRef<NamedAttribute> attributes) {
+    OperationState state(loc, stablehlo::OptimizationBarrierOp::getOperationName());
+    state.addOperands(held);
+    state.addTypes(TypeRange(held));
+    state.addAttributes(attributes);
+    return builder.create(state);
+  }
+
+  void replace(Rewritten &rewritten, llvm::ArrayRef<Value> values) {
+    Operation *op = rewritten.loop.op;
+    for (auto [result, value] : llvm::zip(op->getResults(), values))
+      if (value)
+        result.replaceAllUsesWith(value);
+    SmallVector<Value> operands(op->operand_begin(), op->operand_end());
+    op->erase();
+    eraseDeadMakers(operands);
+  }
+
+  MatchedPair &pair;
+  WhileLoop &F, &B;
+  OpBuilder builder;
+  Rewritten forward, backward;
+};
+
+LogicalResult MatchedPair::apply(const LoopDecision &decision) {
+  int64_t iterations = 0;
+  for (const LoopPart &part : decision) {
+    iterations += part.iterations;
+    if (part.iterations <= 0 || part.choice.saved.size() != prob.candidates.size() ||
+        !prob.legal(part.choice))
+      return F.op.emitError("a decision about this loop is not legal");
+  }
+  if (iterations != F.trips)
+    return F.op.emitError() << "a decision is for " << iterations << " iterations of a loop that runs "
+                            << F.trips << " times";
+  LoopRewriter(*this).run(decision);
+  return success();
+}
+
+} // namespace farrier::remat

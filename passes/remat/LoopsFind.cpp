@@ -1,0 +1,190 @@
+#include "passes/remat/LoopsPair.h"
+
+#include "llvm/ADT/StringMap.h"
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+namespace {
+
+/// Matches what one forward loop writes with what later loops of its block read.
+class Matcher {
+public:
+  Matcher(const LoopOptions &options, MissedFn missed) : options(options), missed(missed) {}
+
+  std::unique_ptr<MatchedPair> match(stablehlo::WhileOp forwardOp,
+                                     const llvm::SmallPtrSetImpl<Operation *> &taken) {
+    // The backward loop that reads the most of what this one writes.
+    llvm::MapVector<Operation *, int64_t> readers;
+    for (OpResult result : forwardOp->getResults())
+      for (Operation *user : result.getUsers())
+        if (isa<stablehlo::WhileOp>(user) && user->getBlock() == forwardOp->getBlock() &&
+            !taken.contains(user))
+          readers[user] += options.size(result);
+    if (readers.empty())
+      return nullptr;
+    std::string reason;
+    std::optional<WhileLoop> forward = analyse(forwardOp, reason);
+    if (!forward) {
+      missed(forwardOp, "a loop that may keep residuals is left alone: " + reason);
+      return nullptr;
+    }
+    std::unique_ptr<MatchedPair> best;
+    for (auto [user, bytes] : readers) {
+      std::unique_ptr<MatchedPair> pair = matchWith(*forward, cast<stablehlo::WhileOp>(user));
+      if (pair && (!best || pair->stackBytes() > best->stackBytes()))
+        best = std::move(pair);
+    }
+    return best;
+  }
+
+private:
+  struct Reading {
+    Residual residual;
+    bool reversed = false, inOrder = false;
+  };
+
+  std::optional<WhileLoop> analyse(stablehlo::WhileOp op, std::string &reason) {
+    return WhileLoop::analyse(op, reason);
+  }
+
+  std::unique_ptr<MatchedPair> matchWith(const WhileLoop &forward, stablehlo::WhileOp backwardOp) {
+    std::string reason;
+    std::optional<WhileLoop> analysed = analyse(backwardOp, reason);
+    bool anyStack = llvm::any_of(llvm::seq(0u, forward.size()), [&](unsigned i) {
+      return forward.kinds[i] == WhileLoop::Kind::Stack &&
+             llvm::is_contained(forward.op->getResult(i).getUsers(), backwardOp);
+    });
+    if (!anyStack)
+      return nullptr;
+    if (!analysed) {
+      missed(backwardOp, "a loop that reads residuals is left alone: " + reason);
+      return nullptr;
+    }
+    for (stablehlo::WhileOp loop : {stablehlo::WhileOp(forward.op), backwardOp})
+      if (loop->hasAttr("sdy.sharding") || loop->hasAttr("mhlo.sharding")) {
+        missed(loop, "a loop is left alone: it carries one sharding for each result");
+        return nullptr;
+      }
+    WhileLoop F = forward.copy(), B = std::move(*analysed);
+    if (F.trips != B.trips || F.counter < 0 || B.counter < 0) {
+      missed(backwardOp, "a loop that reads residuals is left alone: it and the loop that writes them do not "
+                         "count the same iterations one by one");
+      return nullptr;
+    }
+    std::vector<Reading> readings;
+    int64_t votes[2] = {0, 0};
+    for (unsigned i = 0; i < F.size(); ++i) {
+      if (F.kinds[i] != WhileLoop::Kind::Stack || F.op->getResult(i).use_empty())
+        continue;
+      std::optional<Reading> reading = read(F, B, i);
+      if (!reading)
+        continue;
+      votes[0] += reading->reversed * reading->residual.bytes;
+      votes[1] += reading->inOrder * reading->residual.bytes;
+      readings.push_back(std::move(*reading));
+    }
+    bool reversed = votes[0] >= votes[1];
+    std::vector<Residual> residuals;
+    for (Reading &reading : readings) {
+      if (reversed ? reading.reversed : reading.inOrder)
+        residuals.push_back(std::move(reading.residual));
+      else
+        missed(F.write(reading.residual.forward),
+               "a residual stack is left alone: it is read in another order "
+               "than the others");
+    }
+    if (residuals.empty())
+      return nullptr;
+    return std::make_unique<MatchedPair>(std::move(F), std::move(B), reversed, std::move(residuals), options);
+  }
+
+  std::optional<Reading> read(WhileLoop &F, WhileLoop &B, unsigned i) {
+    stablehlo::DynamicUpdateSliceOp write = F.write(i);
+    OpResult stack = F.op->getResult(i);
+    auto leave = [&](StringRef why) {
+      missed(write, ("a residual stack is left alone: " + why).str());
+      return std::nullopt;
+    };
+    if (!llvm::is_contained(stack.getUsers(), B.op))
+      return std::nullopt; // an output, or another loop's
+    std::optional<std::vector<int64_t>> written =
+        F.slots(write.getStartIndices(), stack.getType(), write.getUpdate().getType());
+    if (!written)
+      return leave("it is not proven which slice an iteration writes");
+    std::vector<int64_t> sorted(*written);
+    llvm::sort(sorted);
+    if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
+      return leave("two iterations write the same slice");
+
+    Reading reading{{}, true, true};
+    reading.residual.forward = i;
+    reading.residual.slice = write.getUpdate();
+    reading.residual.bytes = options.size(stack);
+    for (OpOperand &use : stack.getUses()) {
+      if (use.getOwner() != B.op)
+        return leave("something else reads it too");
+      unsigned j = use.getOperandNumber();
+      if (B.kinds[j] != WhileLoop::Kind::Invariant || !B.op->getResult(j).use_empty() ||
+          !B.cond().getArgument(j).use_empty())
+        return leave("the loop that reads it changes it or hands it on");
+      reading.residual.backward.push_back(j);
+      for (OpOperand &inner : B.body().getArgument(j).getUses()) {
+        if (inner.getOwner() == B.terminator())
+          continue;
+        auto slice = dyn_cast<stablehlo::DynamicSliceOp>(inner.getOwner());
+        if (!slice || slice->getBlock() != &B.body() || inner.getOperandNumber() != 0)
+          return leave("it is read other than slice by slice");
+        std::optional<std::vector<int64_t>> slots =
+            B.slots(slice.getStartIndices(), stack.getType(), slice.getType());
+        if (!slots)
+          return leave("it is not proven which slice an iteration reads");
+        for (int64_t t = 0; t < F.trips; ++t) {
+          reading.reversed &= (*slots)[F.trips - 1 - t] == (*written)[t];
+          reading.inOrder &= (*slots)[t] == (*written)[t];
+        }
+        reading.residual.reads.push_back(slice);
+      }
+    }
+    if (!reading.reversed && !reading.inOrder)
+      return leave("iterations are matched neither in order nor in reverse");
+    return reading;
+  }
+
+  const LoopOptions &options;
+  MissedFn missed;
+};
+
+} // namespace
+
+std::vector<std::unique_ptr<LoopPair>> findLoopPairs(ModuleOp module, CostModel &costs,
+                                                     const LoopOptions &options, MissedFn missed) {
+  Matcher matcher(options, missed);
+  llvm::SmallPtrSet<Operation *, 8> taken;
+  std::vector<std::unique_ptr<LoopPair>> pairs;
+  llvm::StringMap<unsigned> names;
+  // Before its body, so that of nested pairs the outermost is taken.
+  module.walk<WalkOrder::PreOrder>([&](stablehlo::WhileOp op) {
+    if (taken.contains(op))
+      return WalkResult::skip();
+    std::unique_ptr<MatchedPair> pair = matcher.match(op, taken);
+    if (!pair)
+      return WalkResult::advance();
+    std::string reason;
+    if (!pair->formulate(costs, reason)) {
+      missed(op, "a pair of loops is left alone: " + reason);
+      return WalkResult::advance();
+    }
+    std::string name = nameStack(op.getLoc());
+    unsigned ordinal = names[name]++;
+    pair->setName(name + "|" + std::to_string(ordinal));
+    taken.insert(op);
+    taken.insert(pair->backward());
+    pairs.push_back(std::move(pair));
+    return WalkResult::skip();
+  });
+  return pairs;
+}
+
+} // namespace farrier::remat

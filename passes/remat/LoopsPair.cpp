@@ -1,0 +1,166 @@
+#include "passes/remat/LoopsPair.h"
+
+#include "farrier/Analysis/OpInfo.h"
+
+#include "llvm/ADT/SetVector.h"
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+/// Elementwise work that is computed again fuses into its reader: its operands are mostly read there anyway.
+/// A quarter of the unfused traffic is what the chains of a decoder layer cost when they stand alone.
+static constexpr double kFusedShare = 0.25;
+
+LoopPair::~LoopPair() = default;
+
+LoopDecision LoopPair::split(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
+  int64_t trips = problem().instances;
+  int64_t perUpper = upper.savedBytes / trips, perLower = lower.savedBytes / trips;
+  int64_t room = savedBytesBudget - lower.savedBytes;
+  int64_t count = perUpper > perLower ? std::clamp<int64_t>(room / (perUpper - perLower), 0, trips) : trips;
+  LoopDecision decision;
+  if (count < trips)
+    decision.push_back({trips - count, lower});
+  if (count > 0)
+    decision.push_back({count, upper});
+  return decision;
+}
+
+MatchedPair::MatchedPair(WhileLoop forward, WhileLoop backward, bool reversed,
+                         std::vector<Residual> residuals, const LoopOptions &options)
+    : F(std::move(forward)), B(std::move(backward)), reversed(reversed), residuals(std::move(residuals)),
+      options(options), numbering(F, B, reversed, this->residuals, options.replan) {
+  for (const Residual &residual : this->residuals)
+    stacks += residual.bytes;
+}
+
+bool MatchedPair::isFree(Value value) const {
+  if (auto arg = dyn_cast<BlockArgument>(value)) {
+    if (arg.getOwner() != &F.body())
+      return true;
+    WhileLoop::Kind kind = F.kinds[arg.getArgNumber()];
+    return kind == WhileLoop::Kind::Invariant ||
+           (kind == WhileLoop::Kind::Number && F.affine(arg.getArgNumber()));
+  }
+  return value.getDefiningOp()->getBlock() != &F.body();
+}
+
+bool MatchedPair::isRecomputable(Operation *op) const {
+  if (options.forbid && options.forbid(op))
+    return false;
+  if (isa<stablehlo::OptimizationBarrierOp>(op))
+    return true;
+  if (options.recomputeCollectives && isa<stablehlo::AllGatherOp>(op))
+    return true;
+  return isClonable(op);
+}
+
+/// Seconds and FLOPs of running `op` once more in the backward body.
+static OpCost recomputeCost(Operation *op, CostModel &costs, const SizeFn &size) {
+  const Machine &machine = costs.getMachine();
+  int64_t written = 0;
+  for (Value result : op->getResults())
+    written += size(result);
+  // Shape operations move nothing of their own once fused; a slice reads what it yields, not its operand.
+  if (isa<stablehlo::ConstantOp, stablehlo::IotaOp, stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp,
+          stablehlo::BroadcastOp, stablehlo::OptimizationBarrierOp>(op))
+    return {};
+  if (isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(op))
+    return {0, 2.0 * written, kFusedShare * 2 * written / machine.bytesPerSecond};
+  if (isa<stablehlo::GatherOp>(op))
+    return {0, 2.0 * written, std::max(2 * written / machine.bytesPerSecond, machine.kernelSeconds)};
+  if (hasCollective(op))
+    return {0, 2.0 * written, written / machine.interconnectBytesPerSecond + machine.kernelSeconds};
+  OpCost cost = costs.cost(op);
+  if (classify(op) == OpClass::Virtual)
+    cost.seconds *= kFusedShare;
+  return cost;
+}
+
+bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
+  // Everything that recomputing could go back to.
+  llvm::SetVector<Value> reached;
+  SmallVector<Value> worklist;
+  auto reach = [&](Value value) {
+    value = numbering.representative(value);
+    if (!isFree(value) && reached.insert(value))
+      worklist.push_back(value);
+  };
+  for (auto [backward, forward] : numbering.boundary)
+    reach(forward);
+  while (!worklist.empty()) {
+    Operation *op = worklist.pop_back_val().getDefiningOp();
+    if (!op || !isRecomputable(op))
+      continue;
+    for (Value read : readsOf(op))
+      reach(read);
+  }
+
+  ValueKeys keys(F.body());
+  DenseMap<Value, unsigned> indexOf;
+  auto add = [&](Value value) {
+    auto type = dyn_cast<RankedTensorType>(value.getType());
+    if (!type || !type.hasStaticShape() ||
+        !(type.getElementType().isIntOrFloat() || isa<ComplexType>(type.getElementType()))) {
+      reason = "it holds values that cannot be stacked";
+      return false;
+    }
+    Candidate candidate;
+    candidate.value = value;
+    candidate.key = keys.key(value).str();
+    candidate.bytes = options.size(value);
+    candidate.saveSeconds = 2.0 * candidate.bytes / costs.getMachine().bytesPerSecond;
+    candidate.recomputable = false;
+    indexOf[value] = prob.candidates.size();
+    prob.candidates.push_back(std::move(candidate));
+    return true;
+  };
+  for (BlockArgument arg : F.body().getArguments())
+    if (reached.contains(arg) && !add(arg))
+      return false;
+  int group = 0;
+  for (Operation &op : F.body().without_terminator()) {
+    unsigned first = prob.candidates.size();
+    for (Value result : op.getResults())
+      if (reached.contains(result) && !add(result))
+        return false;
+    unsigned count = prob.candidates.size() - first;
+    if (count == 0 || !isRecomputable(&op))
+      continue;
+    OpCost cost = recomputeCost(&op, costs, options.size);
+    prob.candidates[first].seconds = cost.seconds;
+    prob.candidates[first].flops = cost.flops;
+    for (unsigned v = first; v < prob.candidates.size(); ++v) {
+      Candidate &candidate = prob.candidates[v];
+      candidate.recomputable = true;
+      candidate.fuses = classify(&op) == OpClass::Virtual || isa<stablehlo::OptimizationBarrierOp>(op);
+      if (count > 1)
+        candidate.group = group;
+      for (Value read : readsOf(&op))
+        if (Value value = numbering.representative(read); !isFree(value))
+          candidate.operands.push_back(indexOf.lookup(value));
+    }
+    group += count > 1;
+  }
+  for (auto [backward, forward] : numbering.boundary)
+    if (auto it = indexOf.find(numbering.representative(forward)); it != indexOf.end())
+      prob.candidates[it->second].needed = true;
+  prob.instances = F.trips;
+
+  std::vector<bool> wanted(prob.candidates.size(), false);
+  auto want = [&](Value value) {
+    if (auto it = indexOf.find(numbering.representative(value)); it != indexOf.end())
+      wanted[it->second] = true;
+  };
+  for (const Residual &residual : residuals) {
+    want(residual.slice);
+    if (Operation *wrap = residual.slice.getDefiningOp();
+        wrap && wrap->getNumOperands() == 1 && isa<stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp>(wrap))
+      want(wrap->getOperand(0));
+  }
+  now = prob.complete(wanted);
+  return true;
+}
+
+} // namespace farrier::remat

@@ -1,0 +1,89 @@
+//===- LoopsPair.h - one forward and one backward loop, matched -------------===//
+
+#ifndef FARRIER_PASSES_REMAT_LOOPSPAIR_H
+#define FARRIER_PASSES_REMAT_LOOPSPAIR_H
+
+#include "passes/remat/Loops.h"
+#include "passes/remat/LoopsWhile.h"
+
+#include "farrier/Analysis/ValueKey.h"
+
+#include "llvm/ADT/DenseSet.h"
+#include "llvm/ADT/MapVector.h"
+#include "llvm/ADT/SmallPtrSet.h"
+
+namespace farrier::remat {
+
+/// One stack that the forward loop writes and the backward loop reads.
+struct Residual {
+  unsigned forward = 0;                       ///< operand of the forward loop
+  llvm::SmallVector<unsigned, 1> backward;    ///< operands of the backward loop
+  mlir::Value slice;                          ///< what an iteration writes: [1, ...]
+  llvm::SmallVector<mlir::Operation *> reads; ///< the backward loop's dynamic_slices
+  int64_t bytes = 0;
+};
+
+/// Which values of the backward body are the same as which of the forward body, in the iteration whose
+/// residuals are read: by numbering both bodies' operations by their operands, attributes and regions.
+class BodyNumbering {
+public:
+  BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool reversed, llvm::ArrayRef<Residual> residuals,
+                bool replan);
+
+  /// The first forward value equal to this forward value.
+  mlir::Value representative(mlir::Value forwardValue) const;
+  /// Backward values that are read by what stays in the backward body, and their forward values.
+  llvm::MapVector<mlir::Value, mlir::Value> boundary;
+  /// Backward values that are the same as a forward value, because of what was read.
+  llvm::DenseSet<mlir::Value> known;
+  /// Operations of the backward body that need not stay: reads, and what was recomputed from them.
+  llvm::SmallPtrSet<mlir::Operation *, 32> replaced;
+  /// Whether `replaced` holds more than reads and reshapes of them.
+  bool recomputes = false;
+
+private:
+  llvm::DenseMap<mlir::Value, mlir::Value> representatives;
+};
+
+class MatchedPair : public LoopPair {
+public:
+  MatchedPair(WhileLoop forward, WhileLoop backward, bool reversed, std::vector<Residual> residuals,
+              const LoopOptions &options);
+
+  llvm::StringRef key() const override { return name; }
+  mlir::Operation *forward() const override { return F.op; }
+  mlir::Operation *backward() const override { return B.op; }
+  const Problem &problem() const override { return prob; }
+  int64_t stackBytes() const override { return stacks; }
+  bool recomputesAlready() const override { return numbering.recomputes; }
+  const Choice &current() const override { return now; }
+  mlir::LogicalResult apply(const LoopDecision &decision) override;
+
+  /// Fills in the problem. False, with the reason, if something needed cannot be a candidate.
+  bool formulate(CostModel &costs, std::string &reason);
+  void setName(std::string text) { name = std::move(text); }
+
+private:
+  friend class LoopRewriter;
+
+  /// Free in the backward body: loop invariants, counters, what lies outside.
+  bool isFree(mlir::Value value) const;
+  bool isRecomputable(mlir::Operation *op) const;
+
+  WhileLoop F, B;
+  bool reversed;
+  std::vector<Residual> residuals;
+  LoopOptions options;
+  BodyNumbering numbering;
+  std::string name;
+  Problem prob;
+  Choice now;
+  int64_t stacks = 0;
+};
+
+/// What an operation reads: its operands and what its regions capture, each once.
+llvm::SmallVector<mlir::Value> readsOf(mlir::Operation *op);
+
+} // namespace farrier::remat
+
+#endif // FARRIER_PASSES_REMAT_LOOPSPAIR_H

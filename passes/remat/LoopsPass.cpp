@@ -1,0 +1,99 @@
+#include "passes/remat/Loops.h"
+
+#include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+#include "farrier/Support/Registry.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Pass/Pass.h"
+
+#include <random>
+
+namespace farrier::remat {
+
+#define GEN_PASS_DECL_REMATERIALIZELOOPS
+#define GEN_PASS_DEF_REMATERIALIZELOOPS
+#include "passes/remat/Passes.h.inc"
+
+using namespace mlir;
+
+namespace {
+
+struct RematerializeLoops : impl::RematerializeLoopsBase<RematerializeLoops>, CounterSet {
+  using RematerializeLoopsBase::RematerializeLoopsBase;
+  RematerializeLoops() = default;
+  RematerializeLoops(const RematerializeLoops &other) : RematerializeLoopsBase(other), CounterSet(other) {}
+
+  Counter rewritten{this, "loop-pairs-rewritten"};
+  Counter missed{this, "stacks-missed"};
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    inlineCalls(module);
+    CostModel costs(module);
+    LoopOptions options;
+    options.sinkBytes = sinkBytes;
+    options.replan = replan;
+    options.recomputeCollectives = collectives;
+    std::mt19937_64 random(static_cast<uint64_t>(stress));
+    auto pairs = findLoopPairs(module, costs, options, [&](Operation *op, StringRef reason) {
+      ++missed;
+      op->emitRemark() << "missed: " << reason;
+    });
+    for (auto &pair : pairs) {
+      LoopDecision decision = stress >= 0 ? anything(*pair, random) : best(*pair);
+      if (decision.empty())
+        continue;
+      InFlightDiagnostic remark = pair->forward()->emitRemark("applied:");
+      for (const LoopPart &part : decision) {
+        const Choice &choice = part.choice;
+        remark << " " << part.iterations << " iterations save " << llvm::count(choice.saved, true)
+               << " and recompute " << llvm::count(choice.recomputed, true) << " values;";
+      }
+      remark << " stacks had " << pair->stackBytes() << " bytes";
+      remark.report();
+      if (failed(pair->apply(decision)))
+        return signalPassFailure();
+      ++rewritten;
+    }
+  }
+
+private:
+  /// Within `save` of the bytes that the stacks have now; empty where they fit as they are.
+  LoopDecision best(const LoopPair &pair) {
+    if (save >= 1)
+      return {};
+    auto budget = static_cast<int64_t>(save * static_cast<double>(pair.stackBytes()));
+    std::vector<Choice> hull = pair.problem().frontier();
+    for (size_t i = 0; i < hull.size(); ++i)
+      if (hull[i].savedBytes <= budget)
+        return i == 0 ? LoopDecision{{pair.problem().instances, hull[0]}}
+                      : pair.split(hull[i], hull[i - 1], budget);
+    return {{pair.problem().instances, hull.back()}};
+  }
+
+  /// Up to three ranges of iterations, each with a random set of saved values.
+  static LoopDecision anything(const LoopPair &pair, std::mt19937_64 &random) {
+    const Problem &problem = pair.problem();
+    LoopDecision decision;
+    for (int64_t left = problem.instances; left > 0;) {
+      int64_t count = decision.size() == 2 ? left : 1 + static_cast<int64_t>(random() % left);
+      // One in eight to all: from recomputing nearly everything to saving nearly everything.
+      uint64_t share = 1 + random() % 8;
+      std::vector<bool> wanted;
+      for (size_t v = 0; v < problem.candidates.size(); ++v)
+        wanted.push_back(random() % 8 < share);
+      if (random() % 4 == 0)
+        wanted.assign(wanted.size(), false);
+      decision.push_back({count, problem.complete(wanted)});
+      left -= count;
+    }
+    return decision;
+  }
+};
+
+} // namespace
+
+void registerLoopsPass() { PassRegistration<RematerializeLoops>(); }
+
+} // namespace farrier::remat
