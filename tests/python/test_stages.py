@@ -140,7 +140,7 @@ class TestCache:
 
 
 class TestFailures:
-    @pytest.mark.parametrize(("name", "reason"), [("broken", "cannot decide"), ("harmful", "verifier")])
+    @pytest.mark.parametrize(("name", "reason"), [("broken", "cannot decide"), ("harmful", "jaxlib refuses")])
     def test_default_runs_the_original_and_warns_once(self, name, reason):
         step = farrier.optimize(f, passes=name)
         with pytest.warns(farrier.OptimizeWarning, match=reason) as caught:
@@ -164,7 +164,7 @@ class TestFailures:
     def test_strict_raises(self):
         with pytest.raises(RuntimeError, match="cannot decide"):
             farrier.optimize(f, passes="broken", strict=True)(X)
-        with pytest.raises(farrier.InternalError, match="verifier"):
+        with pytest.raises(farrier.InternalError, match="jaxlib refuses"):
             farrier.optimize(f, passes="harmful", strict=True)(X)
 
     def test_a_repro_command_is_shown(self, monkeypatch):
@@ -196,6 +196,45 @@ class TestFailures:
         ):
             farrier.optimize(f, passes="swap", memory_budget=10)(X)
         assert caught.value.smallest_bytes == 99
+
+    def test_the_program_is_saved(self, tmp_path):
+        step = farrier.optimize(f, passes="broken", cache_dir=tmp_path)
+        with pytest.warns(farrier.OptimizeWarning, match="the program is saved in"):
+            step(X)
+        (saved,) = (tmp_path / "failures").iterdir()
+        assert "stablehlo.sine" in saved.read_text()
+
+    @pytest.mark.parametrize(("budget", "fits"), [(1 << 20, True), (10, False)])
+    def test_falling_back_does_not_break_a_budget(self, budget, fits):
+        step = farrier.optimize(f, passes="broken", target="h100", memory_budget=budget)
+        spec = jax.ShapeDtypeStruct((8,), jnp.float32)
+        if fits:
+            with pytest.warns(farrier.OptimizeWarning, match="cannot decide"):
+                assert step.lower(spec).plan.fallback
+        else:
+            with pytest.raises(farrier.BudgetError, match="as it was written it needs") as caught:
+                step.lower(spec)
+            assert caught.value.smallest_bytes >= 64
+
+    def test_a_callback_is_named_when_optimizing_fails(self):
+        def g(x):
+            jax.debug.print("{}", x[0])
+            return jnp.sin(x)
+
+        with pytest.warns(farrier.OptimizeWarning, match=r"calls back to the host at .*test_stages\.py:\d+"):
+            farrier.optimize(g, passes="broken")(X)
+        with (
+            pytest.warns(farrier.OptimizeWarning, match="no target"),
+            pytest.raises(farrier.CallbackError, match=r"test_stages\.py:\d+"),
+        ):
+            farrier.optimize(g, passes="broken", memory_budget=10)(X)
+
+    def test_a_callback_has_no_deviceless_lowering(self):
+        def g(x):
+            return jax.lax.cond(True, lambda x: jax.pure_callback(lambda v: v, x, x), lambda x: x, x)
+
+        with pytest.raises(farrier.CallbackError, match=r"test_stages\.py:\d+"):
+            farrier.optimize(g, passes="swap", target="h100").plan(X)
 
 
 class TestPlans:
@@ -239,6 +278,19 @@ class TestPlans:
         with pytest.raises(farrier.StalePlanError, match="'relaxed' in the plan, 'bounded' allowed now"):
             farrier.optimize(f, passes="swap", plan=plan)(X)
         assert_close(farrier.optimize(f, passes="swap", numerics="relaxed", plan=plan)(X), 2 * jnp.cos(X))
+
+    def test_a_smaller_budget_than_the_plan_gives(self):
+        plan = farrier.optimize(f, passes="swap", target="h100").plan(X)
+        measured = {"after": plan.measured["before"]}
+        plan = farrier.Plan.from_json(plan.to_json() | {"measured": measured})
+        step = farrier.optimize(f, passes="swap", target="h100", plan=plan, memory_budget=10)
+        with pytest.raises(farrier.StalePlanError, match="budget: the plan gives"):
+            step.plan(X)
+
+    def test_another_target(self):
+        plan = farrier.optimize(f, passes="swap", target="h100").plan(X)
+        with pytest.raises(farrier.StalePlanError, match="target: h100 in the plan, h200 now"):
+            farrier.optimize(f, passes="swap", target="h200", plan=plan).plan(X)
 
     def test_another_number_of_devices(self):
         plan = farrier.optimize(f, passes="swap").plan(X)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
 import os
 from typing import Any
@@ -34,6 +35,11 @@ _CONFIG = (
 def versions() -> dict[str, str]:
     """Versions of farrier and of everything that takes part in a compile, by package."""
     return {"farrier": importlib.metadata.version("farrier"), **metrics_cache.compiler_versions()}
+
+
+def text_key(text: str) -> str:
+    """sha256 hex of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plan_key(module_fingerprint: str, site: Any, run: Any) -> str:

@@ -28,7 +28,7 @@ from jax.interpreters import mlir
 from jaxlib.mlir import passmanager
 from jaxlib.mlir.dialects import func as func_dialect
 
-from farrier._src import compat
+from farrier._src import compat, errors
 
 ir = mlir.ir
 
@@ -55,6 +55,7 @@ class Program:
       num_partitions: devices that the program is partitioned over.
       devices: the devices it is partitioned over. In a job of one process their order is the
         backend's: JAX lowers once for all device assignments.
+      callbacks: source lines of the host callbacks in it.
       top_level: True when the arguments are those of the outermost ``jit``, so that shardings,
         memory kinds and donation are known.
     """
@@ -65,6 +66,7 @@ class Program:
     num_partitions: int
     devices: tuple[Any, ...]
     top_level: bool
+    callbacks: tuple[str, ...] = ()
 
 
 def _original(params: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +128,17 @@ def bind(site: Site, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
             results = [results]
         environment.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def callback_lines(jaxpr: Any) -> list[str]:
+    """The source lines of a jaxpr's host callbacks, inner jaxprs included."""
+    lines = []
+    for eqn in jaxpr.eqns:
+        if "callback" in eqn.primitive.name or eqn.primitive.name == "debug_print":
+            lines.append(compat.source_line(eqn.source_info) or eqn.primitive.name)
+        for inner in compat.subjaxprs(eqn.params):
+            lines.extend(callback_lines(inner))
+    return lines
 
 
 def unsupported(jaxpr: Any) -> str | None:
@@ -362,7 +375,17 @@ def _lowering(ctx, *operands, site, jaxpr, name, **_):
         )
         ctx.set_tokens_out(token_set)
         return outputs
-    module, signature = _lower_program(ctx, tokens, operands, result_types, jaxpr)
+    callbacks = tuple(callback_lines(jaxpr))
+    try:
+        module, signature = _lower_program(ctx, tokens, operands, result_types, jaxpr)
+    except RuntimeError as error:
+        if callbacks and "Unknown backend" in str(error):
+            raise errors.CallbackError(
+                f"{name} calls back to the host, which JAX lowers only for devices that are attached",
+                where=callbacks[0],
+                hint="plan on a machine with the GPU, or leave the callback out of what is planned",
+            ) from error
+        raise
     partitions = ir.IntegerAttr(module.operation.attributes["mhlo.num_partitions"]).value
     replacement = site.transform(
         lambda: Program(
@@ -372,6 +395,7 @@ def _lowering(ctx, *operands, site, jaxpr, name, **_):
             num_partitions=partitions,
             devices=_devices(outer, partitions),
             top_level=signature.top_level,
+            callbacks=callbacks,
         ),
         outer.module,
     )

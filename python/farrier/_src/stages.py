@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import cache, compat, distributed, errors, fingerprint, interchange, pipeline, where
+from farrier._src import cache, compat, distributed, errors, fingerprint, interchange, pipeline, store, where
 from farrier._src.options import Options
 from farrier._src.plan import Plan
 from farrier._src.primitive import Program, ir
@@ -137,7 +137,7 @@ class FunctionSite:
         agreement = distributed.agreement(run, self.name, before)
         given = self.options.plan
         if given is not None and given.platform == run.platform:
-            self._check_given(given, program)
+            self._check_given(given, program, run)
             plan, source, compiles = given, "plan", 0
         else:
             plan, source, compiles = agreement.plan(
@@ -170,8 +170,40 @@ class FunctionSite:
             return error, f"unreadable: {_first_line(error)}"
         return module, module.fingerprint
 
+    def _check_original(self, program, run, original, error) -> None:
+        """Falling back must not break the budget silently.
+
+        Raises:
+          farrier.BudgetError: the original does not keep a binding budget.
+          farrier.CallbackError: the same, and a host callback may be what kept it from being optimized.
+        """
+        measure = run.verify or run.measure
+        if run.budget_bytes is None or not run.budget_binding or measure is None:
+            return
+        try:
+            total = measure(original).total_bytes
+        except errors.Error:
+            return  # Not even the original compiles here: XLA's own error is the one to show.
+        if total <= run.budget_bytes:
+            return
+        what = (
+            f"optimizing {self.name} failed and as it was written it needs {total:,} bytes per device, "
+            f"of the {run.budget_bytes:,} that it may use ({_first_line(error)})"
+        )
+        if program.callbacks:
+            raise errors.CallbackError(
+                what,
+                where=program.callbacks[0],
+                hint="the host callback may be the cause: try without it, or raise the budget",
+            ) from error
+        raise errors.BudgetError(
+            what, budget_bytes=run.budget_bytes, smallest_bytes=total, where=self.source
+        ) from error
+
     def _fallback(self, program, run, before, error) -> Plan:
-        reason = f"optimizing it failed: {_first_line(error)}{_repro(error)}"
+        reason = f"optimizing it failed: {_first_line(error)}{_repro(error)}{self._saved(program, before)}"
+        if program.callbacks:
+            reason += f"\n  it calls back to the host at {program.callbacks[0]}"
         return self._plan(program, run, before, before, {}, {}, fallback=reason)
 
     def _carried_out(self, program, original, drivers, plan, before) -> tuple[ir.Module | None, str]:
@@ -198,7 +230,18 @@ class FunctionSite:
             )
         return rewritten
 
-    def _check_given(self, plan: Plan, program: Program) -> None:
+    def _saved(self, program: Program, before: str) -> str:
+        """Saves the program that could not be optimized; where, for the message."""
+        name = f"{fingerprint.text_key(before)[:16]}.mlir"
+        path = store.default_directory(self.options.cache_dir) / "failures" / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(program.module.operation.get_asm(binary=False, enable_debug_info=True).encode())
+        except OSError:
+            return ""
+        return f"\n  the program is saved in {path}"
+
+    def _check_given(self, plan: Plan, program: Program, run: where.Run) -> None:
         """Refuses a plan whose circumstances differ in what decides; other programs are the passes' say."""
         differences = []
         if plan.partitions != program.num_partitions:
@@ -207,6 +250,15 @@ class FunctionSite:
         made_with = plan.options.get("numerics", "bounded")
         if allowed.index(made_with) > allowed.index(self.options.numerics):
             differences.append(f"numerics: {made_with!r} in the plan, {self.options.numerics!r} allowed now")
+        after = plan.measured.get("after")
+        if after and run.budget_bytes is not None and run.budget_binding:
+            total = (
+                sum(after[f"{part}_bytes"] for part in ("argument", "output", "temp")) - after["alias_bytes"]
+            )
+            if total > run.budget_bytes:
+                differences.append(
+                    f"budget: the plan gives {total:,} bytes, {run.budget_bytes:,} allowed now"
+                )
         planned, asked = plan.options.get("target"), self.options.target
         if planned and asked is not None and planned.get("name") != asked.name:
             differences.append(f"target: {planned.get('name')} in the plan, {asked.name} now")
@@ -236,6 +288,7 @@ class FunctionSite:
         except Exception as error:
             if self._raises(error):
                 raise
+            self._check_original(program, run, original, error)
             return self._fallback(program, run, before, error), "fallback", 0
         self._store.put(key, plan, remarks)
         return plan, "search" if plan.passes else "nothing to do", compiles
