@@ -69,7 +69,13 @@ def to_jaxlib(module: _core.Module, context: ir.Context | None = None) -> ir.Mod
     Raises:
       farrier.InternalError: jaxlib's verifier refuses the module.
     """
-    text = module.print()
+    return text_to_jaxlib(module.print(), module.constants, context)
+
+
+def text_to_jaxlib(
+    text: bytes, constants: dict[str, ir.Attribute] | None, context: ir.Context | None = None
+) -> ir.Module:
+    """`to_jaxlib` for a module that farrier-opt printed: `constants` are those of the module it was given."""
     context = mlir.make_ir_context() if context is None else context
     try:
         with context:
@@ -80,7 +86,7 @@ def to_jaxlib(module: _core.Module, context: ir.Context | None = None) -> ir.Mod
             hint="report it with the passes that ran; strict=False runs the original program",
         ) from error
     if _PREFIX in text:
-        _restore(result, module.constants or {})
+        _restore(result, constants or {})
     return result
 
 
