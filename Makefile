@@ -69,6 +69,14 @@ test: lint lit pytest pytest-old ## every test
 stubs: build ## python/farrier/_core.pyi, from the extension
 	@$(PY) -m nanobind.stubgen -m farrier._core -q -o python/farrier/_core.pyi
 
+.PHONY: docs
+docs: $(VENV)/.made ## docs/passes.md, from the .td files
+	@$(PY) docs/generate-passes.py
+
+.PHONY: new-pass
+new-pass: $(VENV)/.made ## lay out a pass: make new-pass NAME=my-pass
+	@$(PY) passes/new-pass.py "$(NAME)"
+
 .PHONY: lint
 lint: $(VENV)/.made ## check style
 	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format -q --check .

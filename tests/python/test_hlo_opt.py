@@ -12,6 +12,7 @@ import pytest
 from farrier._src import errors, interchange
 from farrier._src.cli import hlo_opt, hlo_opt_child, hlo_opt_forms
 from jax import export
+from jax._src.lib import _jax
 from jaxlib import _hlo
 from jaxlib.mlir.dialects import stablehlo
 
@@ -33,12 +34,13 @@ def lowered():
 @pytest.fixture(scope="module")
 def forms(lowered):
     """One program in every input form."""
-    module = lowered.compiler_ir("stablehlo")
-    hlo = lowered.compiler_ir("hlo")
-    proto = hlo.as_serialized_hlo_module_proto()
+    # A copy: writing an artifact rewrites the module, which jax's lowering cache hands to its next user.
+    module = interchange.to_jaxlib(interchange.to_core(lowered.compiler_ir("stablehlo")))
     exported = export.export(jax.jit(step))(X, X)
     bytecode = io.BytesIO()
     module.operation.write_bytecode(bytecode)
+    hlo = _jax.mlir.mlir_module_to_xla_computation(bytecode.getvalue(), False, False)
+    proto = hlo.as_serialized_hlo_module_proto()
     size, prefix = len(proto), b"\x0a"
     while size >= 128:
         prefix += bytes([size % 128 + 128])
@@ -77,22 +79,22 @@ def test_every_form_is_recognised_and_optimized(forms, form):
     data = forms[form]
     assert hlo_opt_forms.detect(data, "x") == form.split()[0]
     result = convert(data, passes=["--cse"]).decode()
-    assert result.count("stablehlo.dot_general") == 1
-    assert result.count("stablehlo.dot_general") < convert(data).decode().count("stablehlo.dot_general")
+    assert result.count("stablehlo.dot") == 1
+    assert result.count("stablehlo.dot") < convert(data).decode().count("stablehlo.dot")
 
 
 @pytest.mark.parametrize("emit", ["stablehlo", "generic", "bytecode", "artifact", "hlo-text", "hlo-proto"])
 def test_every_output_form_reads_back(forms, emit):
     result = convert(forms["mlir-text"], passes=["--cse"], emit=emit)
     again = convert(result).decode()
-    assert again.count("stablehlo.dot_general") == 1
+    assert again.count("stablehlo.dot") == 1
     assert again.count("stablehlo.tanh") == 1
 
 
 def test_exported_artifacts_stay_callable(forms):
     result = convert(forms["export"], passes=["--cse"], emit="export")
     np.testing.assert_array_equal(export.deserialize(bytearray(result)).call(X, X)[0], step(X, X)[0])
-    with pytest.raises(hlo_opt_child.Failed, match="only a jax.export artifact"):
+    with pytest.raises(hlo_opt_child.Failed, match=r"only a jax\.export artifact"):
         convert(forms["bytecode"], emit="export")
 
 
@@ -103,7 +105,7 @@ def test_the_result_compiles(forms):
 def test_split_input_file(forms):
     both = forms["mlir-text"] + b"// -----\n" + forms["mlir-text"]
     result = convert(both, passes=["--cse", "--split-input-file"]).decode()
-    assert result.count("// -----") == 1 and result.count("stablehlo.dot_general") == 2
+    assert result.count("// -----") == 1 and result.count("stablehlo.dot") == 2
 
 
 def test_locations_on_request(forms):
@@ -113,9 +115,9 @@ def test_locations_on_request(forms):
     )
 
 
-def test_optimized_hlo_is_refused_with_the_reason(lowered):
-    optimized = lowered.compile().as_text().encode()
-    with pytest.raises(hlo_opt_child.Failed, match="is optimized HLO.*would lose its fusions"):
+def test_optimized_hlo_is_refused_with_the_reason():
+    optimized = jax.jit(step).lower(X, X).compile().as_text().encode()
+    with pytest.raises(hlo_opt_child.Failed, match=r"is optimized HLO.*would lose its fusions"):
         convert(optimized, passes=["--cse"])
     assert convert(optimized, stage="scheduled").startswith(b"HloModule")
     proto = convert(optimized, stage="scheduled", emit="hlo-proto")
@@ -138,7 +140,7 @@ def test_truncated_and_damaged_input(forms, form):
 
 @pytest.mark.parametrize("data", [b"", b"  \n", b"\x89PNG\r\n\x1a\n\x00\x00", bytes(range(256))])
 def test_what_is_no_program(data):
-    with pytest.raises(errors.InputError, match="is empty|of no form"):
+    with pytest.raises(errors.InputError, match=r"is empty|of no form"):
         hlo_opt_forms.detect(data, "x")
 
 
@@ -154,7 +156,7 @@ def test_standard_input_to_a_file(forms, tmp_path):
     out = tmp_path / "out.mlir"
     done = run("--cse", "--mlir-print-ir-after-all", "-o", out, stdin=forms["bytecode"])
     assert done.returncode == 0, done.stderr
-    assert out.read_text().count("stablehlo.dot_general") == 1
+    assert out.read_text().count("stablehlo.dot") == 1
     assert b"IR Dump After CSE" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.mlir"]
 
@@ -206,7 +208,7 @@ def test_dump_folders(tmp_path):
     chosen = hlo_opt_forms.choose(tmp_path, None, scheduled=True)
     assert chosen.name == "module_0001.jit_step.cpu_after_optimizations.txt"
     (tmp_path / "module_0002.jit_other.before_optimizations.txt").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match="2 modules.*jit_other"):
+    with pytest.raises(errors.InputError, match=r"2 modules.*jit_other"):
         hlo_opt_forms.choose(tmp_path, None, scheduled=False)
     assert "jit_other" in hlo_opt_forms.choose(tmp_path, "other", scheduled=False).name
 

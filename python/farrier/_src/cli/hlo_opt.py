@@ -1,7 +1,7 @@
 """`hlo-opt`: runs StableHLO passes on a file of any form that JAX and XLA write.
 
-This is the front: it reads the command line, hands the untrusted bytes to a child process with memory and time
-limits (`hlo_opt_child`), and reports what came of it. A crash of the child is one error message here.
+This is the front: it reads the command line, hands the untrusted bytes to a child process with memory and
+time limits (`hlo_opt_child`), and reports what came of it. A crash of the child is one error message here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from farrier._src import errors
 from farrier._src.cli import hlo_opt_forms as forms
 
 DESCRIPTION = """\
-Runs passes on a program and writes it in any form it can become. The input's form is recognised by its content:
-StableHLO text (pretty or generic), MLIR bytecode, portable artifacts, serialized jax.export artifacts, HLO text,
-HloModuleProto and HloProto files, folders written by --xla_dump_to or JAX_DUMP_IR_TO, and standard input.
+Runs passes on a program and writes it in any form it can become. The input's form is recognised by its
+content: StableHLO text (pretty or generic), MLIR bytecode, portable artifacts, serialized jax.export
+artifacts, HLO text, HloModuleProto and HloProto files, folders written by --xla_dump_to or JAX_DUMP_IR_TO,
+and standard input.
 
 This is farrier's hlo-opt. XLA has a tool of the same name, built with bazel, that runs HLO passes; the flags
 --list-passes, --stage, --platform and -o mean the same here.

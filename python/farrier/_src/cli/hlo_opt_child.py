@@ -14,6 +14,7 @@ import subprocess
 import sys
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from jax import export
 from jax._src.lib import _jax
 from jax.interpreters import mlir
@@ -92,8 +93,12 @@ def read(data: bytes, form: str, name: str) -> Input:
 
 def _module_bytes(data: bytes) -> bytes:
     """The HloModuleProto of a file that holds it, bare or inside an HloProto."""
-    inner = proto.parse_hlo(data).hlo_module
-    return inner if inner and proto.parse_module(inner).computations else data
+    try:
+        inner = proto.parse_hlo(data).hlo_module
+        return inner if inner and proto.parse_module(inner).computations else data
+    except DecodeError:
+        # The module's own first field is a string where HloProto's is a message.
+        return data
 
 
 def is_optimized(module: Any) -> bool:
@@ -114,8 +119,8 @@ def to_stablehlo(source: Input, name: str) -> None:
     """
     if is_optimized(source.hlo):
         raise Failed(
-            f"{name} is optimized HLO: converted to StableHLO it would lose its fusions, layouts and schedule, "
-            "so StableHLO passes do not take it",
+            f"{name} is optimized HLO: converted to StableHLO it would lose its fusions, layouts and "
+            "schedule, so StableHLO passes do not take it",
             where=name,
             hint="give the before_optimizations file, or use --stage=scheduled, which stays HLO",
         )

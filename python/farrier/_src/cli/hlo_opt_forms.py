@@ -8,7 +8,7 @@ import re
 from farrier._src import errors
 
 EMIT = ("stablehlo", "generic", "bytecode", "artifact", "export", "hlo-text", "hlo-proto")
-"""Output forms: pretty and generic text, MLIR bytecode, portable (VHLO) artifact, jax.export artifact, HLO."""
+"""Output forms: pretty and generic text, MLIR bytecode, portable artifact, jax.export artifact, HLO."""
 
 STAGES = ("stablehlo", "hlo", "optimized", "scheduled")
 
