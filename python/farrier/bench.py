@@ -14,4 +14,5 @@ from farrier._src.bench.result import load as load
 from farrier._src.bench.runner import run_suite as run_suite
 from farrier._src.bench.suite import Case as Case
 from farrier._src.bench.suite import OptionSet as OptionSet
+from farrier._src.bench.suite import Unsupported as Unsupported
 from farrier._src.bench.timing import Clock as Clock

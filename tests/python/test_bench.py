@@ -420,3 +420,53 @@ def test_environment_is_complete():
     assert v["farrier"] != ""
     here = environment.commit_of(pathlib.Path(__file__))
     assert here["id"] == "none" or len(here["id"]) == 40
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["ci", "full"])
+def test_this_projects_suites_load(name):
+    listing = runner.list_suite(str(ROOT / "benchmarks" / "suites" / f"{name}.py"))
+    assert listing["reference"] in {o["name"] for o in listing["option_sets"]}
+    found = {(j["case"], j["options"]["name"]) for j in listing["jobs"]}
+    assert len(found) > (4 if name == "ci" else 100)
+
+
+def test_the_plots_draw_what_the_results_say(tmp_path):
+    def one(case, options, total, flops, **more):
+        values = {"total_bytes": total, "flops": flops, **more}
+        return Result(
+            case=case,
+            target="h100",
+            options=options,
+            metrics={k: exact(k, v, model="m") for k, v in values.items()},
+        )
+
+    shown = result.with_reference(
+        [
+            one("a", "unannotated", 20e9, 100),
+            one("a", "checkpoint-dots", 12e9, 130),
+            one("a", "farrier-12GB", 11.9e9, 110),
+            one("b", "unannotated", 5e9, 7, exposed_seconds=1e-3, overlapped_seconds=2e-3),
+            one("b", "flags-x", 5e9, 7, exposed_seconds=5e-4, overlapped_seconds=2e-3),
+        ],
+        "unannotated",
+    )
+    run = Run(suite="s", results=tuple(shown), environment={}, commit={"id": "x", "time": "", "dirty": False})
+    result.save(run, tmp_path / "r.json")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "benchmarks" / "plots.py"),
+            str(tmp_path / "r.json"),
+            "-o",
+            str(tmp_path / "p"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    names = {pathlib.Path(line).name for line in done.stdout.splitlines()}
+    assert names == {"a-h100-frontier.png", "b-h100-exposed.png"}
+    assert all((tmp_path / "p" / n).read_bytes().startswith(b"\x89PNG") for n in names)

@@ -395,3 +395,22 @@ def test_the_command(base, tmp_path, capsys):
     (tmp_path / "cut.json").write_text(good.read_text()[:100])
     assert main([*gate, "--results", str(tmp_path / "cut.json")]) == 1
     assert "not JSON" in capsys.readouterr().err
+
+
+def test_the_examples_call_commands_that_exist():
+    import pathlib
+    import shlex
+
+    import yaml
+    from farrier._src.cli.main import parser
+
+    examples = pathlib.Path(__file__).parents[2] / "docs" / "examples"
+    workflow = yaml.safe_load((examples / "github-actions.yml").read_text())
+    hook = yaml.safe_load((examples / "pre-commit-config.yaml").read_text())
+    steps = [s["run"] for s in workflow["jobs"]["gate"]["steps"] if "run" in s]
+    commands = [s for s in steps if s.startswith("farrier ")]
+    commands += [h["entry"] for repo in hook["repos"] for h in repo["hooks"]]
+    assert len(commands) == 2
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        assert parser(arguments[0]).parse_args(arguments).command == "gate"

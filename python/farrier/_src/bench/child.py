@@ -17,11 +17,7 @@ from typing import Any
 from farrier._src.bench import environment
 from farrier._src.bench.metric import Metric, exact, sampled
 from farrier._src.bench.result import Result, write_text
-from farrier._src.bench.suite import OptionSet, SuiteError, load_suite
-
-
-class Unsupported(Exception):
-    """The case cannot be compiled with this option set, and that is no fault of either."""
+from farrier._src.bench.suite import OptionSet, SuiteError, Unsupported, load_suite
 
 
 def _list(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +107,10 @@ def main(argv: list[str]) -> int:
     try:
         if job["kind"] == "list":
             out: dict[str, Any] = {"list": _list(job)}
+        elif job["kind"] == "steps":
+            from farrier._src.bench import device
+
+            out = {"steps": device.measure_job(job, phase)}
         else:
             out = {"result": _measure(job, phase).to_json()}
     except SuiteError as e:

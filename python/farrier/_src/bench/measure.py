@@ -17,10 +17,9 @@ from typing import Any
 
 from farrier._src.bench import environment as env_module
 from farrier._src.bench import lines, overlap
-from farrier._src.bench.child import Unsupported
-from farrier._src.bench.metric import Metric, exact
+from farrier._src.bench.metric import Metric, exact, sampled
 from farrier._src.bench.result import Result, ResultError, write_text
-from farrier._src.bench.suite import Case, ModuleFile, OptionSet, SuiteError
+from farrier._src.bench.suite import Case, ModuleFile, OptionSet, SuiteError, Unsupported
 from farrier._src.bench.timing import Clock
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -235,18 +234,6 @@ class _Cache:
             write_text(self._path, json.dumps(result.to_json()))
 
 
-def _optimized_metrics(step: Any) -> dict[str, Metric]:
-    """What a step made by ``farrier.optimize`` says about its own planning."""
-    report = getattr(step, "last_report", None)
-    stats = report() if callable(report) else report
-    out = {}
-    for name in ("planned_bytes", "pass_seconds", "overhead", "search_compiles"):
-        value = None if stats is None else stats.get(name)
-        if value is not None:
-            out[name] = exact(name, value)
-    return out
-
-
 def measure(
     case: Case,
     options: OptionSet,
@@ -268,84 +255,158 @@ def measure(
     """
     import jax
 
-    from farrier._src import oracle
-
     target = parse_target(target_name)
     env = {**environment, f"target {target_name}": target_digest(target)}
     identity = {"case": case.name, "target": target_name, "options": options.name}
-    clock = Clock()
-    xla = dict(options.compiler_options)
-
     phase("building the program")
-    module_file = case.build if isinstance(case.build, ModuleFile) else None
-    step: Any = None
-
-    def lower() -> Any:
-        nonlocal step
-        if module_file is not None:
-            if options.variant or options.optimize is not None:
-                raise Unsupported(f"{case.name} is a dumped module: only compiler_options apply to it")
-            return _read_module(module_file.path)
-        fn, args, kwargs = build(case, options, target)
-        args, kwargs = abstract((args, kwargs), target)
-        step = fn if hasattr(fn, "lower") else jax.jit(fn)
-        if options.optimize is not None:
-            import farrier
-
-            step = farrier.optimize(step, target=target, **options.optimize)
-            return clock.time("export_seconds", lambda: step.lower(*args, **kwargs))
-        traced = clock.time("trace_seconds", lambda: step.trace(*args, **kwargs))
-        return clock.time("export_seconds", traced.lower)
-
-    def compile_once(lowered: Any) -> Dumped:
-        if module_file is not None:
-            return compile_and_dump(lambda o: oracle.compile_module(lowered, target, compiler_options=o), xla)
-        return compile_and_dump(lambda o: oracle.compile_lowered(lowered, target, compiler_options=o), xla)
-
+    if isinstance(case.build, ModuleFile):
+        program: _Module | _Function = _Module(case, options, target)
+    else:
+        program = _Function(case, options, target)
     began = time.monotonic()
     phase("tracing and lowering")
-    lowered = lower()
-    key = oracle.measurement_key(
-        oracle.parse_module(lowered) if module_file is not None else lowered, target, compiler_options=xla
-    )
-    # Timings belong to a machine; farrier's own code matters where it takes part.
-    cache = _Cache(
-        cache_dir,
-        [key, identity, options.to_json(), repeats, environment, _code_digest(), env_module.farrier_digest()]
-        if options.optimize is not None
-        else [key, identity, options.to_json(), repeats, environment, _code_digest()],
-    )
+    # By the program as it was written: what farrier makes of it is a function of that,
+    # of the options and of farrier's own code, and a hit then costs no planning.
+    parts = [program.key(), identity, options.to_json(), repeats, environment, _code_digest()]
+    if options.optimize is not None:
+        parts.append(env_module.farrier_digest())
+    cache = _Cache(cache_dir, parts)
     if (found := cache.get()) is not None:
         return dataclasses.replace(found, environment=env)
-    phase("compiling with XLA")
-    first = clock.time("compile_seconds", lambda: compile_once(lowered))
-    for _ in range(repeats - 1):
-        if time.monotonic() - began > repeat_budget_s:
-            break
-        # What the first repeat warmed up (imports, caches) is not what is measured.
-        jax.clear_caches()
-        again = lower()
-        clock.time("compile_seconds", lambda again=again: compile_once(again))
+    clock = Clock()
+    first: Dumped | None = None
+    metrics: dict[str, Metric] = {}
+    for n in range(max(1, repeats)):
+        if n:
+            if time.monotonic() - began > repeat_budget_s:
+                break
+            # A cached trace would be timed as nothing.
+            jax.clear_caches()
+        phase("planning" if options.optimize is not None else "tracing and lowering")
+        lowered = program.lower(clock)
+        phase("compiling with XLA")
+        done = clock.time("compile_seconds", lambda lowered=lowered: program.compile(lowered))
+        if first is None:
+            first = done
+            metrics.update(program.decided(lowered, clock))
+    assert first is not None
     phase("reading the result")
-    metrics, played = metrics_of(first.compiled, target, first.live_ranges)
+    found_metrics, played = metrics_of(first.compiled, target, first.live_ranges)
+    metrics.update(found_metrics)
     metrics.update(clock.metrics())
-    if step is not None and options.optimize is not None:
-        metrics.update(_optimized_metrics(step))
     if "planned_bytes" in metrics:
         total = metrics["total_bytes"].value
         metrics["plan_error"] = exact(
             "plan_error", abs(metrics["planned_bytes"].value - total) / max(total, 1)
         )
-    rows = line_summary(first, played, source_root(suite_path))
     result = Result(
         **identity,
         metrics=metrics,
         fingerprint=first.compiled.measurement.fingerprint,
         environment=env,
-        lines=tuple(rows),
+        lines=tuple(line_summary(first, played, source_root(suite_path))),
     )
     cache.put(result)
     return result
+
+
+class _Module:
+    """A dumped module as a program to measure."""
+
+    def __init__(self, case: Case, options: OptionSet, target: Any):
+        from farrier._src import oracle
+
+        if options.variant or options.optimize is not None:
+            raise Unsupported(f"{case.name} is a dumped module: only compiler_options apply to it")
+        assert isinstance(case.build, ModuleFile)
+        self._target, self._xla = target, dict(options.compiler_options)
+        self._module = oracle.parse_module(_read_module(case.build.path))
+
+    def key(self) -> str:
+        from farrier._src import oracle
+
+        return oracle.measurement_key(self._module, self._target, compiler_options=self._xla)
+
+    def lower(self, clock: Clock) -> Any:
+        return self._module
+
+    def compile(self, lowered: Any) -> Dumped:
+        from farrier._src import oracle
+
+        return compile_and_dump(
+            lambda o: oracle.compile_module(lowered, self._target, compiler_options=o), self._xla
+        )
+
+    def decided(self, lowered: Any, clock: Clock) -> dict[str, Metric]:
+        return {}
+
+
+class _Function:
+    """A function, as it was written or through ``farrier.optimize``, as a program to measure."""
+
+    def __init__(self, case: Case, options: OptionSet, target: Any):
+        self._case, self._options, self._target = case, options, target
+        self._xla = dict(options.compiler_options)
+
+    def _build(self) -> tuple[Any, Any, Any]:
+        import jax
+
+        fn, args, kwargs = build(self._case, self._options, self._target)
+        args, kwargs = abstract((args, kwargs), self._target)
+        return fn if hasattr(fn, "lower") else jax.jit(fn), args, kwargs
+
+    def key(self) -> str:
+        from farrier._src import oracle
+
+        fn, args, kwargs = self._build()
+        return oracle.measurement_key(fn.lower(*args, **kwargs), self._target, compiler_options=self._xla)
+
+    def _optimized(self, fn: Any, **more: Any) -> Any:
+        import farrier
+
+        return farrier.optimize(fn, **{"target": self._target, **(self._options.optimize or {}), **more})
+
+    def lower(self, clock: Clock) -> Any:
+        import jax
+
+        # The key's lowering must not make this one a cache hit.
+        jax.clear_caches()
+        fn, args, kwargs = self._build()
+        if self._options.optimize is None:
+            traced = clock.time("trace_seconds", lambda: fn.trace(*args, **kwargs))
+            return clock.time("export_seconds", traced.lower)
+        # A plan kept by an earlier run would hide what planning costs.
+        with tempfile.TemporaryDirectory(prefix="farrier-plans-") as folder:
+            step = self._optimized(fn, cache_dir=folder)
+            traced = clock.time("trace_seconds", lambda: step.trace(*args, **kwargs))
+            lowered = clock.time("plan_seconds", traced.lower)
+        if lowered.plan is not None:
+            jax.clear_caches()
+            again = self._optimized(fn, plan=lowered.plan).trace(*args, **kwargs)
+            clock.time("apply_seconds", again.lower)
+        return lowered
+
+    def compile(self, lowered: Any) -> Dumped:
+        from farrier._src import oracle
+
+        return compile_and_dump(
+            lambda o: oracle.compile_lowered(lowered, self._target, compiler_options=o), self._xla
+        )
+
+    def decided(self, lowered: Any, clock: Clock) -> dict[str, Metric]:
+        """What planning decided; the overhead is over a plain compile, which the final one stands for."""
+        decision = getattr(lowered, "decision", None)
+        if decision is None:
+            return {}
+        out = {"search_compiles": exact("search_compiles", decision.compiles)}
+        spent = sum(clock.samples[k][0] for k in ("trace_seconds", "plan_seconds", "compile_seconds"))
+        out["overhead"] = sampled("overhead", [spent / clock.samples["compile_seconds"][0]])
+        promised = decision.plan.measured.get("planned_bytes")
+        if promised is not None:
+            out["planned_bytes"] = exact("planned_bytes", promised)
+        if decision.run.budget_bytes is not None:
+            out["budget_bytes"] = exact("budget_bytes", decision.run.budget_bytes)
+        return out
 
 
 def _read_module(path: pathlib.Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import fnmatch
 import hashlib
 import json
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from farrier._src.bench import environment
+from farrier._src.bench.metric import sampled
 from farrier._src.bench.process import run_child, run_job
 from farrier._src.bench.result import Result, ResultError, Run, with_reference
 from farrier._src.bench.suite import SuiteError
@@ -148,6 +150,41 @@ def _run_on_cluster(jobs: list[dict[str, Any]], address: str) -> Iterator[dict[s
             ).to_json()
 
 
+def _with_step_times(
+    results: list[Result], jobs: list[dict[str, Any]], option_sets: list[dict[str, Any]], rounds: int
+) -> tuple[list[Result], str]:
+    """Adds ``step_seconds`` to the results, case by case: one program at a time on the device.
+
+    Raises:
+      RunnerError: a case's steps cannot be run.
+    """
+    kind = ""
+    timed: dict[tuple[str, str], list[float]] = {}
+    for case in sorted({r.case for r in results if r.status == "ok"}):
+        wanted = {r.options for r in results if r.case == case and r.status == "ok"}
+        first = next(j for j in jobs if j["case"] == case)
+        job = {
+            **first,
+            "kind": "steps",
+            "option_sets": [o for o in option_sets if o["name"] in wanted],
+            "rounds": rounds,
+        }
+        out = run_child(job, timeout_s=first["timeout_s"], memory_bytes=first["memory_bytes"])
+        if "steps" not in out:
+            raise RunnerError(f"cannot time {case} on this machine's device: {out['message']}")
+        kind = out["steps"]["device"]
+        timed.update({(case, name): samples for name, samples in out["steps"]["samples"].items()})
+    done = []
+    for r in results:
+        samples = timed.get((r.case, r.options))
+        if samples:
+            r = dataclasses.replace(
+                r, metrics={**r.metrics, "step_seconds": sampled("step_seconds", samples)}
+            )
+        done.append(r)
+    return done, kind
+
+
 def run_suite(
     suite: str,
     *,
@@ -165,6 +202,7 @@ def run_suite(
     resume: bool = False,
     scheduler: str | None = None,
     device: bool = False,
+    device_rounds: int = 10,
     progress: Progress | None = None,
 ) -> Run:
     """Runs a suite and returns what it measured; a case that fails is a result too.
@@ -183,7 +221,8 @@ def run_suite(
       resume: take the results that the journal of an interrupted run holds.
       scheduler: address of a Dask scheduler whose workers run the jobs. They need this
         farrier, and the suite at the same path.
-      device: also measure step time on the attached GPU.
+      device: also time the steps on this machine's default device, ``device_rounds`` times,
+        the option sets of a case in turn.
       progress: called after each job with (done, total, result).
 
     Raises:
@@ -253,8 +292,11 @@ def run_suite(
         results.append(result)
         if progress is not None:
             progress(len(results), len(full), result)
-    record.remove()
     merged = dict(env)
+    if device:
+        results, kind = _with_step_times(results, full, listing["option_sets"], device_rounds)
+        merged["device"] = kind
+    record.remove()
     for r in results:
         merged.update({k: v for k, v in r.environment.items() if k.startswith("target ")})
     return Run(

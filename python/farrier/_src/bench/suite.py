@@ -19,6 +19,10 @@ class SuiteError(Error):
     """A suite cannot be read, or does not follow the protocol of :mod:`farrier.bench`."""
 
 
+class Unsupported(Error):
+    """A case cannot be compiled with an option set, by no fault of either: recorded, not a failure."""
+
+
 @dataclasses.dataclass(frozen=True)
 class OptionSet:
     """A named way to compile every case: un-annotated, by farrier, or by a rival.

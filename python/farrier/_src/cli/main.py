@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     names = {name for name, _, _ in COMMANDS}
     args = parser(next((a for a in argv if a in names), None)).parse_args(argv)
-    console = Console(stderr=False, soft_wrap=not sys.stdout.isatty())
+    # Into a file or a log rich assumes 80 columns, which cuts tables to pieces.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     errors = Console(stderr=True, soft_wrap=True)
     try:
         return args.run(args, console)
