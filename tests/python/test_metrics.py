@@ -192,6 +192,8 @@ ENTRY %main (q: bf16[2,64,4,16], k: bf16[2,32,4,16], a: bf16[8,16], b: bf16[16,4
    
    
    
+   
+   
     backend_config={"cudnn_fmha_backend_config":{"intermediate_tensor_shape":{"dimensions":["2","4","64","32"]}}}
   %m = (bf16[8,4], s8[1024]) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul",
     backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}

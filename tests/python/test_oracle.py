@@ -6,7 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from farrier._src import errors, metrics_cache, oracle
+from farrier._src import errors, fingerprint, interchange, metrics_cache, oracle
 from farrier._src.targets import Target
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -114,6 +114,8 @@ def test_partitioning_callbacks_have_no_address_in_the_key():
 
     one, same, other = lower(True), lower(True), lower(False)
     assert one.as_text() != same.as_text()
+    keys = [fingerprint.of_module(interchange.to_core(x.compiler_ir())) for x in (one, same, other)]
+    assert keys[0] == keys[1] != keys[2]
     one, same, other = (oracle.module_bytes(x.compiler_ir()) for x in (one, same, other))
     assert one == same != other
 

@@ -18,16 +18,18 @@ class TextModule:
     def __init__(self, text):
         self.text = text
 
-    def print(self):
-        return self.text.encode()
+    def print(self, *, locations=True):
+        return (self.text if locations else self._without_locations()).encode()
 
     def clone(self):
         return TextModule(self.text)
 
     @property
     def fingerprint(self):
-        without_locations = re.sub(r"(?m)^#loc.*\n| ?loc\((?:[^()\"]|\"[^\"]*\")*\)", "", self.text)
-        return hashlib.sha256(without_locations.encode()).hexdigest()
+        return hashlib.sha256(self.print(locations=False)).hexdigest()
+
+    def _without_locations(self):
+        return re.sub(r"(?m)^#loc.*\n| ?loc\((?:[^()\"]|\"[^\"]*\")*\)", "", self.text)
 
 
 class SwapDriver:

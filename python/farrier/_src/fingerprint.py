@@ -6,13 +6,14 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import re
 from typing import Any
 
 import jax
 
 from farrier._src import metrics_cache, store
 
-__all__ = ["plan_key", "versions"]
+__all__ = ["name_callbacks", "of_module", "plan_key", "versions"]
 
 # jax.config values that change what a function lowers to or what XLA makes of it, without showing
 # in the module that is being planned.
@@ -40,6 +41,42 @@ def versions() -> dict[str, str]:
 def text_key(text: str) -> str:
     """sha256 hex of a text."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_PARTITIONING = b"CustomSPMDPartitioning"
+_ADDRESS = re.compile(rb'backend_config = "(\d+)"')
+
+
+def name_callbacks(text: bytes) -> bytes:
+    """StableHLO text with the addresses of partitioning callbacks replaced by what they are.
+
+    A partitioning callback (`jax.experimental.custom_partitioning`, which cuDNN attention under automatic
+    sharding uses) stands in the module as the address of a Python object. Its name, static arguments and mesh
+    say the same in every process. One that cannot be described so keeps its address.
+    """
+    return _ADDRESS.sub(_describe, text) if _PARTITIONING in text else text
+
+
+def _describe(match: re.Match[bytes]) -> bytes:
+    from jax._src import custom_partitioning
+
+    info = custom_partitioning._sharding_callbacks.get(match[1])
+    if info is None:
+        return match[0]
+    name = f"{info.partition.__module__}.{info.partition.__qualname__}"
+    described = f"{name} {info.static_args!r} {getattr(info.mesh, 'shape', None)!r}"
+    if " at 0x" in described:
+        return match[0]
+    return b"backend_config = " + repr(described).encode()
+
+
+def of_module(module: Any) -> str:
+    """sha256 hex of a `farrier._core.Module` without locations, the same in every process of a job."""
+    text = module.print(locations=False)
+    if _PARTITIONING not in text:
+        return module.fingerprint
+    # Large constants are in the text by their content's hash.
+    return hashlib.sha256(name_callbacks(text)).hexdigest()
 
 
 def plan_key(module_fingerprint: str, site: Any, run: Any) -> str:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors, hlo, metrics, metrics_cache
+from farrier._src import errors, fingerprint, hlo, metrics, metrics_cache
 from farrier._src.hlo.stablehlo_flops import stablehlo_flops
 from farrier._src.targets import Target
 
@@ -218,27 +218,11 @@ def parse_module(module: Any) -> Any:
 def module_bytes(module: Any) -> bytes:
     """The module as bytes without source locations, all constants in full, the same in every process.
 
-    A partitioning callback (`jax.experimental.custom_partitioning`, which cuDNN attention under automatic
-    sharding uses) stands in the module as an address; it is replaced by the callback's name and static
-    arguments.
+    Addresses of partitioning callbacks are replaced by what they are, see `fingerprint.name_callbacks`.
     """
     out = io.BytesIO()
     module.operation.print(file=out, binary=True, enable_debug_info=False)
-    return re.sub(rb'backend_config = "(\d+)"', _named_callback, out.getvalue())
-
-
-def _named_callback(match: re.Match[bytes]) -> bytes:
-    from jax._src import custom_partitioning
-
-    info = custom_partitioning._sharding_callbacks.get(match[1])
-    if info is None:
-        return match[0]
-    name = f"{info.partition.__module__}.{info.partition.__qualname__}"
-    described = f"{name} {info.static_args!r} {getattr(info.mesh, 'shape', None)!r}"
-    if " at 0x" in described:
-        # Not describable: the address stays, and with it the entry is of use to this process only.
-        return match[0]
-    return b"backend_config = " + repr(described).encode()
+    return fingerprint.name_callbacks(out.getvalue())
 
 
 def _clone(module: Any) -> Any:

@@ -168,7 +168,7 @@ class FunctionSite:
             if self._raises(error):
                 raise
             return error, f"unreadable: {_first_line(error)}"
-        return module, module.fingerprint
+        return module, fingerprint.of_module(module)
 
     def _check_original(self, program, run, original, error) -> None:
         """Falling back must not break the budget silently.
@@ -211,7 +211,7 @@ class FunctionSite:
         if plan.fallback is not None or not plan.passes:
             return None, before
         rewritten = self._apply(original, drivers, plan, before)
-        after = rewritten.fingerprint
+        after = fingerprint.of_module(rewritten)
         if after == before:
             return None, before
         return interchange.to_jaxlib(rewritten, program.module.context), after
@@ -220,7 +220,7 @@ class FunctionSite:
         """A copy of the program with the plan applied."""
         rewritten = original.clone()
         pipeline.apply(rewritten, drivers, plan.passes)
-        after = rewritten.fingerprint
+        after = fingerprint.of_module(rewritten)
         repeated = plan.input_fingerprint == before and plan.versions == fingerprint.versions()
         if repeated and plan.output_fingerprint != after:
             raise errors.StalePlanError(
@@ -331,7 +331,7 @@ class FunctionSite:
                     hint=f"the smallest budget that was measured to work is {attached.total_bytes:,} bytes",
                 )
             measured["attached"] = attached.to_json()
-        after = rewritten.fingerprint
+        after = fingerprint.of_module(rewritten)
         passes = dict(found.passes) if after != before else {}
         return self._plan(program, run, before, after, passes, measured), compiles
 

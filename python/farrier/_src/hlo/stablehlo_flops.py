@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from jaxlib.mlir import ir
-from jaxlib.mlir.dialects import stablehlo
+from jaxlib.mlir.dialects import chlo, stablehlo
 
 from farrier._src.hlo.convolution import Axis, convolution_flops
 
@@ -23,6 +23,17 @@ def _dot(op: ir.Operation) -> int:
     lhs = _shape(op.operands[0])
     contracted = math.prod(lhs[d] for d in numbers.lhs_contracting_dimensions)
     return 2 * math.prod(_shape(op.results[0])) * contracted
+
+
+def _ragged_dot(op: ir.Operation) -> int:
+    numbers = chlo.RaggedDotDimensionNumbers(op.attributes["ragged_dot_dimension_numbers"])
+    lhs, groups = _shape(op.operands[0]), _shape(op.operands[2])
+    contracting = list(numbers.lhs_contracting_dimensions)
+    flops = 2 * math.prod(_shape(op.results[0])) * math.prod(lhs[d] for d in contracting)
+    if set(numbers.lhs_ragged_dimensions) & set(contracting):
+        # One result per group, and the groups share the contracted rows: each row is used once.
+        flops //= max(1, groups[-1])
+    return flops
 
 
 def _integers(op: ir.Operation, name: str, count: int, default: int) -> list[int]:
@@ -191,10 +202,7 @@ class _Counter:
         if name.startswith("sdy.") and len(op.regions) > 0:
             return sum(self.block(b) for r in op.regions for b in r.blocks)
         if name == "chlo.ragged_dot":
-            lhs, rhs = _shape(op.operands[0]), _shape(op.operands[1])
-            if len(lhs) == 2 and len(rhs) == 3:
-                return 2 * lhs[0] * lhs[1] * rhs[2]
-            self.unknown["flops of chlo.ragged_dot"] += 1
+            return _ragged_dot(op)
         return 0
 
 
