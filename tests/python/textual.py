@@ -15,6 +15,8 @@ from farrier._src.pipeline import StepPlan
 class TextModule:
     """The part of ``farrier._core.Module`` that the planner uses, over editable text."""
 
+    constants = None
+
     def __init__(self, text):
         self.text = text
 
