@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=pathlib.Path,
         metavar="DUMP",
-        help="one per process, in the order of their ranks: optimized HLO as text (.txt, .hlo) or as a serialized "
+        help="one per process, in the order of their ranks: optimized HLO as text or as a serialized "
         "HloModuleProto or HloProto, or the folder that --xla_dump_to wrote",
     )
     parser.add_argument(
@@ -59,11 +59,11 @@ def read_module(path: pathlib.Path, name: str | None = None) -> Module:
     except OSError as e:
         raise errors.InputError(f"cannot read {path}: {e}") from e
     if data.lstrip().startswith(b"HloModule"):
-        from jaxlib import xla_client
+        from jaxlib import _hlo
 
         try:
-            data = xla_client._xla.hlo_module_from_text(data.decode()).as_serialized_hlo_module_proto()
-        except (RuntimeError, UnicodeDecodeError, AttributeError) as e:
+            data = _hlo.hlo_module_from_text(data.decode()).as_serialized_hlo_module_proto()
+        except (RuntimeError, ValueError) as e:
             raise errors.InputError(f"{path}: not HLO text: {e}") from e
     return _parse(path, data)
 
@@ -71,12 +71,16 @@ def read_module(path: pathlib.Path, name: str | None = None) -> Module:
 def _parse(path: pathlib.Path, data: bytes) -> Module:
     from google.protobuf.message import DecodeError
 
-    try:
-        module = Module(data)
-        if module.computations:
+    from farrier._src.hlo import proto
+
+    # An HloProto wraps the module; each parses as the other where it happens to have no known field.
+    for unwrap in (lambda d: proto.parse_hlo(d).hlo_module, lambda d: d):
+        try:
+            module = Module(unwrap(data))
+        except (DecodeError, KeyError, IndexError):
+            continue
+        if module.entry.instructions:
             return module
-    except (DecodeError, KeyError, IndexError):
-        pass
     raise errors.InputError(
         f"{path}: not an HLO module", hint="give optimized HLO as text or as a serialized HloModuleProto"
     )

@@ -17,6 +17,11 @@ from farrier._src.errors import Error
 # run(args, console) -> exit code, and is imported only when its command is used.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("bench", "farrier._src.cli.bench", "measure a suite of programs, show their history"),
+    (
+        "check-collectives",
+        "farrier._src.cli.check_collectives",
+        "tell whether processes' programs would wait for each other for ever",
+    ),
     ("gate", "farrier._src.cli.gate", "compare a suite with its baseline and fail on a regression"),
     ("report", "farrier._src.cli.report", "show memory, schedule and kernels of a compiled step"),
     ("targets", "farrier._src.cli.targets", "list the GPUs that a program can be compiled for"),

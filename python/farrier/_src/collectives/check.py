@@ -87,8 +87,8 @@ def _shape(i: Instruction) -> str:
 
 
 _TYPES = {
-    1: "pred", 2: "s8", 3: "s16", 4: "s32", 5: "s64", 6: "u8", 7: "u16", 8: "u32", 9: "u64", 10: "f16", 11: "f32",
-    12: "f64", 16: "bf16",
+    1: "pred", 2: "s8", 3: "s16", 4: "s32", 5: "s64", 6: "u8", 7: "u16", 8: "u32", 9: "u64", 10: "f16",
+    11: "f32", 12: "f64", 16: "bf16",
 }  # fmt: skip
 
 
@@ -156,6 +156,12 @@ def compare(programs: Sequence[Sequence[Issue]], devices: int) -> Verdict:
             hint="give one dump per process, in the order of jax.process_index()",
         )
     share = devices // count
+    largest = max((d for p in programs for i in p for g in (*i.groups, *i.pairs) for d in g), default=0)
+    if largest >= devices:
+        raise errors.InputError(
+            f"a collective names device {largest} of {devices}",
+            hint="say how many devices the job has (--devices)",
+        )
     at = [0] * count
     while True:
         heads = [p[k] if k < len(p) else None for p, k in zip(programs, at, strict=True)]
@@ -168,9 +174,7 @@ def compare(programs: Sequence[Sequence[Issue]], devices: int) -> Verdict:
             return _stuck(heads, share)
         for p, ok in enumerate(ready):
             at[p] += ok
-    if _essence(programs[0]) == _essence(programs[-1]) and all(
-        _essence(p) == _essence(programs[0]) for p in programs
-    ):
+    if all(_essence(p) == _essence(programs[0]) for p in programs):
         return Verdict(
             "same", f"{count} processes issue the same {len(programs[0])} collectives in the same order"
         )
