@@ -109,9 +109,9 @@ def is_state_effect(effect: Any) -> bool:
     return isinstance(effect, _effects.JaxprInputEffect)
 
 
-def is_high(jaxpr: Any) -> bool:
-    """Whether a jaxpr uses hijax types, which only JAX's own lowering takes apart."""
-    return bool(getattr(jaxpr, "is_high", False))
+def has_high_types(jaxpr: Any) -> bool:
+    """Whether a jaxpr takes or gives hijax types, which only JAX's own call takes apart."""
+    return any(getattr(aval, "is_high", False) for aval in (*jaxpr.in_avals, *jaxpr.out_avals))
 
 
 def ordered_effects(effects: Any) -> list:
@@ -144,7 +144,14 @@ def adopt_rules_of_jit(primitive: Any, jit_p: Any, original: Callable[[dict], di
     partial_eval.custom_partial_eval_rules[primitive] = call(partial_eval.custom_partial_eval_rules[jit_p])
     _checkify.error_checks[primitive] = call(_checkify.error_checks[jit_p])
     primitive.is_high = lambda *avals, **params: jit_p.is_high(*avals, **original(params))
-    primitive.to_lojax = call(jit_p.to_lojax)
+
+    def to_lojax(*args, **params):
+        if has_high_types(params["jaxpr"]):
+            return jit_p.to_lojax(*args, **original(params))
+        # High only inside: taken apart, it is still the same call.
+        return primitive.bind(*args, **(params | {"jaxpr": partial_eval.lower_jaxpr2(params["jaxpr"])}))
+
+    primitive.to_lojax = to_lojax
 
     def discharge(ctx, *args, **params):
         jaxpr = params["jaxpr"]

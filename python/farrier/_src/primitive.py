@@ -147,8 +147,8 @@ def unsupported(jaxpr: Any) -> str | None:
         stateful = [effect for effect in eqn.effects if compat.is_state_effect(effect)]
         if stateful:
             return "it reads or writes mutable array references (jax.Ref) of its caller"
-        if eqn.primitive is jit_p and compat.is_high(eqn.params["jaxpr"]):
-            return "it uses high-level (hijax) types"
+        if eqn.primitive is jit_p and compat.has_high_types(eqn.params["jaxpr"]):
+            return "it takes or gives high-level (hijax) types"
     return None
 
 
