@@ -1,8 +1,8 @@
 """Lays out a new pass: `make new-pass NAME=my-pass`.
 
 Writes passes/<my_pass>/ (Passes.td, MyPass.cpp, CMakeLists.txt) and tests/lit/<my_pass>/basic.mlir, and adds
-the one line that registers it to passes/CMakeLists.txt. What it makes builds and its test passes: it counts the
-operations of each function and changes nothing, for you to replace.
+the one line that registers it to passes/CMakeLists.txt. What it makes builds and its test passes: it counts
+the operations of each function and changes nothing, for you to replace.
 """
 
 import argparse
