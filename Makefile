@@ -77,6 +77,12 @@ docs: $(VENV)/.made ## docs/passes.md, from the .td files
 new-pass: $(VENV)/.made ## lay out a pass: make new-pass NAME=my-pass
 	@$(PY) passes/new-pass.py "$(NAME)"
 
+.PHONY: browser
+browser: build ## the report's page in headless Chromium (installs it on Debian)
+	@command -v chromedriver > /dev/null || apt-get install -y -q --no-install-recommends chromium chromium-driver
+	@$(UV) pip install -q -p $(VENV) --group browser
+	@$(PY) -m pytest -q -m browser tests/python/test_report_browser.py
+
 .PHONY: lint
 lint: $(VENV)/.made ## check style
 	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format -q --check .

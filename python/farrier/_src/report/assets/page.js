@@ -160,7 +160,8 @@
       this.table = new Table($("live-table"), ["bytes", "share", "shape", "origin", "name", "layer", "scope", "source", "live from", "to"],
         { label: "Live buffers" });
       this.groups = new Table($("live-table"), ["bytes", "share", "group", "buffers"], { label: "Live bytes by group" });
-      for (const id of ["live-group", "live-filter"]) $(id).addEventListener("input", () => this.list());
+      $("live-group").addEventListener("change", () => this.list());
+      $("live-filter").addEventListener("input", () => this.list());
       $("live-peak").addEventListener("click", () => this.move(this.data.memory.peak.position));
       const full = { from: 0, to: Math.max(1, this.n), least: Math.min(4, this.n) };
       this.full = full;
@@ -462,7 +463,11 @@
   }
 
   async function start() {
-    const [data] = await Promise.all([unpack(), ready()]);
+    performance.mark("farrier: script");
+    const data = await unpack();
+    performance.mark("farrier: data");
+    await ready();
+    performance.mark("farrier: charts");
     const memory = new Memory(data);
     const schedule = data.schedule ? new Schedule(data, memory) : null;
     const charts = { memory, schedule };
