@@ -1,0 +1,74 @@
+//===- Liveness.h - predicted device memory of a block ---------------------===//
+
+#ifndef FARRIER_ANALYSIS_LIVENESS_H
+#define FARRIER_ANALYSIS_LIVENESS_H
+
+#include "farrier/Analysis/Graph.h"
+
+#include <vector>
+
+namespace farrier {
+
+/// Live ranges of the roots of one block, in program order, with what XLA:GPU does to them:
+///  - a value that flows only into results (an updated parameter) is computed as soon as its inputs exist,
+///    so gradients die early although the optimizer stands at the end of the program;
+///  - an elementwise result reuses the buffer of an input that dies there;
+///  - a loop updates its state in place;
+///  - results of the program are not temporaries (donated or output buffers).
+class Liveness {
+public:
+  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = unshardedSize);
+
+  struct Range {
+    unsigned first = 0; ///< op that defines the root (0 for arguments)
+    unsigned last = 0;  ///< last op during which the root is live
+    bool live = false;  ///< whether the root occupies temporary memory at all
+  };
+  const Range &range(unsigned root) const { return ranges[root]; }
+
+  /// Bytes live during each op, from the roots for which `include` holds (all of them by default) and,
+  /// with `inner`, what loops and branches need inside.
+  std::vector<int64_t> profile(llvm::function_ref<bool(unsigned)> include = nullptr, bool inner = true) const;
+
+  /// Bytes that running `op` needs beside its operands and results: the peak inside its regions.
+  int64_t innerPeak(unsigned op) const { return inner[op]; }
+
+  /// Whether the value flows, through virtual operations, only into the block's results: an optimizer
+  /// update, not something the computation waits for.
+  bool onlyFeedsResults(unsigned value) const { return onlyResults[value]; }
+
+private:
+  const BlockGraph &graph;
+  std::vector<Range> ranges;
+  std::vector<int64_t> inner;
+  std::vector<bool> onlyResults;
+};
+
+/// The estimate of one block: what XLA:GPU's buffer assignment will need beside arguments and results.
+class MemoryEstimate {
+public:
+  explicit MemoryEstimate(mlir::Block &block, SizeFn size = unshardedSize);
+
+  int64_t peak() const { return peakBytes; }
+  /// Roots live during the operation where the peak is, the biggest first.
+  std::vector<unsigned> liveAtPeak() const;
+  const BlockGraph &getGraph() const { return graph; }
+  const Liveness &getLiveness() const { return liveness; }
+
+private:
+  static RootSets::Options bufferOptions();
+  BlockGraph graph;
+  RootSets roots;
+  Liveness liveness;
+  int64_t peakBytes = 0;
+  unsigned peakOp = 0;
+};
+
+/// Predicted temporary bytes of running `block` once.
+inline int64_t estimatePeak(mlir::Block &block, SizeFn size = unshardedSize) {
+  return MemoryEstimate(block, std::move(size)).peak();
+}
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_LIVENESS_H

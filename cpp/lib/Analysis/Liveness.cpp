@@ -1,0 +1,145 @@
+#include "farrier/Analysis/Liveness.h"
+
+#include "farrier/Analysis/OpInfo.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include <algorithm>
+
+using namespace mlir;
+
+namespace farrier {
+
+/// An elementwise update writes where it read; a slice update writes into the buffer it updates.
+static bool writesInPlace(Operation *op) {
+  return classify(op) == OpClass::Virtual || isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp,
+                                                 stablehlo::WhileOp>(op);
+}
+
+static int64_t peakInside(Operation *op, const SizeFn &size) {
+  int64_t peak = 0;
+  for (Region &region : op->getRegions())
+    for (Block &inner : region)
+      peak = std::max(peak, estimatePeak(inner, size));
+  return peak;
+}
+
+Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
+    : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
+  unsigned numOps = graph.numOps();
+  for (unsigned op = 0; op < numOps; ++op)
+    if (graph.ops[op]->getNumRegions() && !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp,
+                                               stablehlo::SortOp, stablehlo::SelectAndScatterOp>(graph.ops[op]))
+      inner[op] = peakInside(graph.ops[op], size);
+
+  // Which values feed nothing but results, and when each op can run at the earliest.
+  std::vector<bool> isResult(graph.numValues(), false);
+  for (unsigned value : graph.inputs[numOps - 1])
+    isResult[value] = true;
+  for (unsigned value = graph.numValues(); value-- > 0;)
+    onlyResults[value] = llvm::all_of(graph.users[value], [&](unsigned user) {
+      return graph.isTerminator(user) ||
+             (graph.isVirtual[user] &&
+              llvm::all_of(graph.outputs[user], [&](unsigned out) { return onlyResults[out]; }));
+    });
+  std::vector<unsigned> runsAt(numOps, 0), ready(graph.numValues(), 0);
+  for (unsigned op = 0; op < numOps; ++op) {
+    unsigned earliest = 0;
+    for (unsigned value : graph.inputs[op])
+      earliest = std::max(earliest, ready[value]);
+    bool update = graph.isVirtual[op] &&
+                  llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
+    runsAt[op] = update ? earliest : op;
+    for (unsigned value : graph.outputs[op])
+      ready[value] = graph.isVirtual[op] ? earliest : op;
+  }
+
+  std::vector<unsigned> last(graph.numValues(), 0);
+  std::vector<bool> used(graph.numValues(), false), returned(graph.numValues(), false);
+  for (unsigned op = 0; op < numOps; ++op)
+    for (unsigned value : graph.inputs[op])
+      for (unsigned root : roots.roots(value)) {
+        if (graph.isTerminator(op))
+          returned[root] = true;
+        else
+          last[root] = std::max(last[root], runsAt[op]);
+        used[root] = true;
+      }
+
+  for (unsigned value = 0; value < graph.numValues(); ++value) {
+    Range &range = ranges[value];
+    int definition = graph.definition[value];
+    range.first = definition < 0 ? 0 : definition;
+    range.last = std::max(last[value], range.first);
+    // A result lives in an output buffer; parameters are not temporaries.
+    range.live = roots.isRoot(value) && used[value] && !isResult[value] && definition >= 0;
+    if (range.live && returned[value])
+      range.last = std::max(range.last, range.first);
+  }
+  // Reuse: the buffer of an input that dies here serves the result.
+  std::vector<bool> reused(graph.numValues(), false);
+  for (unsigned op = 0; op < numOps; ++op) {
+    if (!writesInPlace(graph.ops[op]))
+      continue;
+    for (unsigned value : graph.outputs[op]) {
+      if (!roots.isRoot(value))
+        continue;
+      for (unsigned input : graph.inputs[op]) {
+        auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
+          return ranges[root].live && !reused[root] && ranges[root].last == op && ranges[root].first < op &&
+                 graph.bytes[root] == graph.bytes[value];
+        });
+        if (take != roots.roots(input).end()) {
+          reused[*take] = true;
+          --ranges[*take].last;
+          break;
+        }
+      }
+    }
+  }
+}
+
+std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> include, bool withInner) const {
+  std::vector<int64_t> delta(graph.numOps() + 1, 0);
+  for (unsigned value = 0; value < graph.numValues(); ++value) {
+    if (!ranges[value].live || (include && !include(value)))
+      continue;
+    delta[ranges[value].first] += graph.bytes[value];
+    delta[ranges[value].last + 1] -= graph.bytes[value];
+  }
+  std::vector<int64_t> result(graph.numOps(), 0);
+  int64_t current = 0;
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    current += delta[op];
+    result[op] = current + (withInner ? inner[op] : 0);
+  }
+  return result;
+}
+
+RootSets::Options MemoryEstimate::bufferOptions() {
+  RootSets::Options options;
+  options.materialiseKernelOperands = true;
+  return options;
+}
+
+MemoryEstimate::MemoryEstimate(Block &block, SizeFn size)
+    : graph(block, size), roots(graph, bufferOptions()), liveness(graph, roots, size) {
+  std::vector<int64_t> profile = liveness.profile();
+  for (unsigned op = 0; op < profile.size(); ++op)
+    if (profile[op] > peakBytes) {
+      peakBytes = profile[op];
+      peakOp = op;
+    }
+}
+
+std::vector<unsigned> MemoryEstimate::liveAtPeak() const {
+  std::vector<unsigned> live;
+  for (unsigned value = 0; value < graph.numValues(); ++value) {
+    const Liveness::Range &range = liveness.range(value);
+    if (range.live && range.first <= peakOp && peakOp <= range.last)
+      live.push_back(value);
+  }
+  llvm::stable_sort(live, [&](unsigned a, unsigned b) { return graph.bytes[a] > graph.bytes[b]; });
+  return live;
+}
+
+} // namespace farrier

@@ -1,0 +1,46 @@
+//===- Fusion.h - what the rewrites of this pass share --------------------===//
+
+#ifndef FARRIER_PASSES_FUSION_FUSION_H
+#define FARRIER_PASSES_FUSION_FUSION_H
+
+#include "farrier/Support/Registry.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/Remarks.h"
+
+namespace farrier::fusion {
+
+/// Makes the pass known by its name. Idempotent.
+void registerPasses();
+
+enum class Numerics { Bitwise, Bounded, Relaxed };
+
+struct Settings {
+  Numerics numerics = Numerics::Bounded;
+  bool deterministic = false;
+  int64_t chunks = 0;
+  int64_t chunkBytes = int64_t(1) << 30;
+  int64_t minBytes = int64_t(256) << 20;
+  int64_t maxHeadWidth = 256;
+  int64_t partitions = 1; ///< devices the module's shapes are split over by XLA
+};
+
+/// "file:line" of the user's program, or the operation's location as MLIR prints it.
+std::string place(mlir::Operation *op);
+
+/// Whether a hint asks to leave `op` alone (frontend attribute farrier.fuse = "off").
+bool isForbidden(mlir::Operation *op);
+
+/// Says that `rewrite` did not apply at `op` and what stood in the way, in words.
+void missed(mlir::Operation *op, llvm::StringRef rewrite, const llvm::Twine &reason);
+
+/// Erases pure operations whose results nobody reads.
+void eraseDead(mlir::Operation *root);
+
+/// Each returns the number of sites rewritten.
+unsigned rewriteCrossEntropy(mlir::ModuleOp module, const Settings &settings);
+unsigned rewriteAttention(mlir::ModuleOp module, const Settings &settings);
+
+} // namespace farrier::fusion
+
+#endif // FARRIER_PASSES_FUSION_FUSION_H

@@ -1,0 +1,133 @@
+//===- FusionPass.cpp - runs the rewrites on a copy, keeps it if one applied ===//
+
+#include "passes/fusion/Fusion.h"
+#include "passes/fusion/Loops.h"
+
+#include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/ValueKey.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "mlir/Pass/Pass.h"
+#include "llvm/ADT/StringSwitch.h"
+
+using namespace mlir;
+
+namespace farrier {
+#define GEN_PASS_DECL_FUSION
+#define GEN_PASS_DEF_FUSION
+#include "passes/fusion/Passes.h.inc"
+
+namespace fusion {
+
+std::string place(Operation *op) {
+  if (std::string line = sourceLine(op->getLoc()); !line.empty())
+    return line;
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  op->getLoc().print(os);
+  return text;
+}
+
+bool isForbidden(Operation *op) {
+  auto attributes = op->getAttrOfType<DictionaryAttr>("mhlo.frontend_attributes");
+  auto fuse = attributes ? attributes.getAs<StringAttr>("farrier.fuse") : StringAttr();
+  return fuse && fuse.getValue() == "off";
+}
+
+void missed(Operation *op, StringRef rewrite, const Twine &reason) {
+  remark::missed(op->getLoc(), remark::RemarkOpts::name(rewrite).category("fusion"))
+      << ("left as it is: " + reason).str();
+}
+
+void eraseDead(Operation *root) {
+  // Post-order in reverse: users before producers, so one sweep is enough inside a block.
+  root->walk<WalkOrder::PreOrder>([&](Block *block) {
+    for (Operation &op : llvm::make_early_inc_range(llvm::reverse(*block)))
+      if (isOpTriviallyDead(&op))
+        op.erase();
+  });
+}
+
+} // namespace fusion
+
+namespace {
+
+class FusionPass : public impl::FusionBase<FusionPass>, public CounterSet {
+public:
+  FusionPass() = default;
+  FusionPass(const FusionOptions &options) : FusionBase(options) {}
+  FusionPass(const FusionPass &other) : FusionBase(other), CounterSet(other) {}
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    fusion::Settings settings;
+    if (failed(read(settings)))
+      return signalPassFailure();
+    if (auto partitions = module->getAttrOfType<IntegerAttr>("mhlo.num_partitions"))
+      settings.partitions = std::max<int64_t>(1, partitions.getInt());
+
+    // Matching needs a flat program. It happens on a copy, so that a program with nothing to gain comes out
+    // as it went in, calls and all.
+    bool candidate = false;
+    module.walk([&](stablehlo::ExpOp) { candidate = true; });
+    if (!candidate)
+      return;
+    OwningOpRef<ModuleOp> copy(module.clone());
+    inlineCalls(*copy);
+    fusion::eraseDead(*copy);
+    unsigned applied = 0;
+    if (enabled("cross-entropy")) {
+      unsigned sites = fusion::rewriteCrossEntropy(*copy, settings);
+      crossEntropy += sites;
+      applied += sites;
+    }
+    if (enabled("attention")) {
+      unsigned sites = fusion::rewriteAttention(*copy, settings);
+      attention += sites;
+      applied += sites;
+    }
+    if (!applied)
+      return;
+    fusion::eraseDead(*copy);
+    if (fusion::eraseDeadState(*copy))
+      fusion::eraseDead(*copy); // what the dropped state started from
+    module.getBodyRegion().takeBody(copy->getBodyRegion());
+  }
+
+private:
+  LogicalResult read(fusion::Settings &settings) {
+    for (const std::string &name : rewrites)
+      if (name != "cross-entropy" && name != "attention")
+        return emitError(UnknownLoc::get(&getContext()))
+               << "farrier-fusion has no rewrite '" << name << "': cross-entropy, attention";
+    auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
+                     .Case("bitwise", fusion::Numerics::Bitwise)
+                     .Case("bounded", fusion::Numerics::Bounded)
+                     .Case("relaxed", fusion::Numerics::Relaxed)
+                     .Default(std::nullopt);
+    if (!level)
+      return emitError(UnknownLoc::get(&getContext()))
+             << "farrier-fusion: numerics is bitwise, bounded or relaxed, not '" << numerics << "'";
+    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0)
+      return emitError(UnknownLoc::get(&getContext()))
+             << "farrier-fusion: a count of chunks or bytes is negative";
+    settings.numerics = *level;
+    settings.deterministic = deterministic;
+    settings.chunks = chunks;
+    settings.chunkBytes = chunkBytes;
+    settings.minBytes = minBytes;
+    settings.maxHeadWidth = maxHeadWidth;
+    return success();
+  }
+
+  bool enabled(StringRef rewrite) { return rewrites.empty() || llvm::is_contained(rewrites, rewrite); }
+
+  Counter crossEntropy{this, "cross-entropy"};
+  Counter attention{this, "attention"};
+};
+
+} // namespace
+
+void fusion::registerPasses() { PassRegistration<FusionPass>(); }
+} // namespace farrier

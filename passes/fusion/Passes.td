@@ -1,0 +1,51 @@
+#ifndef FARRIER_PASSES_FUSION_PASSES
+#define FARRIER_PASSES_FUSION_PASSES
+include "mlir/Pass/PassBase.td"
+
+def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
+  let summary = "Substitute kernels and restructure so that giant intermediates never exist";
+  let description = [{
+    XLA:GPU cannot be told to fuse; it can be given a program whose fusion is right. Each rewrite recognises a
+    part of the program by what it computes, not by how it was written, and leaves everything else untouched:
+    a program in which nothing is rewritten comes out byte-identical.
+
+    - `cross-entropy`: everything between the product that makes logits and the small values they are reduced
+      to (loss, gradients) runs as one loop over chunks of tokens, so that neither logits nor their gradient
+      ever exist whole. Every per-token value is bit-identical; the gradient of the weights is added up chunk
+      by chunk in f32. Costs no floating point operations; each chunk reads and writes the sum of the weights'
+      gradient once more, which is why a handful of large chunks is better than many small ones.
+
+    ```mlir
+    %logits = stablehlo.dot_general %x, %w ...      // [tokens, vocabulary] f32
+    ...                                             // softmax, masks, gradient
+    %dw = stablehlo.dot_general %dlogits, %x ...
+    // becomes
+    %r:4 = stablehlo.while(%i = %c0, %nll = ..., %dx = ..., %dw = ...) { one chunk of tokens }
+    ```
+
+    - `attention`: dot, scale, mask, softmax, dot, and the gradients that autodiff made of it become cuDNN flash
+      attention custom calls. The part is found by axis roles and checked by evaluating it on sampled rows
+      against the definition of attention; masks are evaluated, not matched.
+
+    A scope or operation with the frontend attribute `farrier.fuse = "off"` is left alone.
+  }];
+  let options = [
+    ListOption<"rewrites", "rewrites", "std::string",
+               "Rewrites to try, in this order of application: cross-entropy, attention. Default: all">,
+    Option<"numerics", "numerics", "std::string", "\"bounded\"",
+           "bitwise: only what keeps every bit; bounded: also regrouped sums and kernels with f32 accumulation "
+           "and a documented bound; relaxed: also narrower intermediates">,
+    Option<"deterministic", "deterministic", "bool", "false",
+           "Substitute nothing whose results vary from run to run">,
+    Option<"chunks", "chunks", "int64_t", "0",
+           "cross-entropy: number of chunks (rounded up to a divisor of the token count); 0: by chunk-bytes">,
+    Option<"chunkBytes", "chunk-bytes", "int64_t", "1073741824",
+           "cross-entropy: the most bytes one chunk of f32 logits may take when chunks is 0">,
+    Option<"minBytes", "min-bytes", "int64_t", "268435456",
+           "cross-entropy: smaller f32 logits are left alone when chunks is 0">,
+    Option<"maxHeadWidth", "max-head-width", "int64_t", "256",
+           "attention: the widest head the target's cuDNN takes (256 on Hopper and later, 128 before)">,
+  ];
+}
+
+#endif // FARRIER_PASSES_FUSION_PASSES

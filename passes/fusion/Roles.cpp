@@ -1,0 +1,79 @@
+#include "passes/fusion/Roles.h"
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+using namespace mlir;
+
+namespace farrier::fusion {
+
+/// A broadcast that only adds dimensions of extent 1.
+static bool addsUnitsOnly(Operation *op) {
+  auto broadcast = dyn_cast<stablehlo::BroadcastInDimOp>(op);
+  return broadcast && tensorType(broadcast.getOperand()).getNumElements() ==
+                          tensorType(broadcast.getResult()).getNumElements();
+}
+
+static bool onlyMoves(Operation *op) {
+  return isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op) || addsUnitsOnly(op);
+}
+
+std::optional<Tensor> derivedFrom(Value value, const Tensor &origin, ArrayRef<int64_t> sizes) {
+  SmallVector<Operation *> chain;
+  for (Value at = value; at != origin.value;) {
+    Operation *op = at.getDefiningOp();
+    if (!op || !onlyMoves(op))
+      return std::nullopt;
+    chain.push_back(op);
+    at = op->getOperand(0);
+  }
+  Tensor tensor{value, origin.roles};
+  for (Operation *op : llvm::reverse(chain))
+    for (auto [role, size] : llvm::zip(tensor.roles, sizes))
+      if (role) {
+        std::optional<AxisFlow> flow = flowFromOperand(op, 0, *role, size);
+        if (!flow)
+          return std::nullopt;
+        role = flow->results[0];
+      }
+  return tensor;
+}
+
+Tensor originOf(Tensor tensor, ArrayRef<int64_t> sizes, const DenseMap<Value, Value> *aliases) {
+  while (true) {
+    if (Value source = aliases ? aliases->lookup(tensor.value) : Value())
+      tensor.value = source;
+    Operation *op = tensor.value.getDefiningOp();
+    if (!op)
+      break;
+    if (auto convert = dyn_cast<stablehlo::ConvertOp>(op)) {
+      auto from = dyn_cast<FloatType>(tensorType(convert.getOperand()).getElementType());
+      auto to = dyn_cast<FloatType>(tensorType(convert.getResult()).getElementType());
+      if (!from || !to || from.getWidth() > to.getWidth() || (from != to && from.getWidth() == to.getWidth()))
+        break;
+    } else if (!onlyMoves(op)) {
+      break;
+    }
+    Tensor before{op->getOperand(0), tensor.roles};
+    for (auto [role, size] : llvm::zip(before.roles, sizes)) {
+      if (!role)
+        continue;
+      std::optional<AxisFlow> flow = flowFromResult(op, 0, *role, size);
+      if (!flow || !flow->operands[0])
+        return tensor;
+      role = flow->operands[0];
+    }
+    tensor = before;
+  }
+  return tensor;
+}
+
+bool coversAll(const Tensor &tensor, ArrayRef<int64_t> sizes) {
+  RankedTensorType type = tensorType(tensor.value);
+  SmallVector<int64_t> product(type.getRank(), 1);
+  for (auto [role, size] : llvm::zip(tensor.roles, sizes))
+    if (role)
+      product[role->dim] *= size;
+  return llvm::equal(product, type.getShape());
+}
+
+} // namespace farrier::fusion

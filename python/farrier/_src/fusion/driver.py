@@ -1,0 +1,101 @@
+"""The fusion pass as `optimize` sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from farrier._src import errors
+
+REWRITES = ("cross-entropy", "attention")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """Options of kernel substitution and restructuring, for ``optimize(passes=[Fusion(...), ...])``.
+
+    Attributes:
+      rewrites: which to try; by default all. "attention" needs cuDNN and is tried on GPUs only.
+      chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
+      chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0.
+      min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
+    """
+
+    name = "fusion"
+
+    rewrites: Sequence[str] = REWRITES
+    chunks: int = 0
+    chunk_bytes: int = 1 << 30
+    min_bytes: int = 256 << 20
+
+    def __post_init__(self):
+        for rewrite in self.rewrites:
+            if rewrite not in REWRITES:
+                raise errors.OptionError.unknown(rewrite, REWRITES, of="Fusion(rewrites=...)")
+        for field in ("chunks", "chunk_bytes", "min_bytes"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 0:
+                raise errors.OptionError(f"Fusion({field}={value!r}): expected a count, 0 or more")
+
+
+class FusionDriver:
+    """Tries the rewrites on a copy; the plan is the pipeline that found something, and how much it found."""
+
+    name = "fusion"
+
+    def __init__(self, options: Fusion | None = None):
+        self.options = options or Fusion()
+
+    def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
+        rewrites = [r for r in self.options.rewrites if r != "attention" or context.platform == "cuda"]
+        if not rewrites:
+            return None
+        pipeline = self._pipeline(rewrites, context)
+        copy = module.clone()
+        result = copy.run(pipeline)
+        for remark in result.remarks:
+            context.remark(remark)
+        sites = _sites(result)
+        return {"version": 1, "pipeline": pipeline, "sites": sites} if sites else None
+
+    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
+        found = _sites(module.run(plan["pipeline"]))
+        return [
+            f"{rewrite}: {count} sites in the plan, {found.get(rewrite, 0)} in the program"
+            for rewrite, count in plan["sites"].items()
+            if found.get(rewrite, 0) != count
+        ] or None
+
+    def _pipeline(self, rewrites: Sequence[str], context: Any) -> str:
+        options = {
+            "rewrites": ",".join(rewrites),
+            "numerics": context.numerics,
+            "deterministic": str(_deterministic()).lower(),
+            "chunks": self.options.chunks,
+            "chunk-bytes": self.options.chunk_bytes,
+            "min-bytes": self.options.min_bytes,
+            # As jax.nn.dot_product_attention: wider heads from Hopper on.
+            "max-head-width": 256 if _is_hopper_or_later(context.target) else 128,
+        }
+        text = " ".join(f"{name}={value}" for name, value in options.items())
+        return f"builtin.module(farrier-fusion{{{text}}})"
+
+
+def _sites(result: Any) -> dict[str, int]:
+    counters = next(record.counters for record in result.passes if record.name == "farrier-fusion")
+    return {name: count for name, count in sorted(counters.items()) if count}
+
+
+def _deterministic() -> bool:
+    """Whether results that do not vary from run to run were asked of XLA:GPU."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return any(
+        f"--{flag}=true" in flags or flags.split().count(f"--{flag}")
+        for flag in ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
+    )
+
+
+def _is_hopper_or_later(target: Any) -> bool:
+    return target is None or not str(target.name).startswith("a100")

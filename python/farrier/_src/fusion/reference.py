@@ -1,0 +1,231 @@
+"""Substituted kernels spelled out, so that a rewritten program can run where the kernels cannot.
+
+A program that the fusion pass rewrote for a GPU holds custom calls. `with_references` replaces each by a
+function that computes what the kernel computes, in the precision in which the kernel computes it: products
+accumulate in f32, the softmax is f32, and what enters the second product is rounded to the inputs' type
+first. Running both programs shows whether a match was right.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import mlir
+
+from farrier._src import errors
+
+__all__ = ["attention_backward", "attention_forward", "with_references"]
+
+ir = mlir.ir
+
+
+def _visible(queries: int, keys: int, causal: bool, window: int) -> jax.Array | None:
+    if not causal:
+        return None
+    row = lax.broadcasted_iota(jnp.int32, (queries, keys), 0)
+    column = lax.broadcasted_iota(jnp.int32, (queries, keys), 1)
+    seen = column <= row
+    return seen & (row - column < window) if window else seen
+
+
+def _scores(query, key, bias, *, scale: float, causal: bool, window: int) -> jax.Array:
+    """Masked scores [B, K, G, S, T] in f32; K key heads, G query heads each."""
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    grouped = query.reshape(batch, length, groups, heads // groups, width)
+    scores = jnp.einsum("bskgd,btkd->bkgst", grouped, key, preferred_element_type=jnp.float32) * scale
+    if bias is not None:
+        bias = jnp.broadcast_to(bias, (batch, heads, *bias.shape[2:]))
+        scores += bias.reshape(scores.shape).astype(jnp.float32)
+    seen = _visible(length, key.shape[1], causal, window)
+    return scores if seen is None else jnp.where(seen, scores, -jnp.inf)
+
+
+def attention_forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(scale * q k^T + bias) v.
+
+    Args:
+      query: [B, S, H, D].
+      key: [B, T, K, D], K dividing H.
+      value: as key.
+      bias: [B or 1, H or 1, S, T], added to the scores.
+      scale: of the scores.
+      causal: whether a query sees only keys up to its own position.
+      window: how many of those, its own included; 0: all.
+
+    Returns:
+      The output [B, H, S, D] in the type of the query, and the logarithm of the softmax's denominator
+      [B, H, S] in f32: the results of cuDNN's call.
+    """
+    batch, length, heads, width = query.shape
+    scores = _scores(query, key, bias, scale=scale, causal=causal, window=window)
+    top = scores.max(-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.einsum(
+        "bkgst,btkd->bkgsd", weights.astype(query.dtype), value, preferred_element_type=jnp.float32
+    )
+    output = (mixed / total).astype(query.dtype).reshape(batch, heads, length, width)
+    return output, (jnp.log(total) + top).reshape(batch, heads, length)
+
+
+def attention_backward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    statistics: jax.Array,
+    gradient: jax.Array,
+    output: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    scale: float,
+    causal: bool = False,
+    window: int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of `attention_forward` by the query, the key and the value.
+
+    Args:
+      query, key, value, bias, scale, causal, window: as in the forward.
+      statistics: [B, H, S], the forward's second result.
+      gradient: [B, S, H, D], by the output.
+      output: [B, S, H, D].
+
+    Returns:
+      [B, H, S, D], [B, K, T, D] and [B, K, T, D] in the type of the query.
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    wide = jnp.float32
+    split = (batch, length, groups, heads // groups, width)
+    scores = _scores(query, key, bias, scale=scale, causal=causal, window=window)
+    weights = jnp.exp(scores - statistics.reshape(*scores.shape[:-1], 1))
+    gradient, output = gradient.reshape(split), output.reshape(split)
+    by_value = jnp.einsum(
+        "bkgst,bskgd->bktd", weights.astype(query.dtype), gradient, preferred_element_type=wide
+    )
+    by_weights = jnp.einsum("bskgd,btkd->bkgst", gradient, value, preferred_element_type=wide)
+    inner = jnp.einsum("bskgd,bskgd->bkgs", gradient.astype(wide), output.astype(wide))
+    by_scores = (weights * (by_weights - inner[..., None])).astype(query.dtype)
+    by_query = scale * jnp.einsum("bkgst,btkd->bkgsd", by_scores, key, preferred_element_type=wide)
+    by_key = scale * jnp.einsum(
+        "bkgst,bskgd->bktd", by_scores, query.reshape(split), preferred_element_type=wide
+    )
+    return (
+        by_query.astype(query.dtype).reshape(batch, heads, length, width),
+        by_key.astype(query.dtype),
+        by_value.astype(query.dtype),
+    )
+
+
+def _attention(target: str, config: dict[str, Any]):
+    """The reference of a cuDNN attention call: a function of its operands giving its results."""
+    fmha = config["cudnn_fmha_backend_config"]
+    options = {
+        "scale": float(fmha["fmha_scale"]),
+        "causal": fmha["mask_type"] == "CAUSAL",
+        "window": int(fmha["sliding_window_length"]),
+    }
+    if fmha["mask_type"] not in ("CAUSAL", "NO_MASK") or fmha["dropout_rate"]:
+        raise errors.InternalError(f"no reference of {target} with mask {fmha['mask_type']} or dropout")
+    workspace = jnp.zeros((0,), jnp.uint8)
+    biased = "Bias" in target
+    if target.endswith("Backward"):
+
+        def backward(query, key, value, statistics, gradient, *rest):
+            bias, output = (rest[0], rest[1]) if biased else (None, rest[0])
+            results = attention_backward(query, key, value, statistics, gradient, output, bias, **options)
+            return (*results, jnp.zeros_like(bias), workspace) if biased else (*results, workspace)
+
+        return backward
+    return lambda *operands: (*attention_forward(*operands, **options), workspace)
+
+
+_TARGETS = {
+    "__cudnn$fmhaSoftmax": _attention,
+    "__cudnn$fmhaSoftmaxBackward": _attention,
+    "__cudnn$fmhaScaleBiasSoftmax": _attention,
+    "__cudnn$fmhaScaleBiasSoftmaxBackward": _attention,
+}
+
+
+def _abstract(type_: ir.Type) -> jax.ShapeDtypeStruct:
+    tensor = ir.RankedTensorType(type_)
+    names = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32, "i32": jnp.int32, "ui8": jnp.uint8}
+    return jax.ShapeDtypeStruct(tuple(tensor.shape), names[str(tensor.element_type)])
+
+
+def _text(attribute: ir.Attribute) -> str:
+    return ir.StringAttr(attribute).value
+
+
+def _walk(operation: Any):
+    for region in operation.regions:
+        for block in region.blocks:
+            for op in list(block.operations):
+                yield op.operation
+                yield from _walk(op.operation)
+
+
+def with_references(module: ir.Module) -> ir.Module:
+    """A copy of `module` in which every substituted kernel is a call of its reference; runs anywhere.
+
+    Raises:
+      farrier.InternalError: a kernel that has no reference here.
+    """
+    with module.context as context, ir.Location.unknown():
+        result = ir.Module.parse(
+            module.operation.get_asm(binary=True, enable_debug_info=True, print_generic_op_form=True)
+        )
+        functions: dict[str, str] = {}
+        for op in list(_walk(result.operation)):
+            if op.name != "stablehlo.custom_call":
+                continue
+            target = _text(op.attributes["call_target_name"])
+            if target not in _TARGETS:
+                continue
+            config = _text(op.attributes["backend_config"])
+            operands = [_abstract(value.type) for value in op.operands]
+            key = f"{target}{config}{operands}"
+            if key not in functions:
+                functions[key] = f"farrier_reference_{len(functions)}"
+                _add_function(
+                    result, context, functions[key], _TARGETS[target](target, json.loads(config)), operands
+                )
+            with ir.InsertionPoint(op):
+                call = ir.Operation.create(
+                    "func.call",
+                    results=[value.type for value in op.results],
+                    operands=list(op.operands),
+                    attributes={"callee": ir.FlatSymbolRefAttr.get(functions[key])},
+                )
+            for old, new in zip(op.results, call.results, strict=True):
+                old.replace_all_uses_with(new)
+            op.erase()
+    return result
+
+
+def _add_function(module: ir.Module, context: Any, name: str, function: Any, operands: list[Any]) -> None:
+    lowered = jax.jit(function, keep_unused=True).trace(*operands).lower(lowering_platforms=("cpu",))
+    other = ir.Module.parse(lowered.compiler_ir("stablehlo").operation.get_asm(binary=True), context)
+    for op in _walk(other.operation):
+        if op.name == "func.call":
+            callee = ir.FlatSymbolRefAttr(op.attributes["callee"]).value
+            op.attributes["callee"] = ir.FlatSymbolRefAttr.get(f"{name}_{callee}")
+    for op in list(other.body.operations):
+        own = _text(op.attributes["sym_name"])
+        op.attributes["sym_name"] = ir.StringAttr.get(name if own == "main" else f"{name}_{own}")
+        op.attributes["sym_visibility"] = ir.StringAttr.get("private")
+        module.body.append(op)
