@@ -82,6 +82,12 @@ class TestNothingAttachedAbstractArguments:
         assert plan.partitions == 8
         assert plan.measured["before"]["argument_bytes"] == 256 * 256 * 4 // 8
 
+    def test_a_mesh_of_a_target_names_it(self, search):
+        mesh = farrier.Target("h200", topology="1x1x2").mesh((2,), ("x",))
+        spec = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+        farrier.optimize(f, passes="swap", max_compiles=0).lower(spec)
+        assert search.contexts[0].target == farrier.Target("h200", topology="1x1x2")
+
     def test_plan_and_explain_go_to_the_target_from_anywhere(self, search):
         step = farrier.optimize(f, passes="swap", target="h100", max_compiles=0)
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

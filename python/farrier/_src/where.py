@@ -131,6 +131,11 @@ def _gpu_target(target: Any, attached: bool, program: Any) -> Any:
 
     if target is None and attached:
         target = targets.attached_target()
+    elif target is None and program.devices:
+        # Lowered on some target's mesh without naming it: its devices say what they are.
+        kind = program.devices[0].device_kind
+        known = map(targets.load_facts, targets.builtin_names())
+        target = next((targets.Target(facts) for facts in known if facts.description == kind), None)
     if target is None:
         return None
     if target.device_count != program.num_partitions:
