@@ -30,7 +30,10 @@ def farrier_budgets() -> list[OptionSet]:
     ]
 
 
-REMAT = [*rivals.rematerialization(), *farrier_budgets()]
+# Needs `pip install enzyme_ad` beside farrier; unsupported where it is not.
+ENZYME = OptionSet("enzyme", transform="enzyme:optimize")
+
+REMAT = [*rivals.rematerialization(), ENZYME, *farrier_budgets()]
 OVERLAP = [
     *rivals.overlap_flags(),
     OptionSet("farrier-collectives", optimize={"passes": ("collectives",)}),

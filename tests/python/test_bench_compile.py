@@ -364,3 +364,42 @@ def test_the_store_gets_a_gates_results(faulty, tmp_path):
     assert main([*gate, "--results", str(folder / "good.json"), "--store", str(tmp_path)]) == 0
     (kept,) = tmp_path.glob("*/*.json")
     assert results.load(kept) == run
+
+
+def test_a_step_through_farrier_is_measured_as_what_it_becomes(tmp_path, cache):
+    """An option set with no pass leaves the program what it was: same figures, same module."""
+    (tmp_path / "suite.py").write_text(
+        textwrap.dedent(
+            """
+            import jax, jax.numpy as jnp
+            from farrier.bench import OptionSet
+            OPTION_SETS = [
+                OptionSet("plain"),
+                OptionSet("farrier", optimize={"passes": ()}, budget="1GiB"),
+                OptionSet("tool", transform="tool:optimize"),
+                OptionSet("absent", transform="nowhere_at_all:optimize"),
+            ]
+
+            def cases():
+                a = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+                yield "work", jax.jit(lambda x, y: jnp.tanh(x @ y) @ y, donate_argnums=0), (a, a)
+            """
+        )
+    )
+    (tmp_path / "tool.py").write_text(
+        "import jax\ndef optimize(step, donated):\n    return jax.jit(step, donate_argnums=donated)\n"
+    )
+    run = runner.run_suite(str(tmp_path / "suite.py"), repeats=1, cache_dir=cache)
+    plain, through = run.by_id()["work@h100/plain"], run.by_id()["work@h100/farrier"]
+    assert (plain.status, through.status) == ("ok", "ok"), through.message
+    assert plain.fingerprint == through.fingerprint
+    assert through.metrics["total_bytes"] == plain.metrics["total_bytes"]
+    assert through.metrics["recomputed_flops"].value == 0
+    assert through.metrics["budget_bytes"].value == 2**30
+    assert "plan_seconds" in through.metrics
+    tool = run.by_id()["work@h100/tool"]
+    assert tool.status == "ok", tool.message
+    assert tool.metrics["alias_bytes"] == plain.metrics["alias_bytes"]
+    assert tool.metrics["alias_bytes"].value == 4 * 256 * 256
+    assert tool.metrics["flops"] == plain.metrics["flops"]
+    assert run.by_id()["work@h100/absent"].status == "unsupported"

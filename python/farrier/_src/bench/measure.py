@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import hashlib
+import importlib
 import inspect
 import json
 import os
@@ -366,11 +367,36 @@ class _Function:
 
         return farrier.optimize(fn, **{"target": self._target, **(self._options.optimize or {}), **more})
 
+    def _transformed(self, clock: Clock) -> Any:
+        """The module that another tool makes of the step, lowered for the target's platform."""
+        import jax
+
+        fn, args, kwargs = self._build()
+        if self._target.device_count > 1:
+            raise Unsupported(f"{self._options.name} is for one device: its program carries no shardings")
+        assert self._options.transform is not None
+        module, _, name = self._options.transform.partition(":")
+        try:
+            transform = getattr(importlib.import_module(module), name)
+        except ImportError as e:
+            raise Unsupported(f"{self._options.transform} cannot be imported: {e}") from e
+        donated = _donated(fn, args, kwargs)
+        # Devices that are only described cannot be closed over by a tool that lowers by itself.
+        args, kwargs = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "dtype") else x, (args, kwargs)
+        )
+        step = clock.time("transform_seconds", lambda: transform(fn, donated))
+        traced = clock.time("trace_seconds", lambda: step.trace(*args, **kwargs))
+        lowered = clock.time("export_seconds", lambda: traced.lower(lowering_platforms=("cuda",)))
+        return lowered.as_text(debug_info=True)
+
     def lower(self, clock: Clock) -> Any:
         import jax
 
         # The key's lowering must not make this one a cache hit.
         jax.clear_caches()
+        if self._options.transform is not None:
+            return self._transformed(clock)
         fn, args, kwargs = self._build()
         if self._options.optimize is None:
             traced = clock.time("trace_seconds", lambda: fn.trace(*args, **kwargs))
@@ -389,6 +415,10 @@ class _Function:
     def compile(self, lowered: Any) -> Dumped:
         from farrier._src import oracle
 
+        if isinstance(lowered, str):
+            return compile_and_dump(
+                lambda o: oracle.compile_module(lowered, self._target, compiler_options=o), self._xla
+            )
         return compile_and_dump(
             lambda o: oracle.compile_lowered(lowered, self._target, compiler_options=o), self._xla
         )
@@ -407,6 +437,14 @@ class _Function:
         if decision.run.budget_bytes is not None:
             out["budget_bytes"] = exact("budget_bytes", decision.run.budget_bytes)
         return out
+
+
+def _donated(fn: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
+    """Positions of the arguments that the jitted ``fn`` donates."""
+    import jax
+
+    info = fn.lower(*args, **kwargs).args_info[0]
+    return tuple(n for n, a in enumerate(info) if any(i.donated for i in jax.tree.leaves(a)))
 
 
 def _read_module(path: pathlib.Path) -> Any:

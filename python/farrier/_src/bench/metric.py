@@ -94,6 +94,7 @@ SPECS: tuple[MetricSpec, ...] = (
     _spec("pass.*.seconds", "s", "lower", "CPU time of one pass", **_TIME),
     _spec("plan_seconds", "s", "lower", "CPU time of planning and lowering, search included", **_TIME),
     _spec("apply_seconds", "s", "lower", "CPU time of lowering with the plan at hand", **_TIME),
+    _spec("transform_seconds", "s", "lower", "CPU time of another tool's transformation", **_TIME),
     _spec("trace_seconds", "s", "lower", "CPU time of tracing", **_TIME),
     _spec("export_seconds", "s", "lower", "CPU time of lowering to StableHLO", **_TIME),
     _spec("compile_seconds", "s", "lower", "CPU time of the XLA compile", **_TIME),

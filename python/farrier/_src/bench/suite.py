@@ -34,6 +34,9 @@ class OptionSet:
         rewrites the model, such as a ``jax.checkpoint`` policy). A case that
         cannot be built so is recorded as unsupported.
       compiler_options: XLA options of the compile (a flag sweep).
+      transform: ``"module:function"`` of another tool: ``function(step, donated) -> jitted
+        step``, given the case's function and the positions of donated arguments. Importable
+        from the suite; where the tool is not installed, the set is unsupported. One device.
       budget: total device memory the set has to stay within ("16GiB" or bytes), for the report only.
     """
 
@@ -42,6 +45,7 @@ class OptionSet:
     optimize: Mapping[str, Any] | None = None
     variant: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    transform: str | None = None
     budget: int | str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -51,6 +55,7 @@ class OptionSet:
             "optimize": None if self.optimize is None else dict(self.optimize),
             "variant": dict(self.variant),
             "compiler_options": dict(self.compiler_options),
+            "transform": self.transform,
             "budget": self.budget,
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--select", default="*", metavar="GLOB", help="with 'history': which results (case@target/options)"
     )
+    parser.add_argument("--no-lines", action="store_true", help="leave the per-source-line summaries out")
     parser.add_argument("--keep-going", action="store_true", help="exit 0 even if a case failed")
 
 
@@ -140,6 +142,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.metric is not None:
         raise runner.RunnerError(f"what is {args.metric!r}? One suite at a time: farrier bench SUITE")
     done = run_from(args, args.suite)
+    if args.no_lines:
+        done = dataclasses.replace(
+            done, results=tuple(dataclasses.replace(r, lines=()) for r in done.results)
+        )
     if args.output is not None:
         result.save(done, args.output)
     if args.store is not None:
