@@ -117,3 +117,13 @@ def test_memory_of_large_constants():
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) <= 1.5
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_mlirs_own_passes_keep_every_program_valid(name):
+    module = programs.get(name).module()
+    core = interchange.to_core(module)
+    before = core.num_ops
+    core.run("cse,canonicalize")
+    assert core.num_ops <= before
+    interchange.to_jaxlib(core, module.context)  # verified by jaxlib
