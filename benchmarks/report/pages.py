@@ -1,6 +1,6 @@
 """Reports of the benchmark workloads: compiles each without a GPU, writes its page, prints its figures.
 
-    python benchmarks/report/pages.py OUT [WORKLOAD[@TOPOLOGY] ...]
+python benchmarks/report/pages.py OUT [WORKLOAD[@TOPOLOGY] ...]
 """
 
 import argparse
@@ -11,10 +11,9 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from workloads import registry
-
 from farrier._src import report
 from farrier._src.targets import Target
+from workloads import registry
 
 DEFAULT = ("llm-1b@1x1x1", "llama3-8b-scan@1x1x8")
 
@@ -24,7 +23,9 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path, help="folder for the pages")
     parser.add_argument("workload", nargs="*", default=DEFAULT)
     parser.add_argument("--target", default="h100")
-    parser.add_argument("--form", action="append", default=[], help="further suffixes, like .json.gz or .pftrace")
+    parser.add_argument(
+        "--form", action="append", default=[], help="further suffixes, like .json.gz or .pftrace"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.workload:
@@ -36,7 +37,10 @@ def main() -> None:
         compile_seconds = time.perf_counter() - start
         start = time.perf_counter()
         made = report.from_artifact(
-            artifact, target=target, budget_bytes=target.usable_bytes, title=f"{name} on {target.device_count} {target.name}"
+            artifact,
+            target=target,
+            budget_bytes=target.usable_bytes,
+            title=f"{name} on {target.device_count} {target.name}",
         )
         build_seconds = time.perf_counter() - start
         start = time.perf_counter()

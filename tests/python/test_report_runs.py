@@ -2,6 +2,7 @@
 
 import copy
 
+import farrier
 import jax
 import jax.numpy as jnp
 import pytest
@@ -46,6 +47,16 @@ def test_measured_times_of_a_cpu_run(traced):
     beside = measured.lay_beside(made, found, device=jax.devices()[0])
     assert beside.data["measured"]["step_ns"] == found["step_ns"]
     assert "Measured on" in str(beside)
+
+
+def test_an_optimized_function_reports_on_itself():
+    x = jnp.ones((8, 8))
+    step = farrier.optimize(jax.jit(lambda x: jnp.tanh(x) @ x), passes=())
+    made = step.explain(x).report(budget_bytes=1 << 20)
+    assert made.peak_bytes >= 2 * x.nbytes
+    assert made.data["memory"]["budget"] == 1 << 20
+    with pytest.raises(errors.OptionError, match="no program"):
+        type(step.explain(x))("f", None).report()
 
 
 def test_profile_of_another_program_is_refused(traced, tmp_path):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from farrier._src import errors
 from farrier._src.stages import Decision
+
+if TYPE_CHECKING:
+    from farrier._src.report import Report
 
 __all__ = ["Explanation"]
 
@@ -22,10 +26,36 @@ class Explanation:
     Attributes:
       function: the function's name.
       decision: what was decided, or None when no pass applies.
+      lowered: the optimized function, lowered for its target; what `report` compiles.
     """
 
     function: str
     decision: Decision | None
+    lowered: Any = dataclasses.field(default=None, compare=False, repr=False)
+
+    def report(self, **options: Any) -> Report:
+        """Memory over time, schedule and kernels of the compiled step; compiles it once more to see them.
+
+        Args:
+          **options: as `farrier._src.report.explain` takes them; target, budget and remarks are filled in.
+
+        Raises:
+          farrier.CompileError: XLA refuses the program.
+          farrier.OptionError: there is nothing to compile.
+        """
+        from farrier._src import report
+
+        if self.lowered is None:
+            raise errors.OptionError("this explanation has no program", hint="get it from step.explain(...)")
+        if self.decision is not None:
+            run = self.decision.run
+            options = {
+                "target": run.target if run.platform != "cpu" else None,
+                "budget_bytes": run.budget_bytes,
+                "remarks": self.decision.remarks,
+                **options,
+            }
+        return report.explain(self.lowered, title=options.pop("title", self.function), **options)
 
     def to_json(self) -> dict[str, Any]:
         """Everything that the text says, as JSON data."""

@@ -216,7 +216,8 @@ class _Methods:
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """A report on what is decided for these arguments (real or abstract), and why."""
-        return Explanation(self._site.name, self._for_target(args, kwargs).decision)
+        lowered = self._for_target(args, kwargs)
+        return Explanation(self._site.name, lowered.decision, lowered)
 
     def _for_target(self, args: Any, kwargs: Any) -> Lowered:
         """Lowers for the target, wherever the arguments live."""

@@ -319,7 +319,7 @@ class MemoryProfile:
                 Buffer("(unnamed)", "", "", scope="", layer="", source="", origin=origin, **fields)
             )
             return
-        source = origin_lib.content(definer)
+        source = origin_lib.content(program, definer)
         scope = program.scope(source)
         op_name = program.op_name(source)
         argument = definer.opcode == "parameter" and definer.computation is program.module.entry

@@ -280,7 +280,7 @@ def representative(program: Program, values: Iterable[Value]) -> hlo.Instruction
     return first if program.source(first) else next((i for i in instructions if program.source(i)), first)
 
 
-def content(i: hlo.Instruction) -> hlo.Instruction:
+def content(program: Program, i: hlo.Instruction) -> hlo.Instruction:
     """What computes the value that `i` holds: of an update in place, what computes the slice it writes."""
     update = i
     if i.opcode == "fusion" and i.called and i.called[0].root is not None:
@@ -290,7 +290,7 @@ def content(i: hlo.Instruction) -> hlo.Instruction:
     written = _unwrap(update.operands[1])
     if written.opcode == "parameter" and i.opcode == "fusion":
         written = _unwrap(i.operands[written.proto.parameter_number])
-    return written if written.proto.metadata.op_name else i
+    return written if program.source(written) else i
 
 
 def _unwrap(i: hlo.Instruction) -> hlo.Instruction:

@@ -174,7 +174,7 @@
         }),
       });
       this.overlays();
-      const top = Math.max(data.memory.allocated, data.memory.budget ?? 0, this.beforeTop ?? 0) / GIB;
+      const top = Math.max(data.memory.allocated, this.budgetFits ? data.memory.budget : 0, this.beforeTop ?? 0) / GIB;
       this.chart.y_range.setv({ start: 0, end: top * 1.08 || 1 });
       this.chart.x_range.setv({ bounds: [0, full.to] });
       this.show(0, full.to);
@@ -198,7 +198,10 @@
         $("legend").append(element("span", {}, dash, label));
       };
       line(`allocated (${size(this.data.memory.allocated)})`, "dotted", "#666666");
-      if (this.data.memory.budget) line(`budget (${size(this.data.memory.budget)})`, "solid", "#B00020");
+      // A budget far above everything would flatten the chart: it is only named then.
+      const { budget, allocated } = this.data.memory;
+      this.budgetFits = budget && budget <= 1.6 * allocated;
+      if (budget) line(`budget (${size(budget)}${this.budgetFits ? "" : ", above the chart"})`, "solid", "#B00020");
       if (this.data.memory.before) line("before", "dashed", "#000000");
       if (this.data.memory.estimate) line(this.data.memory.estimate.label || "estimate", "dotted", "#B00020");
       if (this.data.memory.peak.host_bytes) line("host memory", "dashed", "#009E73");
