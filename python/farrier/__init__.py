@@ -13,6 +13,8 @@ from farrier._src.errors import PassError as PassError
 from farrier._src.errors import PlanError as PlanError
 from farrier._src.errors import StalePlanError as StalePlanError
 from farrier._src.errors import TargetError as TargetError
+from farrier._src.fusion.driver import Fusion as Fusion
+from farrier._src.fusion.hints import hint as hint
 from farrier._src.optimize import optimize as optimize
 from farrier._src.plan import Plan as Plan
 from farrier._src.stages import OptimizeWarning as OptimizeWarning

@@ -2,11 +2,14 @@
 
 import time
 
+import farrier
 import fusion_cases as cases
 import jax
 import jax.numpy as jnp
 import pytest
 from farrier import _core
+from farrier._src.fusion.driver import Fusion, FusionDriver
+from farrier._src.fusion.hints import hint
 
 
 def feed_forward(x, w):
@@ -58,3 +61,61 @@ def test_ten_thousand_operations_take_half_a_second():
     seconds = time.process_time() - start
     assert cases.applied(result) == {"attention": 60}
     assert seconds / operations * 10_000 <= 0.5 * 3, (seconds, operations)  # a busy machine gets three times
+
+
+@pytest.mark.parametrize("rewrite", ["attention", "cross-entropy"])
+def test_a_hint_forbids_a_rewrite_in_its_scope(rewrite):
+    if rewrite == "attention":
+        function, arguments = cases.MATCHED["causal"], cases.Sizes().arguments()
+    else:
+        function, arguments = cases.negative_log_likelihood, cases.cross_entropy_arguments()
+
+    def hinted(*arguments):
+        with hint(fuse="off"):
+            return function(*arguments)
+
+    options = f"rewrites={rewrite} chunks=4"
+    assert cases.applied(cases.rewrite(jax.jit(function).lower(*arguments), options)[1])
+    _, result = cases.rewrite(jax.jit(hinted).lower(*arguments), options)
+    assert not cases.applied(result)
+    # Inside the scope calls keep their attributes and stay calls, so not every site is even seen.
+    assert all("a hint forbids it" in reason for reason in cases.reasons(result))
+
+
+def test_an_unknown_hint_is_refused():
+    with pytest.raises(farrier.Error, match="off"), hint(fuse="of"):
+        pass
+
+
+class _Context:
+    """What a driver may know, for a test."""
+
+    platform, numerics, target = "cuda", "bounded", None
+
+    def __init__(self):
+        self.remarks = []
+        self.remark = self.remarks.append
+
+
+def test_the_driver_plans_applies_and_knows_a_stale_plan():
+    lowered = jax.jit(cases.with_gradients(cases.MATCHED["causal"])).lower(*cases.Sizes().arguments())
+    module = cases.interchange.to_core(lowered.compiler_ir("stablehlo"))
+    context, driver = _Context(), FusionDriver()
+    before = module.print()
+    plan = driver.plan(module, context)
+    assert plan["sites"] == {"attention": 1}
+    assert [remark.kind for remark in context.remarks] == ["applied"]
+    assert module.print() == before
+    assert driver.apply(module, plan) is None
+    assert b"fmhaSoftmaxBackward" in module.print()
+    assert driver.apply(module, plan) == ["attention: 1 sites in the plan, 0 in the program"]
+    # cuDNN's calls do not exist elsewhere.
+    context.platform = "cpu"
+    assert driver.plan(cases.interchange.to_core(lowered.compiler_ir("stablehlo")), context) is None
+
+
+def test_options_are_checked():
+    with pytest.raises(farrier.OptionError, match="attention"):
+        Fusion(rewrites=("atention",))
+    with pytest.raises(farrier.OptionError, match="chunks"):
+        Fusion(chunks=-1)
