@@ -19,7 +19,7 @@ struct Settings {
   Numerics numerics = Numerics::Bounded;
   bool deterministic = false;
   int64_t chunks = 0;
-  int64_t chunkBytes = int64_t(1) << 30;
+  int64_t chunkBytes = int64_t(512) << 20;
   int64_t minBytes = int64_t(256) << 20;
   int64_t maxHeadWidth = 256;
   int64_t partitions = 1; ///< devices the module's shapes are split over by XLA

@@ -39,7 +39,7 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
            "Substitute nothing whose results vary from run to run">,
     Option<"chunks", "chunks", "int64_t", "0",
            "cross-entropy: number of chunks (rounded up to a divisor of the token count); 0: by chunk-bytes">,
-    Option<"chunkBytes", "chunk-bytes", "int64_t", "1073741824",
+    Option<"chunkBytes", "chunk-bytes", "int64_t", "536870912",
            "cross-entropy: the most bytes one chunk of f32 logits may take when chunks is 0">,
     Option<"minBytes", "min-bytes", "int64_t", "268435456",
            "cross-entropy: smaller f32 logits are left alone when chunks is 0">,

@@ -27,7 +27,7 @@ class Fusion:
 
     rewrites: Sequence[str] = REWRITES
     chunks: int = 0
-    chunk_bytes: int = 1 << 30
+    chunk_bytes: int = 512 << 20
     min_bytes: int = 256 << 20
 
     def __post_init__(self):
