@@ -84,3 +84,10 @@ def test_diff_as_json_and_text():
     assert d.to_json()["answer"] == d.answer()
     assert str(d).split("\n")[0] == d.answer()
     assert len(d.to_json()["changes"]) == len(d.changes)
+
+
+def test_public_module_offers_the_parts():
+    from farrier import report
+
+    assert report.Report is Report
+    assert report.compare(programs.made(), programs.made()).changes == ()
