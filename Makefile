@@ -50,6 +50,10 @@ build: build/.mlir $(VENV)/.made ## the extension and farrier-opt, into python/f
 
 # --- what people run --------------------------------------------------------------------------------------
 
+.PHONY: demo
+demo: build ## an LLM train step brought under a memory budget for an H100
+	@PYTHONPATH=benchmarks $(PY) benchmarks/demo.py
+
 .PHONY: lit
 lit: build ## the FileCheck tests
 	@$(VENV)/bin/lit -q tests/lit

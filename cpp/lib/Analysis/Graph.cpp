@@ -66,7 +66,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         for (unsigned value : graph.inputs[op])
           feedsKernel[value] = true;
       // A layout change does not stand between a value and the kernel.
-      else if (isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(graph.ops[op]) &&
+      else if (isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
+                   graph.ops[op]) &&
                feedsKernel[graph.outputs[op][0]] && !graph.inputs[op].empty() &&
                graph.bytes[graph.inputs[op][0]] == graph.bytes[graph.outputs[op][0]])
         feedsKernel[graph.inputs[op][0]] = true;

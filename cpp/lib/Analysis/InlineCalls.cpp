@@ -27,8 +27,8 @@ static Location prefixed(Location loc, StringRef prefix) {
 static bool isPlain(func::CallOp call, func::FuncOp callee) {
   if (!callee || !callee.isPrivate() || !callee.getBody().hasOneBlock())
     return false;
-  // The callee's symbol is all a plain call says; anything more (frontend attributes) is a wish to stay apart.
-  // JAX writes an empty dictionary for each argument and result that has nothing to say.
+  // The callee's symbol is all a plain call says; anything more (frontend attributes) is a wish to stay
+  // apart. JAX writes an empty dictionary for each argument and result that has nothing to say.
   auto silent = [](ArrayAttr attrs) {
     return !attrs || llvm::all_of(attrs, [](Attribute attr) {
       auto dict = dyn_cast<DictionaryAttr>(attr);

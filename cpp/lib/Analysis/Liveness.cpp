@@ -11,8 +11,8 @@ namespace farrier {
 
 /// An elementwise update writes where it read; a slice update writes into the buffer it updates.
 static bool writesInPlace(Operation *op) {
-  return classify(op) == OpClass::Virtual || isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp,
-                                                 stablehlo::WhileOp>(op);
+  return classify(op) == OpClass::Virtual ||
+         isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
 static int64_t peakInside(Operation *op, const SizeFn &size) {
@@ -24,11 +24,13 @@ static int64_t peakInside(Operation *op, const SizeFn &size) {
 }
 
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
-    : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
+    : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
+      onlyResults(graph.numValues(), false) {
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
-    if (graph.ops[op]->getNumRegions() && !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp,
-                                               stablehlo::SortOp, stablehlo::SelectAndScatterOp>(graph.ops[op]))
+    if (graph.ops[op]->getNumRegions() &&
+        !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp, stablehlo::SortOp,
+             stablehlo::SelectAndScatterOp>(graph.ops[op]))
       inner[op] = peakInside(graph.ops[op], size);
 
   // Which values feed nothing but results, and when each op can run at the earliest.

@@ -180,7 +180,8 @@ OpCost CostModel::cost(Operation *op) {
     result.flops = dotFlops(dot);
   else if (auto conv = dyn_cast<stablehlo::ConvolutionOp>(op))
     result.flops = convolutionFlops(conv);
-  else if (auto custom = dyn_cast<stablehlo::CustomCallOp>(op); custom && custom.getCallTargetName().contains("fmha"))
+  else if (auto custom = dyn_cast<stablehlo::CustomCallOp>(op);
+           custom && custom.getCallTargetName().contains("fmha"))
     result.flops = attentionFlops(custom);
   result.seconds = std::max(result.flops / peakFor(op, machine), result.bytes / machine.bytesPerSecond);
   if (classify(op) == OpClass::Materialised)

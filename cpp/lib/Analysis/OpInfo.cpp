@@ -15,18 +15,66 @@ namespace farrier {
 static bool isVirtualName(StringRef dialect, StringRef name) {
   if (dialect == "stablehlo") {
     static const llvm::StringSet<> names = {
-        "abs",         "add",          "and",          "atan2",          "bitcast_convert",
-        "broadcast",   "broadcast_in_dim", "cbrt",     "ceil",           "clamp",
-        "compare",     "complex",      "concatenate",  "constant",       "convert",
-        "cosine",      "count_leading_zeros", "divide", "exponential",   "exponential_minus_one",
-        "floor",       "imag",         "iota",         "is_finite",      "log",
-        "log_plus_one", "logistic",    "maximum",      "minimum",        "multiply",
-        "negate",      "not",          "or",           "pad",            "popcnt",
-        "power",       "real",         "reduce_precision", "remainder",  "reshape",
-        "reverse",     "round_nearest_afz", "round_nearest_even", "rsqrt", "select",
-        "shift_left",  "shift_right_arithmetic", "shift_right_logical", "sign", "sine",
-        "slice",       "sqrt",         "subtract",     "tan",            "tanh",
-        "transpose",   "xor",          "dynamic_slice", "partition_id",  "replica_id",
+        "abs",
+        "add",
+        "and",
+        "atan2",
+        "bitcast_convert",
+        "broadcast",
+        "broadcast_in_dim",
+        "cbrt",
+        "ceil",
+        "clamp",
+        "compare",
+        "complex",
+        "concatenate",
+        "constant",
+        "convert",
+        "cosine",
+        "count_leading_zeros",
+        "divide",
+        "exponential",
+        "exponential_minus_one",
+        "floor",
+        "imag",
+        "iota",
+        "is_finite",
+        "log",
+        "log_plus_one",
+        "logistic",
+        "maximum",
+        "minimum",
+        "multiply",
+        "negate",
+        "not",
+        "or",
+        "pad",
+        "popcnt",
+        "power",
+        "real",
+        "reduce_precision",
+        "remainder",
+        "reshape",
+        "reverse",
+        "round_nearest_afz",
+        "round_nearest_even",
+        "rsqrt",
+        "select",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+        "sign",
+        "sine",
+        "slice",
+        "sqrt",
+        "subtract",
+        "tan",
+        "tanh",
+        "transpose",
+        "xor",
+        "dynamic_slice",
+        "partition_id",
+        "replica_id",
     };
     return names.contains(name);
   }
@@ -97,11 +145,9 @@ static bool isClonableAlone(Operation *op) {
 }
 
 bool isClonable(Operation *op) {
-  return !op
-              ->walk([](Operation *inner) {
-                return isClonableAlone(inner) ? WalkResult::advance() : WalkResult::interrupt();
-              })
-              .wasInterrupted();
+  return !op->walk([](Operation *inner) {
+              return isClonableAlone(inner) ? WalkResult::advance() : WalkResult::interrupt();
+            }).wasInterrupted();
 }
 
 int64_t byteSize(Type type) {

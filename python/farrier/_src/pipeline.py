@@ -19,7 +19,9 @@ __all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "dr
 
 # In the order of application: fusion changes what exists, so it comes before remat. One line per
 # driver: its name and where its class lies; imported when a function first asks for it.
-DRIVERS: dict[str, str] = {}
+DRIVERS: dict[str, str] = {
+    "remat": "farrier._src.drivers.remat:RematDriver",
+}
 
 # The search: decides for a module with its drivers and a context, by compiling and measuring.
 SEARCH = "farrier._src.search:plan_step"

@@ -37,12 +37,12 @@ public:
   mlir::Block &block;
   std::vector<mlir::Operation *> ops;
   std::vector<mlir::Value> values;
-  std::vector<int> definition;   ///< op id, -1 for arguments
-  std::vector<int64_t> bytes;    ///< of each value
-  std::vector<Ids> inputs;       ///< of each op: operands and what its regions capture, in order, repeated
-  std::vector<Ids> outputs;      ///< of each op
-  std::vector<Ids> users;        ///< op ids of each value, ascending, once each
-  std::vector<bool> isVirtual;   ///< of each op
+  std::vector<int> definition; ///< op id, -1 for arguments
+  std::vector<int64_t> bytes;  ///< of each value
+  std::vector<Ids> inputs;     ///< of each op: operands and what its regions capture, in order, repeated
+  std::vector<Ids> outputs;    ///< of each op
+  std::vector<Ids> users;      ///< op ids of each value, ascending, once each
+  std::vector<bool> isVirtual; ///< of each op
   unsigned numArguments = 0;
 
   unsigned numOps() const { return ops.size(); }

@@ -14,14 +14,14 @@ namespace farrier {
 /// The figures of a target that cost models use. Rates are what kernels reach, not datasheet peaks: the peak
 /// times the efficiency, both given by the target's description.
 struct Machine {
-  double flopsHalf = 600e12;   ///< bf16 / f16 products, FLOP/s
-  double flopsFull = 300e12;   ///< f32 products (TF32 rate), FLOP/s
-  double flopsDouble = 40e12;  ///< f64 products, FLOP/s
-  double flopsByte = 1200e12;  ///< fp8 / int8 products, FLOP/s
-  double bytesPerSecond = 2.6e12;     ///< device memory
-  double hostBytesPerSecond = 50e9;   ///< host link, one direction; 0: none
+  double flopsHalf = 600e12;                 ///< bf16 / f16 products, FLOP/s
+  double flopsFull = 300e12;                 ///< f32 products (TF32 rate), FLOP/s
+  double flopsDouble = 40e12;                ///< f64 products, FLOP/s
+  double flopsByte = 1200e12;                ///< fp8 / int8 products, FLOP/s
+  double bytesPerSecond = 2.6e12;            ///< device memory
+  double hostBytesPerSecond = 50e9;          ///< host link, one direction; 0: none
   double interconnectBytesPerSecond = 340e9; ///< collectives inside a host, per device
-  double kernelSeconds = 2e-6; ///< the least a kernel costs
+  double kernelSeconds = 2e-6;               ///< the least a kernel costs
 
   /// From the "machine" object of a query's options; absent fields keep their defaults.
   static Machine fromJSON(const llvm::json::Object *object);

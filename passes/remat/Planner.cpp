@@ -1,0 +1,489 @@
+#include "passes/remat/Planner.h"
+
+#include "farrier/Analysis/OpInfo.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/IR/Remarks.h"
+#include "llvm/ADT/StringExtras.h"
+
+#include <algorithm>
+#include <random>
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
+  PlanOptions options;
+  options.budget = object.getInteger("budget").value_or(0);
+  options.machine = Machine::fromJSON(object.getObject("machine"));
+  if (std::optional<StringRef> objective = object.getString("objective"))
+    options.objective = objective->str();
+  if (const llvm::json::Array *keep = object.getArray("keep"))
+    for (const llvm::json::Value &entry : *keep)
+      if (std::optional<StringRef> text = entry.getAsString())
+        options.keep.push_back(text->str());
+  if (std::optional<int64_t> small = object.getInteger("small_bytes"))
+    options.smallBytes = std::max<int64_t>(1, *small);
+  if (std::optional<int64_t> seed = object.getInteger("stress"))
+    options.stress = static_cast<uint64_t>(*seed);
+  return options;
+}
+
+namespace {
+
+/// A block that is planned on its own, named so that another process finds it again.
+struct NamedBlock {
+  std::string path;
+  Block *block;
+};
+
+/// Function bodies, and inside them the bodies of loops and of manual computations, outermost first.
+std::vector<NamedBlock> plannableBlocks(ModuleOp module) {
+  std::vector<NamedBlock> result;
+  std::function<void(Block &, std::string)> visit = [&](Block &block, std::string path) {
+    result.push_back({path, &block});
+    llvm::StringMap<unsigned> seen;
+    for (Operation &op : block) {
+      bool loop = isa<stablehlo::WhileOp>(op),
+           manual = op.getName().getStringRef() == "sdy.manual_computation";
+      if (!loop && !manual)
+        continue;
+      std::string name = path + "/" + op.getName().getStringRef().str() + ":" +
+                         std::to_string(seen[op.getName().getStringRef()]++);
+      Region &region = op.getRegion(loop ? 1 : 0);
+      if (region.hasOneBlock())
+        visit(region.front(), name);
+    }
+  };
+  for (auto function : module.getOps<func::FuncOp>())
+    if (function.isPublic() && function.getBody().hasOneBlock())
+      visit(function.getBody().front(), function.getSymName().str());
+  return result;
+}
+
+constexpr int untouched = -1;
+
+/// The memory of one segmentation of one block under any choice of options, evaluated over the intervals
+/// between the positions where something changes.
+class Evaluation {
+public:
+  Evaluation(const StraightLine &unit, const Segmentation &segmentation, std::string_view objective)
+      : segmentation(segmentation) {
+    const BlockGraph &graph = unit.getGraph();
+    std::vector<int64_t> base = unit.baseProfile();
+    // A segment's residuals are there from its forward operations to the last backward read.
+    for (const Segment &segment : segmentation.segments) {
+      // Without a stage nothing of the segment is computed again: there is nothing to decide.
+      bool decidable = segment.needed() && segment.stage < graph.numOps();
+      frontiers.push_back(decidable ? segment.problem.frontier() : std::vector<Choice>());
+      int64_t checkpoints = 0;
+      unsigned last = segment.stage;
+      for (unsigned value : segment.values) {
+        if (segmentation.crosses[value])
+          checkpoints += graph.bytes[value];
+        for (unsigned user : graph.users[value])
+          if (!graph.isTerminator(user))
+            last = std::max(last, user);
+      }
+      lastRead.push_back(last);
+      checkpointBytes.push_back(checkpoints);
+      (void)objective;
+    }
+    // Intervals of the backward part start where a stage starts or a segment's last read ends.
+    std::vector<unsigned> starts{unit.getBoundary()};
+    for (size_t i = 0; i < segmentation.segments.size(); ++i)
+      if (segmentation.segments[i].stage < graph.numOps()) {
+        starts.push_back(segmentation.segments[i].stage);
+        if (lastRead[i] + 1 < graph.numOps())
+          starts.push_back(lastRead[i] + 1);
+      }
+    llvm::sort(starts);
+    starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
+    for (size_t i = 0; i < starts.size(); ++i) {
+      unsigned end = i + 1 < starts.size() ? starts[i + 1] : graph.numOps();
+      int64_t peak = 0;
+      for (unsigned op = starts[i]; op < end; ++op)
+        peak = std::max(peak, base[op]);
+      intervals.push_back({starts[i], peak});
+    }
+    // The forward part holds what it has made so far; its own peak is what remains without the backward.
+    forwardPeak = 0;
+    for (unsigned op = 0; op < unit.getBoundary(); ++op)
+      forwardPeak = std::max(forwardPeak, base[op]);
+  }
+
+  int64_t heldBytes(size_t segment, int option) const {
+    if (option == untouched)
+      return segmentation.segments[segment].untouchedBytes;
+    return frontiers[segment][option].savedBytes;
+  }
+  double seconds(size_t segment, int option) const {
+    return option == untouched ? 0 : frontiers[segment][option].seconds;
+  }
+  double flops(size_t segment, int option) const {
+    return option == untouched ? 0 : frontiers[segment][option].flops;
+  }
+
+  std::vector<int64_t> profile(const std::vector<int> &options) const {
+    std::vector<int64_t> memory;
+    for (const Interval &interval : intervals) {
+      int64_t bytes = interval.base;
+      for (size_t i = 0; i < options.size(); ++i) {
+        const Segment &segment = segmentation.segments[i];
+        if (!segment.needed() || interval.start > lastRead[i])
+          continue;
+        bytes += heldBytes(i, options[i]);
+        if (options[i] != untouched && interval.start >= segment.stage)
+          bytes += frontiers[i][options[i]].transientBytes;
+      }
+      memory.push_back(bytes);
+    }
+    return memory;
+  }
+  int64_t peak(const std::vector<int> &options) const {
+    std::vector<int64_t> memory = profile(options);
+    return std::max(forwardPeak, memory.empty() ? 0 : *std::max_element(memory.begin(), memory.end()));
+  }
+
+  const Segmentation &segmentation;
+  std::vector<std::vector<Choice>> frontiers;
+
+private:
+  struct Interval {
+    unsigned start;
+    int64_t base;
+  };
+  std::vector<Interval> intervals;
+  std::vector<unsigned> lastRead;
+  std::vector<int64_t> checkpointBytes;
+  int64_t forwardPeak = 0;
+};
+
+struct Solution {
+  std::vector<int> options;
+  int64_t peak = 0;
+  double seconds = 0, flops = 0;
+  bool fits = false;
+};
+
+int64_t excess(const std::vector<int64_t> &memory, int64_t budget) {
+  int64_t sum = 0;
+  for (int64_t bytes : memory)
+    sum += std::max<int64_t>(0, bytes - budget);
+  return sum;
+}
+
+/// Moves segments along their frontiers, the most bytes over budget per second first, until everything fits;
+/// then takes back what is not needed.
+Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
+  size_t count = evaluation.frontiers.size();
+  Solution solution;
+  solution.options.assign(count, untouched);
+  auto price = [&](size_t segment, int option) {
+    return byFlops ? evaluation.flops(segment, option) / 1e15 + 1e-3 * evaluation.seconds(segment, option)
+                   : evaluation.seconds(segment, option);
+  };
+  int64_t over = excess(evaluation.profile(solution.options), budget);
+  while (over > 0) {
+    double bestRatio = 0;
+    size_t bestSegment = 0;
+    int bestOption = untouched;
+    int64_t bestOver = over;
+    for (size_t segment = 0; segment < count; ++segment) {
+      int now = solution.options[segment];
+      for (int option = now + 1; option < static_cast<int>(evaluation.frontiers[segment].size()); ++option) {
+        solution.options[segment] = option;
+        int64_t after = excess(evaluation.profile(solution.options), budget);
+        double ratio =
+            static_cast<double>(over - after) / (price(segment, option) - price(segment, now) + 1e-9);
+        if (after < over && ratio > bestRatio * (1 + 1e-9)) {
+          bestRatio = ratio;
+          bestSegment = segment;
+          bestOption = option;
+          bestOver = after;
+        }
+      }
+      solution.options[segment] = now;
+    }
+    if (bestOption == untouched)
+      break;
+    solution.options[bestSegment] = bestOption;
+    over = bestOver;
+  }
+  solution.fits = over == 0;
+  if (solution.fits) {
+    // Repair: the dearest decisions first, each as far back as the budget allows.
+    std::vector<size_t> order(count);
+    for (size_t i = 0; i < count; ++i)
+      order[i] = i;
+    llvm::stable_sort(order, [&](size_t a, size_t b) {
+      return price(a, solution.options[a]) > price(b, solution.options[b]);
+    });
+    for (size_t segment : order)
+      for (int option = untouched; option < solution.options[segment]; ++option) {
+        int now = solution.options[segment];
+        solution.options[segment] = option;
+        if (excess(evaluation.profile(solution.options), budget) == 0)
+          break;
+        solution.options[segment] = now;
+      }
+  }
+  for (size_t segment = 0; segment < count; ++segment) {
+    solution.seconds += evaluation.seconds(segment, solution.options[segment]);
+    solution.flops += evaluation.flops(segment, solution.options[segment]);
+  }
+  solution.peak = evaluation.peak(solution.options);
+  return solution;
+}
+
+ForbidFn forbidFrom(const std::vector<std::string> &keep) {
+  if (keep.empty())
+    return nullptr;
+  return [keep](Operation *op) {
+    std::string stack = nameStack(op->getLoc());
+    return llvm::any_of(keep, [&](const std::string &text) { return StringRef(stack).contains(text); });
+  };
+}
+
+/// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
+std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
+  std::vector<int64_t> sizes;
+  for (int64_t size = unit.residualBytes() / 2; size >= 2 * smallBytes && sizes.size() < 10;
+       size = size * 5 / 8)
+    sizes.push_back(size);
+  return sizes;
+}
+
+llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
+                            const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
+  const BlockGraph &graph = unit.getGraph();
+  // A cut, like the boundary, is named by the last value before it.
+  auto before = [&](unsigned op) -> llvm::json::Value {
+    while (op-- > 0)
+      if (!graph.outputs[op].empty())
+        return unit.getKeys().key(graph.values[graph.outputs[op].back()]).str();
+    return nullptr;
+  };
+  llvm::json::Array cuts, segments;
+  for (size_t i = 0; i < choices.size(); ++i) {
+    const Segment &segment = segmentation.segments[i];
+    if (i + 1 < choices.size())
+      cuts.push_back(before(segment.end));
+    if (!choices[i]) {
+      segments.push_back(nullptr);
+      continue;
+    }
+    llvm::json::Array recompute;
+    for (size_t c = 0; c < segment.problem.candidates.size(); ++c)
+      if (choices[i]->recomputed[c])
+        recompute.push_back(segment.problem.candidates[c].key);
+    segments.push_back(llvm::json::Object{{"recompute", std::move(recompute)}});
+  }
+  return llvm::json::Object{{"path", named.path},
+                            {"boundary", before(unit.getBoundary() + 1)},
+                            {"cuts", std::move(cuts)},
+                            {"segments", std::move(segments)}};
+}
+
+} // namespace
+
+llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
+  CostModel costs(module, options.machine);
+  ForbidFn forbid = forbidFrom(options.keep);
+  llvm::json::Array blocks;
+  int64_t before = 0, after = 0;
+  double seconds = 0, flops = 0;
+  bool fits = true;
+  std::mt19937_64 random(options.stress.value_or(0));
+
+  for (const NamedBlock &named : plannableBlocks(module)) {
+    StraightLine unit(*named.block, costs, options.smallBytes, unshardedSize, forbid);
+    std::vector<int64_t> profile = unit.getLiveness().profile();
+    int64_t peak = profile.empty() ? 0 : *std::max_element(profile.begin(), profile.end());
+    bool outermost = !StringRef(named.path).contains('/');
+    if (outermost)
+      before = after = std::max(before, peak);
+    if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
+      continue;
+
+    std::optional<Solution> best;
+    std::unique_ptr<Segmentation> bestSegmentation;
+    std::vector<std::vector<Choice>> bestFrontiers;
+    for (int64_t size : segmentSizes(unit, options.smallBytes)) {
+      auto segmentation = std::make_unique<Segmentation>(unit.segment(size));
+      Evaluation evaluation(unit, *segmentation, options.objective);
+      Solution solution;
+      if (options.stress) {
+        // One segment in eight stays; of the others a random part is kept.
+        for (size_t i = 0; i < evaluation.frontiers.size(); ++i) {
+          std::vector<Choice> &frontier = evaluation.frontiers[i];
+          if (frontier.empty() || random() % 8 == 0) {
+            solution.options.push_back(untouched);
+            continue;
+          }
+          const Problem &problem = segmentation->segments[i].problem;
+          uint64_t keepOneIn = 1 + random() % 8;
+          std::vector<bool> wanted;
+          for (size_t c = 0; c < problem.candidates.size(); ++c)
+            wanted.push_back(random() % keepOneIn == 0);
+          frontier.push_back(problem.complete(wanted));
+          solution.options.push_back(static_cast<int>(frontier.size()) - 1);
+        }
+        solution.fits = true;
+        // Any granularity, too.
+        solution.seconds = static_cast<double>(random() % 1000);
+      } else {
+        // The profile by segments can miss what the estimate of the whole block has; it must not conclude
+        // from that that nothing needs doing.
+        std::vector<int> none(evaluation.frontiers.size(), untouched);
+        int64_t asWritten = evaluation.peak(none);
+        int64_t budget = asWritten <= options.budget ? asWritten - (peak - options.budget) : options.budget;
+        solution = solve(evaluation, budget, options.objective == "flops");
+      }
+      bool better = !best || (solution.fits && !best->fits) ||
+                    (solution.fits == best->fits &&
+                     (solution.fits ? solution.seconds < best->seconds : solution.peak < best->peak));
+      if (better) {
+        best = solution;
+        bestSegmentation = std::move(segmentation);
+        bestFrontiers = std::move(evaluation.frontiers);
+      }
+    }
+    if (!best)
+      continue;
+    std::vector<const Choice *> choices;
+    for (size_t i = 0; i < best->options.size(); ++i)
+      choices.push_back(best->options[i] == untouched ? nullptr : &bestFrontiers[i][best->options[i]]);
+    if (llvm::all_of(choices, [](const Choice *choice) { return !choice; }))
+      continue;
+    blocks.push_back(describe(named, unit, *bestSegmentation, choices));
+    seconds += best->seconds;
+    flops += best->flops;
+    fits &= best->fits;
+    if (outermost)
+      after = best->peak;
+  }
+  return llvm::json::Object{{"version", 1},
+                            {"small_bytes", options.smallBytes},
+                            {"blocks", std::move(blocks)},
+                            {"predicted", llvm::json::Object{{"before", before},
+                                                             {"after", after},
+                                                             {"seconds", seconds},
+                                                             {"flops", flops},
+                                                             {"fits", fits && after <= options.budget}}}};
+}
+
+namespace {
+
+/// Reads a plan's names back; the first that the block does not have is an error.
+class PlanReader {
+public:
+  PlanReader(const StraightLine &unit, StringRef path) : unit(unit), path(path) {}
+
+  /// Id of the value of that name.
+  FailureOr<unsigned> value(const llvm::json::Value *name) {
+    std::optional<StringRef> key = name ? name->getAsString() : std::nullopt;
+    if (!key)
+      return error("names no value");
+    Value found = unit.getKeys().lookup(*key);
+    if (!found)
+      return error("names a value that the program does not have: '" + *key + "'");
+    return unit.getGraph().id(found);
+  }
+  /// The operation after the one that defines the value.
+  FailureOr<unsigned> after(const llvm::json::Value *name) {
+    FailureOr<unsigned> id = value(name);
+    if (failed(id))
+      return failure();
+    return static_cast<unsigned>(unit.getGraph().definition[*id] + 1);
+  }
+  LogicalResult error(const llvm::Twine &what) {
+    return emitError(unit.getGraph().block.getParentOp()->getLoc())
+           << "the rematerialization plan is stale: block '" << path << "' " << what.str();
+  }
+
+private:
+  const StraightLine &unit;
+  StringRef path;
+};
+
+LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, StringRef path,
+                         uint64_t &cloned) {
+  PlanReader read(unit, path);
+  FailureOr<unsigned> boundary = read.after(plan.get("boundary"));
+  if (failed(boundary))
+    return failure();
+  if (*boundary == 0)
+    return read.error("has an argument for its boundary");
+  unit.setBoundary(*boundary - 1);
+  std::vector<unsigned> cuts;
+  const llvm::json::Array *cutNames = plan.getArray("cuts"), *segments = plan.getArray("segments");
+  if (!cutNames || !segments || segments->size() != cutNames->size() + 1)
+    return read.error("needs one segment more than cuts");
+  for (const llvm::json::Value &name : *cutNames) {
+    FailureOr<unsigned> cut = read.after(&name);
+    if (failed(cut))
+      return failure();
+    if (*cut >= *boundary || (!cuts.empty() && *cut <= cuts.back()))
+      return read.error("cuts out of order");
+    cuts.push_back(*cut);
+  }
+  Segmentation segmentation = unit.segmentAt(std::move(cuts));
+  std::vector<Choice> owned(segments->size());
+  std::vector<const Choice *> choices;
+  for (size_t i = 0; i < segments->size(); ++i) {
+    const llvm::json::Object *entry = (*segments)[i].getAsObject();
+    const llvm::json::Array *names = entry ? entry->getArray("recompute") : nullptr;
+    if (!names) {
+      choices.push_back(nullptr);
+      continue;
+    }
+    const Problem &problem = segmentation.segments[i].problem;
+    llvm::StringMap<unsigned> index;
+    for (size_t c = 0; c < problem.candidates.size(); ++c)
+      index[problem.candidates[c].key] = c;
+    std::vector<bool> wanted(problem.candidates.size(), true);
+    for (const llvm::json::Value &name : *names) {
+      std::optional<StringRef> key = name.getAsString();
+      auto it = key ? index.find(*key) : index.end();
+      if (it == index.end())
+        return read.error("recomputes a value that is not a residual here: '" + key.value_or("?") + "'");
+      wanted[it->second] = false;
+    }
+    owned[i] = problem.complete(wanted);
+    choices.push_back(&owned[i]);
+  }
+  cloned += unit.apply(segmentation, choices);
+  return success();
+}
+
+} // namespace
+
+LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned) {
+  if (plan.getInteger("version").value_or(0) != 1)
+    return module.emitError("the rematerialization plan has a version that this build does not know");
+  const llvm::json::Array *blocks = plan.getArray("blocks");
+  if (!blocks)
+    return module.emitError("the rematerialization plan has no blocks");
+  // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.
+  llvm::StringMap<Block *> byPath;
+  for (const NamedBlock &named : plannableBlocks(module))
+    byPath[named.path] = named.block;
+  CostModel costs(module);
+  for (const llvm::json::Value &entry : *blocks) {
+    const llvm::json::Object *object = entry.getAsObject();
+    StringRef path = object ? object->getString("path").value_or("") : "";
+    Block *block = byPath.lookup(path);
+    if (!block)
+      return module.emitError() << "the rematerialization plan is stale: the program has no block '" << path
+                                << "'";
+    StraightLine unit(*block, costs, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
+    if (failed(applyBlock(unit, *object, path, cloned)))
+      return failure();
+  }
+  return success();
+}
+
+} // namespace farrier::remat

@@ -1,0 +1,44 @@
+//===- Planner.h - what to recompute where, under one budget ---------------===//
+
+#ifndef FARRIER_PASSES_REMAT_PLANNER_H
+#define FARRIER_PASSES_REMAT_PLANNER_H
+
+#include "passes/remat/StraightLine.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/Support/JSON.h"
+
+#include <optional>
+
+namespace farrier::remat {
+
+struct PlanOptions {
+  /// Temporary bytes to stay within, as the estimator counts them: the caller has taken off parameters and
+  /// results, and added what an earlier compile showed the estimate to be wrong by.
+  int64_t budget = 0;
+  Machine machine;
+  /// "time": least seconds; "flops": least FLOPs.
+  std::string objective = "time";
+  /// Operations whose name stack contains one of these are never computed twice.
+  std::vector<std::string> keep;
+  /// Values smaller than this are kept whatever is chosen.
+  int64_t smallBytes = defaultSmallBytes;
+  /// With a seed: arbitrary legal choices instead of good ones, to test the rewriting.
+  std::optional<uint64_t> stress;
+
+  static PlanOptions fromJSON(const llvm::json::Object &object);
+};
+
+/// Plans `module`, whose calls must be inlined. The answer is what `applyPlan` takes:
+/// {"version": 1, "small_bytes", "blocks": [{"path", "boundary", "cuts": [key], "segments": [null |
+/// {"recompute": [key]}]}],
+///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "fits": bool}}
+llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);
+
+/// Rewrites `module` as planned. Fails with a diagnostic that names what the plan knows and the module does
+/// not. Sets `cloned` to the number of operations added.
+mlir::LogicalResult applyPlan(mlir::ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned);
+
+} // namespace farrier::remat
+
+#endif // FARRIER_PASSES_REMAT_PLANNER_H

@@ -1,0 +1,133 @@
+#include "passes/remat/Rematerialization.h"
+
+#include "passes/remat/Loops.h"
+#include "passes/remat/Planner.h"
+
+#include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+#include "farrier/Support/Registry.h"
+
+#include "mlir/IR/Remarks.h"
+#include "mlir/Pass/Pass.h"
+#include "llvm/Support/MemoryBuffer.h"
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+#define GEN_PASS_DECL_REMATERIALIZATION
+#define GEN_PASS_DEF_REMATERIALIZATION
+#include "passes/remat/Passes.h.inc"
+
+namespace {
+
+struct Rematerialization : impl::RematerializationBase<Rematerialization>, CounterSet {
+  Rematerialization() = default;
+  explicit Rematerialization(RematerializationOptions options) : RematerializationBase(std::move(options)) {}
+  Rematerialization(const Rematerialization &other) : RematerializationBase(other), CounterSet(other) {}
+
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    FailureOr<llvm::json::Value> plan = readOrMakePlan();
+    if (failed(plan))
+      return signalPassFailure();
+    const llvm::json::Object *object = plan->getAsObject();
+    if (!object) {
+      module.emitError("the rematerialization plan is not a JSON object");
+      return signalPassFailure();
+    }
+    const llvm::json::Array *blocks = object->getArray("blocks");
+    if (blocks && blocks->empty() && object->getInteger("version") == 1) {
+      markAllAnalysesPreserved();
+      return;
+    }
+    inlined += inlineCalls(module);
+    uint64_t copies = 0;
+    if (failed(applyPlan(module, *object, copies)))
+      return signalPassFailure();
+    cloned += copies;
+  }
+
+  Counter inlined{this, "inlined"};
+  Counter cloned{this, "cloned"};
+
+private:
+  FailureOr<llvm::json::Value> readOrMakePlan() {
+    ModuleOp module = getOperation();
+    if (!plan.empty()) {
+      llvm::ErrorOr<std::unique_ptr<llvm::MemoryBuffer>> file = llvm::MemoryBuffer::getFile(plan);
+      if (!file)
+        return module.emitError() << "cannot read the plan '" << plan << "': " << file.getError().message();
+      llvm::Expected<llvm::json::Value> value = llvm::json::parse((*file)->getBuffer());
+      if (!value)
+        return module.emitError() << "the plan '" << plan
+                                  << "' is not JSON: " << llvm::toString(value.takeError());
+      return std::move(*value);
+    }
+    PlanOptions options;
+    options.budget = budget;
+    options.objective = objective;
+    options.smallBytes = std::max<int64_t>(1, smallBytes);
+    if (stress >= 0)
+      options.stress = static_cast<uint64_t>(stress);
+    OwningOpRef<ModuleOp> copy(module.clone());
+    inlineCalls(*copy);
+    return makePlan(*copy, options);
+  }
+};
+
+/// remat.plan: {"budget", "machine", "objective", "keep", "small_bytes", "stress"} -> a plan.
+FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
+  OwningOpRef<ModuleOp> copy(module.clone());
+  inlineCalls(*copy);
+  return makePlan(*copy, PlanOptions::fromJSON(options));
+}
+
+/// memory.estimate: {"top": n} -> {"temp": predicted temporary bytes of one run, "live": the n biggest
+/// buffers at the peak, each with "key", "source", "bytes"}.
+FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
+  OwningOpRef<ModuleOp> copy(module.clone());
+  inlineCalls(*copy);
+  auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
+  int64_t peak = 0;
+  llvm::json::Array live;
+  for (auto function : copy->getOps<func::FuncOp>()) {
+    if (!function.isPublic() || !function.getBody().hasOneBlock())
+      continue;
+    MemoryEstimate estimate(function.getBody().front());
+    if (estimate.peak() <= peak)
+      continue;
+    peak = estimate.peak();
+    live.clear();
+    if (top == 0)
+      continue;
+    ValueKeys keys(function.getBody().front());
+    std::vector<unsigned> atPeak = estimate.liveAtPeak();
+    atPeak.resize(std::min(top, atPeak.size()));
+    for (unsigned value : atPeak) {
+      Value root = estimate.getGraph().values[value];
+      live.push_back(llvm::json::Object{{"key", keys.key(root).str()},
+                                        {"source", sourceLine(root.getLoc())},
+                                        {"bytes", estimate.getGraph().bytes[value]}});
+    }
+  }
+  return llvm::json::Value(llvm::json::Object{{"temp", peak}, {"live", std::move(live)}});
+}
+
+/// cost.total: {"machine"} -> {"flops", "seconds"} of one run of the program, loops times their trip counts.
+FailureOr<llvm::json::Value> costQuery(ModuleOp module, const llvm::json::Object &options) {
+  OpCost cost = CostModel(module, Machine::fromJSON(options.getObject("machine"))).total();
+  return llvm::json::Value(llvm::json::Object{{"flops", cost.flops}, {"seconds", cost.seconds}});
+}
+
+} // namespace
+
+void registerPasses() {
+  PassRegistration<Rematerialization>();
+  registerLoopsPass();
+  registerQuery("remat.plan", planQuery);
+  registerQuery("memory.estimate", estimateQuery);
+  registerQuery("cost.total", costQuery);
+}
+
+} // namespace farrier::remat

@@ -1,0 +1,400 @@
+#include "passes/remat/StraightLine.h"
+
+#include "farrier/Analysis/OpInfo.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/IRMapping.h"
+
+#include <algorithm>
+#include <limits>
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+/// A value that lives for less than this part of the program is working memory, not a residual.
+static constexpr double longLived = 0.03;
+
+StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, SizeFn size, ForbidFn forbid)
+    : smallBytes(smallBytes), size(size), forbid(std::move(forbid)), costs(costs),
+      graph(std::make_unique<BlockGraph>(block, size)), keys(std::make_unique<ValueKeys>(block)) {
+  RootSets::Options options;
+  options.smallBytes = smallBytes;
+  roots = std::make_unique<RootSets>(*graph, options);
+  options.materialiseKernelOperands = true;
+  buffers = std::make_unique<RootSets>(*graph, options);
+  liveness = std::make_unique<Liveness>(*graph, *buffers, size);
+
+  constant.assign(graph->numValues(), false);
+  argumentOnly.assign(graph->numValues(), false);
+  for (unsigned arg = 0; arg < graph->numArguments; ++arg)
+    argumentOnly[arg] = true;
+  for (unsigned op = 0; op < graph->numOps(); ++op) {
+    bool fromConstants = graph->isVirtual[op], fromArguments = graph->isVirtual[op];
+    for (unsigned input : graph->inputs[op]) {
+      fromConstants &= constant[input];
+      fromArguments &= argumentOnly[input];
+    }
+    for (unsigned value : graph->outputs[op]) {
+      constant[value] = fromConstants;
+      argumentOnly[value] = fromArguments;
+    }
+  }
+  findBoundary();
+  findResiduals();
+}
+
+void StraightLine::findBoundary() {
+  unsigned numOps = graph->numOps();
+  Liveness ranges(*graph, *roots, size);
+  std::vector<int64_t> delta(numOps + 1, 0);
+  for (unsigned value = 0; value < graph->numValues(); ++value) {
+    const Liveness::Range &range = ranges.range(value);
+    if (!range.live || range.last - range.first < longLived * numOps)
+      continue;
+    delta[range.first] += graph->bytes[value];
+    delta[range.last] -= graph->bytes[value];
+  }
+  int64_t current = 0;
+  for (unsigned op = 0; op + 1 < numOps; ++op) {
+    current += delta[op];
+    if (current > boundaryBytes) {
+      boundaryBytes = current;
+      boundary = op;
+    }
+  }
+}
+
+void StraightLine::findResiduals() {
+  lastForward.assign(graph->numValues(), 0);
+  neededRoot.assign(graph->numValues(), false);
+  for (unsigned op = 0; op < graph->numOps(); ++op)
+    for (unsigned input : graph->inputs[op])
+      for (unsigned root : roots->roots(input)) {
+        if (op <= boundary)
+          lastForward[root] = op;
+        else if (isForward(root) && !graph->isTerminator(op))
+          neededRoot[root] = true;
+      }
+  // What a recomputation of a needed root would read may be needed too.
+  for (unsigned value = graph->numValues(); value-- > 0;) {
+    if (!neededRoot[value] || graph->definition[value] < 0)
+      continue;
+    for (unsigned input : graph->inputs[graph->definition[value]])
+      for (unsigned root : roots->roots(input))
+        if (root != value && isForward(root))
+          neededRoot[root] = true;
+  }
+  for (unsigned value = 0; value < graph->numValues(); ++value) {
+    if (neededRoot[value] && graph->bytes[value] >= smallBytes)
+      totalResidualBytes += graph->bytes[value];
+    if (!isForward(value) || constant[value])
+      continue;
+    for (unsigned user : graph->users[value])
+      if (user > boundary && !graph->isTerminator(user))
+        reads.push_back({user, value});
+  }
+}
+
+std::vector<int64_t> StraightLine::baseProfile() const {
+  return liveness->profile(
+      [&](unsigned value) { return !(isForward(value) && liveness->range(value).last > boundary); });
+}
+
+std::vector<unsigned> StraightLine::chooseCuts(int64_t maxSegmentBytes) const {
+  // Bytes that cross each position, and residual bytes up to it.
+  unsigned end = boundary + 1;
+  std::vector<int64_t> crossing(end + 1, 0), mass(end + 1, 0);
+  for (unsigned value = 0; value < graph->numValues(); ++value) {
+    if (!neededRoot[value] || !isForward(value) || graph->bytes[value] < smallBytes)
+      continue;
+    unsigned definition = graph->definition[value];
+    mass[definition + 1] += graph->bytes[value];
+    if (lastForward[value] > definition) {
+      crossing[definition + 1] += graph->bytes[value];
+      crossing[lastForward[value] + 1 <= end ? lastForward[value] + 1 : end] -= graph->bytes[value];
+    }
+  }
+  for (unsigned i = 1; i <= end; ++i) {
+    crossing[i] += crossing[i - 1];
+    mass[i] += mass[i - 1];
+  }
+  // Candidate cuts: the cheapest position of each run between two changes.
+  std::vector<unsigned> positions{0};
+  for (unsigned i = 1; i < end; ++i)
+    if (mass[i] != mass[positions.back()] || crossing[i] < crossing[positions.back()]) {
+      if (mass[i] == mass[positions.back()] && positions.size() > 1)
+        positions.back() = i;
+      else
+        positions.push_back(i);
+    }
+  positions.push_back(end);
+  // Shortest path over the positions: cost of a cut is what crosses it.
+  size_t count = positions.size();
+  std::vector<int64_t> best(count, std::numeric_limits<int64_t>::max());
+  std::vector<size_t> from(count, 0);
+  best[0] = 0;
+  for (size_t to = 1; to < count; ++to) {
+    int64_t price = to + 1 == count ? 0 : crossing[positions[to]];
+    for (size_t back = to; back-- > 0;) {
+      bool fits = mass[positions[to]] - mass[positions[back]] <= maxSegmentBytes;
+      if (!fits && back + 1 != to)
+        break;
+      // A tie goes to the longer segment.
+      if (best[back] != std::numeric_limits<int64_t>::max() && best[back] + price <= best[to]) {
+        best[to] = best[back] + price;
+        from[to] = back;
+      }
+    }
+  }
+  std::vector<unsigned> cuts;
+  for (size_t at = from[count - 1]; at > 0; at = from[at])
+    cuts.push_back(positions[at]);
+  std::reverse(cuts.begin(), cuts.end());
+
+  return cuts;
+}
+
+void StraightLine::setBoundary(unsigned op) {
+  boundary = op;
+  reads.clear();
+  totalResidualBytes = 0;
+  findResiduals();
+}
+
+Segmentation StraightLine::segmentAt(std::vector<unsigned> cuts) const {
+  cuts.push_back(boundary + 1);
+  auto segmentOf = [&](unsigned value) {
+    return std::upper_bound(cuts.begin(), cuts.end(), graph->definition[value]) - cuts.begin();
+  };
+  Segmentation result;
+  result.crosses.assign(graph->numValues(), false);
+  for (unsigned value = 0; value < graph->numValues(); ++value)
+    if (neededRoot[value] && isForward(value))
+      result.crosses[value] = lastForward[value] >= cuts[segmentOf(value)];
+  result.owner.assign(graph->numValues(), -1);
+  for (const Read &read : reads) {
+    auto home = segmentOf(read.value);
+    for (unsigned root : roots->roots(read.value))
+      if (isForward(root) && segmentOf(root) == home && !result.crosses[root])
+        result.owner[read.value] = home;
+  }
+  unsigned first = 0;
+  for (unsigned cut : cuts) {
+    result.segments.push_back(makeSegment(first, cut, result, result.segments.size()));
+    first = cut;
+  }
+  return result;
+}
+
+Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentation &segmentation,
+                                  int which) const {
+  const std::vector<bool> &crosses = segmentation.crosses;
+  Segment segment;
+  segment.first = first;
+  segment.end = end;
+  segment.stage = graph->numOps();
+  auto inside = [&](unsigned value) {
+    int definition = graph->definition[value];
+    return definition >= static_cast<int>(first) && definition < static_cast<int>(end);
+  };
+  // What the backward part reads of the values defined here, roots of an earlier segment aside: those cross.
+  std::vector<unsigned> needs;
+  llvm::DenseSet<unsigned> stored;
+  for (const Read &read : reads) {
+    // A buffer made here may be read through a value that a later segment defines.
+    for (unsigned buffer : buffers->roots(read.value))
+      if (inside(buffer) && stored.insert(buffer).second)
+        segment.untouchedBytes += graph->bytes[buffer];
+    if (!inside(read.value))
+      continue;
+    if (segmentation.owner[read.value] == which)
+      segment.stage = std::min(segment.stage, read.op);
+    for (unsigned root : roots->roots(read.value))
+      if (inside(root))
+        needs.push_back(root);
+  }
+  llvm::sort(needs);
+  needs.erase(std::unique(needs.begin(), needs.end()), needs.end());
+
+  llvm::DenseSet<unsigned> wanted(needs.begin(), needs.end()), closure;
+  std::vector<unsigned> work = needs;
+  for (unsigned op = first; op < end; ++op)
+    for (unsigned value : graph->outputs[op])
+      if (roots->isRoot(value) && crosses[value]) {
+        wanted.insert(value);
+        work.push_back(value);
+      }
+  while (!work.empty()) {
+    unsigned value = work.back();
+    work.pop_back();
+    if (graph->bytes[value] < smallBytes || !closure.insert(value).second || crosses[value])
+      continue;
+    for (unsigned input : graph->inputs[graph->definition[value]])
+      for (unsigned root : roots->roots(input))
+        if (root != value && inside(root))
+          work.push_back(root);
+  }
+  segment.values.assign(closure.begin(), closure.end());
+  llvm::sort(segment.values);
+
+  llvm::DenseMap<unsigned, unsigned> index;
+  for (unsigned i = 0; i < segment.values.size(); ++i)
+    index[segment.values[i]] = i;
+  llvm::DenseMap<unsigned, int> groups;
+  for (unsigned value : segment.values) {
+    unsigned op = graph->definition[value];
+    Operation *operation = graph->ops[op];
+    Candidate candidate;
+    candidate.value = graph->values[value];
+    candidate.key = keys->key(graph->values[value]).str();
+    candidate.bytes = graph->bytes[value];
+    candidate.needed = wanted.contains(value);
+    candidate.recomputable = !crosses[value] && isClonable(operation) && !(forbid && forbid(operation));
+    candidate.fuses = graph->isVirtual[op];
+    auto [group, fresh] = groups.try_emplace(op, static_cast<int>(op));
+    candidate.group = graph->outputs[op].size() > 1 ? group->second : -1;
+    if (fresh) {
+      OpCost cost = costs.cost(operation);
+      candidate.flops = cost.flops;
+      // A virtual operation runs inside its reader's kernel: its inputs are read there anyway.
+      candidate.seconds = graph->isVirtual[op] ? 0.3 * cost.seconds : cost.seconds;
+    }
+    llvm::SmallVector<unsigned> operands;
+    for (unsigned input : graph->inputs[op])
+      for (unsigned root : roots->roots(input))
+        if (auto it = index.find(root); it != index.end() && root != value)
+          operands.push_back(it->second);
+    llvm::sort(operands);
+    operands.erase(std::unique(operands.begin(), operands.end()), operands.end());
+    candidate.operands = operands;
+    segment.problem.candidates.push_back(std::move(candidate));
+  }
+  return segment;
+}
+
+unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
+  const std::vector<Segment> &segments = segmentation.segments;
+  unsigned cloned = 0;
+  // Roots that are computed again, over all segments: every other root is read where it is.
+  llvm::DenseSet<unsigned> recomputed;
+  for (auto [segment, choice] : llvm::zip(segments, choices))
+    if (choice)
+      for (unsigned i = 0; i < segment.values.size(); ++i)
+        if (choice->recomputed[i])
+          recomputed.insert(segment.values[i]);
+
+  // Stages in program order; a gradient that ties one stage is replaced for the later ones.
+  std::vector<unsigned> order;
+  for (unsigned i = 0; i < segments.size(); ++i)
+    if (choices[i] && segments[i].stage < graph->numOps())
+      order.push_back(i);
+  llvm::sort(order, [&](unsigned a, unsigned b) {
+    return std::make_pair(segments[a].stage, a) < std::make_pair(segments[b].stage, b);
+  });
+  // Reads of values that belong to no segment go to the stage they stand in, decided or not.
+  std::vector<unsigned> stages;
+  for (const Segment &segment : segments)
+    stages.push_back(segment.stage);
+  llvm::sort(stages);
+  std::vector<Value> current = graph->values;
+
+  for (unsigned which : order) {
+    const Segment &segment = segments[which];
+    unsigned stage = segment.stage;
+    auto next = std::upper_bound(stages.begin(), stages.end(), stage);
+    unsigned nextStage = next == stages.end() ? graph->numOps() : *next;
+
+    // What to clone, down to the leaves that stay.
+    std::vector<unsigned> chain, leaves;
+    llvm::DenseSet<unsigned> seenValue, seenOp;
+    auto isLeaf = [&](unsigned value) {
+      if (graph->definition[value] < 0)
+        return true;
+      unsigned op = graph->definition[value];
+      if (recomputed.contains(value))
+        return false;
+      if (roots->isRoot(value) || !graph->isVirtual[op] || !isClonable(graph->ops[op]))
+        return true;
+      // Small values are kept, but for those made of parameters: a kept cast of a weight is one more buffer.
+      return graph->bytes[value] < smallBytes && !argumentOnly[value];
+    };
+    std::function<void(unsigned)> visit = [&](unsigned root) {
+      // Iterative: chains of elementwise operations are thousands long.
+      std::vector<unsigned> work{root};
+      while (!work.empty()) {
+        unsigned value = work.back();
+        work.pop_back();
+        if (constant[value] || !seenValue.insert(value).second)
+          continue;
+        if (isLeaf(value)) {
+          leaves.push_back(value);
+          continue;
+        }
+        unsigned op = graph->definition[value];
+        if (seenOp.insert(op).second) {
+          chain.push_back(op);
+          for (unsigned input : graph->inputs[op])
+            work.push_back(input);
+        }
+      }
+    };
+    std::vector<Read> uses;
+    for (const Read &read : reads) {
+      int owner = segmentation.owner[read.value];
+      if (owner >= 0 ? owner != static_cast<int>(which) : read.op < stage || read.op >= nextStage)
+        continue;
+      if (isLeaf(read.value))
+        continue;
+      uses.push_back(read);
+      visit(read.value);
+    }
+    if (uses.empty())
+      continue;
+    llvm::sort(chain);
+    llvm::sort(leaves);
+
+    // Without this the recomputation could run as early as its leaves exist. The gradient that reaches this
+    // stage is the latest big value the backward part has made that is not merely an update.
+    int front = -1;
+    for (unsigned op = stage; op-- > boundary + 1 && front < 0;)
+      for (unsigned value : graph->outputs[op])
+        if (graph->bytes[value] >= smallBytes && !liveness->onlyFeedsResults(value) &&
+            !graph->users[value].empty() && graph->users[value].back() >= stage)
+          front = value;
+
+    Operation *position = graph->ops[stage];
+    OpBuilder builder(position);
+    SmallVector<Value> operands;
+    for (unsigned leaf : leaves)
+      operands.push_back(current[leaf]);
+    if (front >= 0)
+      operands.push_back(current[front]);
+    auto barrier = stablehlo::OptimizationBarrierOp::create(
+        builder, position->getLoc(), TypeRange(ValueRange(operands)), ValueRange(operands), DictionaryAttr());
+    IRMapping mapping;
+    for (auto [leaf, result] : llvm::zip(leaves, barrier->getResults()))
+      mapping.map(graph->values[leaf], result);
+    for (unsigned op : chain) {
+      // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
+      builder.clone(*graph->ops[op], mapping);
+      ++cloned;
+    }
+    for (const Read &use : uses) {
+      Value replacement = mapping.lookup(graph->values[use.value]);
+      Operation *user = graph->ops[use.op];
+      user->walk([&](Operation *inner) { inner->replaceUsesOfWith(graph->values[use.value], replacement); });
+    }
+    if (front >= 0) {
+      Value tied = barrier->getResults().back();
+      for (unsigned user : graph->users[front])
+        if (user >= stage && !graph->isTerminator(user))
+          graph->ops[user]->walk([&](Operation *inner) { inner->replaceUsesOfWith(current[front], tied); });
+      current[front] = tied;
+    }
+  }
+  return cloned;
+}
+
+} // namespace farrier::remat

@@ -1,0 +1,114 @@
+"""Rematerialization: recompute residuals in the backward part instead of keeping them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from farrier._src import errors
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Remat:
+    """Options of rematerialization, for ``optimize(passes=[farrier.Remat(...), ...])``.
+
+    Attributes:
+      keep: name-scope fragments (``"attn"``, a ``checkpoint_name``, an operation's name stack); operations
+        whose name stack contains one are never computed twice, so what they give is kept.
+      objective: "time" or "flops" for this pass alone; None takes the step's.
+      small_bytes: values smaller than this, in bytes, are kept whatever is chosen.
+      stress: with a seed, arbitrary legal choices instead of good ones, whatever the budget: for tests.
+    """
+
+    name = "remat"
+
+    keep: Sequence[str] = ()
+    objective: str | None = None
+    small_bytes: int = 4 << 20
+    stress: int | None = None
+
+    def __post_init__(self):
+        if isinstance(self.keep, str):
+            raise errors.OptionError(f"Remat(keep={self.keep!r}): expected a sequence of texts, not one text")
+        if self.objective not in (None, "time", "flops"):
+            raise errors.OptionError(f"Remat(objective={self.objective!r}): expected 'time' or 'flops'")
+
+
+class RematDriver:
+    """Decides by the query ``remat.plan`` and applies by the pass ``farrier-remat``."""
+
+    name = "remat"
+
+    def __init__(self, options: Remat | None = None):
+        self.options = options or Remat()
+
+    @property
+    def needs_budget(self) -> bool:
+        """Whether there is nothing to decide without a memory budget."""
+        return self.options.stress is None
+
+    def plan(self, module: Any, context: Any, *, temp_budget: int | None = None) -> Mapping[str, Any] | None:
+        """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them.
+
+        Its "predicted" entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, and
+        whether the estimator believes that it fits.
+        """
+        if temp_budget is None and self.needs_budget:
+            return None
+        request: dict[str, Any] = {
+            "budget": int(temp_budget or 0),
+            "objective": self.options.objective or context.objective,
+            "keep": list(self.options.keep),
+            "small_bytes": self.options.small_bytes,
+            "machine": machine(context.target),
+        }
+        if self.options.stress is not None:
+            request["stress"] = self.options.stress
+        plan = json.loads(module.query("remat.plan", json.dumps(request)))
+        return plan if plan["blocks"] else None
+
+    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
+        """Rewrites ``module``; returns the diagnostics of a plan that the program does not fit."""
+        from farrier import _core
+
+        # A file, because pass options cannot carry every character that a name stack may have.
+        handle, path = tempfile.mkstemp(suffix=".plan.json")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(plan, file)
+            module.run(f"builtin.module(farrier-remat{{plan={path}}})")
+        except _core.DiagnosticError as error:
+            stale = [d.message for d in error.diagnostics if "plan is stale" in d.message]
+            if stale:
+                return stale
+            raise
+        finally:
+            os.unlink(path)
+        return None
+
+
+def machine(target: Any) -> dict[str, float]:
+    """The rates of a target that the cost models use: datasheet peaks times what kernels reach of them.
+
+    Efficiencies as measured by others and assumed here: GEMMs 62% of the dense peak, memory 85% of HBM.
+    """
+    if target is None:
+        return {}
+    peak = target.peak_flops
+    gemm = 0.62
+
+    def flops(*names: str) -> float:
+        return gemm * next((peak[name] for name in names if name in peak), 0.0)
+
+    rates = {
+        "flops_half": flops("bf16", "f16"),
+        "flops_full": flops("tf32", "f32"),
+        "flops_double": flops("f64"),
+        "flops_byte": flops("f8", "fp8", "f8e4m3fn", "s8"),
+        "bytes_per_second": 0.85 * target.hbm_bytes_per_s,
+    }
+    return {name: rate for name, rate in rates.items() if rate}

@@ -1,0 +1,125 @@
+"""The search for a plan: plan, compile, measure, correct.
+
+The estimator predicts what XLA will need; XLA says what it does need. Each compile corrects the next plan:
+what the prediction was off by is taken from the budget the planner sees. The search ends when the budget is
+kept and little of it is left over, when nothing is recomputed at all, or after ``max_compiles``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from farrier._src import errors
+from farrier._src.pipeline import Context, StepPlan
+
+# A plan that leaves more of the budget than this unused is tightened while compiles are left: what is
+# recomputed for memory nobody asked back is waste.
+_SLACK = 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """One plan, compiled."""
+
+    plan: Mapping[str, Any]
+    predicted_temp: int
+    seconds: float
+    measurement: Any
+
+
+def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
+    """Decides for `module` (a `farrier._core.Module`, left as it is).
+
+    Passes that do not depend on the budget decide first and once; rematerialization then brings the program
+    they leave within the budget.
+
+    Raises:
+      farrier.BudgetError: the budget binds and no plan keeps it; names the smallest total that was measured.
+    """
+    passes: dict[str, Any] = {}
+    remat = None
+    current = module
+    for driver in drivers:
+        if getattr(driver, "needs_budget", False):
+            remat = driver
+            continue
+        plan = driver.plan(current, context)
+        if plan:
+            current = current.clone()
+            driver.apply(current, plan)
+            passes[driver.name] = plan
+    if remat is None or context.budget_bytes is None:
+        return StepPlan(passes=passes)
+    return _fit(current, remat, passes, context)
+
+
+def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> StepPlan:
+    budget = context.budget_bytes
+    estimate = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    if context.measure is None:
+        plan = remat.plan(module, context, temp_budget=budget)
+        return StepPlan(passes=passes | ({remat.name: plan} if plan else {}), measured={"estimate": estimate})
+
+    before = context.measure(module)
+    compiles = 1
+    report = {"before": before.to_json(), "estimate": estimate}
+    if before.total_bytes <= budget:
+        return StepPlan(passes=passes, measured=report | {"after": before.to_json()}, compiles=compiles)
+
+    # Parameters and results stay what they are: the plan moves temporaries only.
+    fixed = before.total_bytes - before.temp_bytes
+    attempts: list[_Attempt] = []
+    seen: set[str] = set()
+    planner_budget = budget - fixed
+    while compiles < max(context.max_compiles, 2) and planner_budget > 0:
+        plan = remat.plan(module, context, temp_budget=planner_budget)
+        text = json.dumps(plan and plan["blocks"], sort_keys=True)
+        if plan is None or text in seen:
+            break
+        seen.add(text)
+        rewritten = module.clone()
+        remat.apply(rewritten, plan)
+        measurement = context.measure(rewritten)
+        compiles += 1
+        predicted = plan["predicted"]
+        attempt = _Attempt(plan, predicted["after"], predicted["seconds"], measurement)
+        attempts.append(attempt)
+        over = measurement.total_bytes - budget
+        if over <= 0 and (attempt.seconds == 0 or -over <= _SLACK * (budget - fixed)):
+            break
+        # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
+        planner_budget = budget - fixed - (measurement.temp_bytes - attempt.predicted_temp)
+        if over > 0:
+            # Never ask for the same again when the prediction was right and yet over.
+            planner_budget = min(planner_budget, attempt.predicted_temp - over)
+
+    report["attempts"] = [
+        {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
+        for a in attempts
+    ]
+    fitting = [a for a in attempts if a.measurement.total_bytes <= budget]
+    if fitting:
+        best = min(fitting, key=lambda a: (a.seconds, a.measurement.total_bytes))
+        return StepPlan(
+            passes=passes | {remat.name: best.plan},
+            measured=report | {"after": best.measurement.to_json()},
+            compiles=compiles,
+        )
+    smallest = min([before.total_bytes, *(a.measurement.total_bytes for a in attempts)])
+    if context.budget_binding:
+        raise errors.BudgetError(
+            f"{context.function} needs at least {smallest:,} bytes per device as far as farrier measured, "
+            f"and may use {budget:,}",
+            budget_bytes=budget,
+            smallest_bytes=smallest,
+            hint=f"memory_budget={smallest} works; arguments and results alone take {fixed:,} bytes",
+        )
+    best = min(attempts, key=lambda a: a.measurement.total_bytes, default=None)
+    return StepPlan(
+        passes=passes | ({remat.name: best.plan} if best else {}),
+        measured=report | ({"after": best.measurement.to_json()} if best else {}),
+        compiles=compiles,
+    )

@@ -1,0 +1,210 @@
+"""Rematerialization keeps meaning, keeps budgets, and really computes again."""
+
+import functools
+import json
+
+import comparator
+import farrier
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from farrier import _core
+from farrier._src import interchange, oracle
+
+# Small enough that the compiler is quick; big next to `small_bytes`.
+WIDTH, LAYERS, BATCH = 64, 4, 32
+
+
+def dense_loss(weights, x):
+    for w in weights:
+        x = jnp.tanh(x @ w["in"]) * jax.nn.sigmoid(x @ w["gate"]) + x
+    return jnp.mean(x * x)
+
+
+def residual_convnet_loss(weights, x):
+    x = x.reshape(4, 8, 8, -1)
+    for w in weights:
+        y = jax.lax.conv_general_dilated(
+            x, w["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        x = x + jax.nn.gelu((y - y.mean(0)) * jax.lax.rsqrt(y.var(0) + 1e-5))
+    return jnp.mean(x**2)
+
+
+def dropout_loss(weights, x):
+    key = jax.random.key(3)
+    for i, w in enumerate(weights):
+        keep = jax.random.bernoulli(jax.random.fold_in(key, i), 0.9, (x.shape[0], WIDTH))
+        x = jnp.where(keep, jax.nn.relu(x @ w["in"]), 0.0) + x
+    return jnp.mean(x * x)
+
+
+def attention_loss(weights, x):
+    for w in weights:
+        q, k, v = x @ w["in"], x @ w["gate"], x
+        x = x + jax.nn.softmax(q @ k.T / 8.0, axis=-1) @ v
+    return jnp.sum(jnp.square(x))
+
+
+def nested_loss(weights, x):
+    """An inner loop in every layer, and a shared table that all layers read."""
+    table = jnp.cumsum(jnp.sin(x), axis=0)
+    for w in weights:
+        x = jax.lax.fori_loop(0, 3, lambda i, h, w=w: jnp.tanh(h @ w["in"]) + table, x)
+    return jnp.mean(jnp.abs(x))
+
+
+def matrices(seed=0, dtype=np.float32):
+    draw = np.random.default_rng(seed)
+
+    def square():
+        return (draw.normal(size=(WIDTH, WIDTH)) / 8).astype(dtype)
+
+    return [{"in": square(), "gate": square()} for _ in range(LAYERS)]
+
+
+def kernels():
+    draw = np.random.default_rng(1)
+    return [{"conv": (draw.normal(size=(3, 3, 4, 4)) / 4).astype(np.float32)} for _ in range(LAYERS)]
+
+
+def inputs(dtype=np.float32):
+    return np.random.default_rng(2).normal(size=(BATCH, WIDTH)).astype(dtype)
+
+
+CASES = {
+    "dense": (dense_loss, matrices, inputs),
+    "dense-bf16": (
+        dense_loss,
+        functools.partial(matrices, dtype=jnp.bfloat16),
+        functools.partial(inputs, dtype=jnp.bfloat16),
+    ),
+    "convolutions": (residual_convnet_loss, kernels, lambda: inputs().reshape(-1)[: 4 * 8 * 8 * 4]),
+    "dropout": (dropout_loss, matrices, inputs),
+    "attention": (attention_loss, matrices, inputs),
+    "inner loop": (nested_loss, matrices, inputs),
+}
+
+
+def train_step(loss, weights, x):
+    value, gradient = jax.value_and_grad(loss)(weights, x)
+    return jax.tree.map(lambda w, g: w - 0.1 * g.astype(w.dtype), weights, gradient), value
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("case", CASES)
+def test_arbitrary_choices_do_not_change_a_bit(case, seed):
+    loss, weights, x = CASES[case]
+    step = jax.jit(functools.partial(train_step, loss))
+    stressed = farrier.optimize(step, passes=[farrier.Remat(stress=seed, small_bytes=256)], strict=True)
+    comparison = comparator.compare(stressed, weights(), x())
+    assert comparison.equal, comparison.differences
+
+
+def test_recomputed_operations_survive_in_the_compiled_program():
+    step = jax.jit(functools.partial(train_step, dense_loss))
+    added = []
+    for seed in range(4):
+        stressed = farrier.optimize(step, passes=[farrier.Remat(stress=seed, small_bytes=256)], strict=True)
+        added.append(comparator.compare(stressed, matrices(), inputs()).added["dot"])
+    assert max(added) > 0
+
+
+def module_of(function, *arguments):
+    return interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
+
+
+def plan_for(module, budget, **options):
+    return json.loads(
+        module.query("remat.plan", json.dumps({"budget": budget, "small_bytes": 256} | options))
+    )
+
+
+@pytest.fixture
+def dense_module():
+    return module_of(functools.partial(train_step, dense_loss), matrices(), inputs())
+
+
+def test_a_budget_that_is_kept_anyway_plans_nothing(dense_module):
+    assert plan_for(dense_module, 1 << 40)["blocks"] == []
+
+
+def test_the_predicted_cost_grows_as_the_budget_shrinks(dense_module):
+    before = json.loads(dense_module.query("memory.estimate", "{}"))["temp"]
+    costs = [
+        plan_for(dense_module, int(before * part))["predicted"]["seconds"] for part in (0.9, 0.7, 0.5, 0.3)
+    ]
+    assert costs == sorted(costs)
+    assert costs[-1] > costs[0]
+
+
+def test_a_plan_is_the_same_in_every_run(dense_module):
+    assert plan_for(dense_module, 1000) == plan_for(dense_module.clone(), 1000)
+
+
+def test_operations_of_a_kept_scope_are_not_recomputed():
+    def loss(weights, x):
+        for i, w in enumerate(weights):
+            with jax.named_scope("precious" if i % 2 else "cheap"):
+                x = jnp.tanh(x @ w["in"])
+        return jnp.mean(x * x)
+
+    module = module_of(functools.partial(train_step, loss), matrices(), inputs())
+    free = json.dumps(plan_for(module, 1)["blocks"])
+    kept = json.dumps(plan_for(module, 1, keep=["precious"])["blocks"])
+    recomputed = lambda text: [
+        k for b in json.loads(text) for s in b["segments"] if s for k in s["recompute"]
+    ]  # noqa: E731
+    assert any("precious" in key for key in recomputed(free))
+    assert not any("precious" in key for key in recomputed(kept))
+
+
+def test_a_stale_plan_is_refused_by_name(dense_module, tmp_path):
+    plan = plan_for(dense_module, 1)
+    plan["blocks"][0]["boundary"] = "jit(other)/gone|stablehlo.add:0|tensor<4xf32>|0"
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    with pytest.raises(_core.DiagnosticError, match=r"stale.*gone"):
+        dense_module.run(f"farrier-remat{{plan={path}}}")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"version": 1}', '{"version": 7, "blocks": []}', "{broken"]
+)
+def test_a_broken_plan_is_an_error_and_no_crash(dense_module, tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(_core.DiagnosticError, match="plan"):
+        dense_module.run(f"farrier-remat{{plan={path}}}")
+
+
+def test_random_numbers_with_state_are_never_drawn_twice():
+    def loss(w, x):
+        noise = jax.lax.rng_uniform(0.0, 1.0, (BATCH, WIDTH))
+        return jnp.sum(jnp.tanh((x * noise) @ w) ** 2)
+
+    module = module_of(jax.value_and_grad(loss), matrices()[0]["in"], inputs())
+    before = module.print().count(b'"stablehlo.rng"')
+    for seed in range(4):
+        rewritten = module.clone()
+        rewritten.run(f"farrier-remat{{stress={seed} small-bytes=256}}")
+        assert rewritten.print().count(b'"stablehlo.rng"') == before
+
+
+def test_the_gpu_compiler_confirms_the_saving():
+    """One deviceless compile of each: what the plan predicts to save, XLA:GPU does not allocate."""
+    target = farrier.Target("h100")
+    mesh = target.mesh((1,), ("x",))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    wide = jax.ShapeDtypeStruct((2048, 2048), np.float32, sharding=place)
+    weights = [{"in": wide, "gate": wide} for _ in range(LAYERS)]
+    step = jax.jit(functools.partial(train_step, dense_loss), donate_argnums=0)
+    x = jax.ShapeDtypeStruct((8192, 2048), np.float32, sharding=place)
+    before = oracle.measure(step.lower(weights, x), target)
+    budget = before.total_bytes - before.temp_bytes // 8
+    plan = farrier.optimize(step, memory_budget=budget, target=target).plan(weights, x)
+    after = plan.measured["after"]
+    assert after["total_bytes"] <= budget
+    # The forward products are a third of the work: computing all of them again would be 1.34.
+    assert before.flops <= after["flops"] < 1.34 * before.flops
