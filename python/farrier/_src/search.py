@@ -56,6 +56,11 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
     return _fit(current, remat, passes, context)
 
 
+def _described(measurement: Any) -> dict[str, Any]:
+    """A measurement for the report; the total is what budgets are about."""
+    return {"total_bytes": measurement.total_bytes} | measurement.to_json()
+
+
 def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> StepPlan:
     budget = context.budget_bytes
     estimate = json.loads(module.query("memory.estimate", "{}"))["temp"]
@@ -65,9 +70,9 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
 
     before = context.measure(module)
     compiles = 1
-    report = {"before": before.to_json(), "estimate": estimate}
+    report = {"before": _described(before), "estimate": estimate}
     if before.total_bytes <= budget:
-        return StepPlan(passes=passes, measured=report | {"after": before.to_json()}, compiles=compiles)
+        return StepPlan(passes=passes, measured=report | {"after": _described(before)}, compiles=compiles)
 
     # Parameters and results stay what they are: the plan moves temporaries only.
     fixed = before.total_bytes - before.temp_bytes
@@ -105,7 +110,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
         best = min(fitting, key=lambda a: (a.seconds, a.measurement.total_bytes))
         return StepPlan(
             passes=passes | {remat.name: best.plan},
-            measured=report | {"after": best.measurement.to_json()},
+            measured=report | {"after": _described(best.measurement)},
             compiles=compiles,
         )
     smallest = min([before.total_bytes, *(a.measurement.total_bytes for a in attempts)])
@@ -120,6 +125,6 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     best = min(attempts, key=lambda a: a.measurement.total_bytes, default=None)
     return StepPlan(
         passes=passes | ({remat.name: best.plan} if best else {}),
-        measured=report | ({"after": best.measurement.to_json()} if best else {}),
+        measured=report | ({"after": _described(best.measurement)} if best else {}),
         compiles=compiles,
     )
