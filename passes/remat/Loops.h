@@ -84,7 +84,7 @@ public:
 std::vector<std::unique_ptr<LoopPair>> findLoopPairs(mlir::ModuleOp module, CostModel &costs,
                                                      const LoopOptions &options, MissedFn missed);
 
-/// Registers farrier-remat-loops.
+/// Registers farrier-remat-loops and the query remat.loops.
 void registerLoopsPass();
 
 } // namespace farrier::remat

@@ -45,6 +45,24 @@ private:
     bool reversed = false, inOrder = false;
   };
 
+  /// The uses of a stack, seen through reshapes: an unrolled scan flattens its stacks and splits them again,
+  /// which by row-major order is nothing where the type comes back.
+  static SmallVector<OpOperand *> usesOf(Value stack) {
+    SmallVector<OpOperand *> uses;
+    SmallVector<Value> values{stack};
+    while (!values.empty())
+      for (OpOperand &use : values.pop_back_val().getUses()) {
+        if (auto reshape = dyn_cast<stablehlo::ReshapeOp>(use.getOwner()))
+          values.push_back(reshape.getResult());
+        else
+          uses.push_back(&use);
+      }
+    return uses;
+  }
+  static bool feeds(Value stack, Operation *loop) {
+    return llvm::any_of(usesOf(stack), [&](OpOperand *use) { return use->getOwner() == loop; });
+  }
+
   std::optional<WhileLoop> analyse(stablehlo::WhileOp op, std::string &reason) {
     return WhileLoop::analyse(op, reason);
   }
@@ -53,8 +71,7 @@ private:
     std::string reason;
     std::optional<WhileLoop> analysed = analyse(backwardOp, reason);
     bool anyStack = llvm::any_of(llvm::seq(0u, forward.size()), [&](unsigned i) {
-      return forward.kinds[i] == WhileLoop::Kind::Stack &&
-             llvm::is_contained(forward.op->getResult(i).getUsers(), backwardOp);
+      return forward.kinds[i] == WhileLoop::Kind::Stack && feeds(forward.op->getResult(i), backwardOp);
     });
     if (!anyStack)
       return nullptr;
@@ -107,7 +124,7 @@ private:
       missed(write, ("a residual stack is left alone: " + why).str());
       return std::nullopt;
     };
-    if (!llvm::is_contained(stack.getUsers(), B.op))
+    if (!feeds(stack, B.op))
       return std::nullopt; // an output, or another loop's
     std::optional<std::vector<int64_t>> written =
         F.slots(write.getStartIndices(), stack.getType(), write.getUpdate().getType());
@@ -122,10 +139,10 @@ private:
     reading.residual.forward = i;
     reading.residual.slice = write.getUpdate();
     reading.residual.bytes = options.size(stack);
-    for (OpOperand &use : stack.getUses()) {
-      if (use.getOwner() != B.op)
+    for (OpOperand *use : usesOf(stack)) {
+      if (use->getOwner() != B.op || use->get().getType() != stack.getType())
         return leave("something else reads it too");
-      unsigned j = use.getOperandNumber();
+      unsigned j = use->getOperandNumber();
       if (B.kinds[j] != WhileLoop::Kind::Invariant || !B.op->getResult(j).use_empty() ||
           !B.cond().getArgument(j).use_empty())
         return leave("the loop that reads it changes it or hands it on");

@@ -94,6 +94,51 @@ private:
 
 } // namespace
 
-void registerLoopsPass() { PassRegistration<RematerializeLoops>(); }
+/// {"pairs": [{"key", "iterations", "stack_bytes", "recomputes_already", "candidates": [{"key", "bytes",
+/// "seconds", "flops", "save_seconds", "operands", "group", "needed", "recomputable"}], "frontier":
+/// [{"saved_bytes", "seconds", "flops", "transient_bytes", "saved": [index]}]}]}
+static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::Object &query) {
+  OwningOpRef<ModuleOp> copy(module.clone());
+  inlineCalls(*copy);
+  CostModel costs(*copy, Machine::fromJSON(query.getObject("machine")));
+  llvm::json::Array pairs;
+  for (auto &pair : findLoopPairs(*copy, costs, LoopOptions(), [](Operation *, StringRef) {})) {
+    const Problem &problem = pair->problem();
+    llvm::json::Array candidates, frontier;
+    for (const Candidate &candidate : problem.candidates)
+      candidates.push_back(llvm::json::Object{{"key", candidate.key},
+                                              {"bytes", candidate.bytes},
+                                              {"seconds", candidate.seconds},
+                                              {"flops", candidate.flops},
+                                              {"save_seconds", candidate.saveSeconds},
+                                              {"operands", llvm::json::Array(candidate.operands)},
+                                              {"group", candidate.group},
+                                              {"needed", candidate.needed},
+                                              {"recomputable", candidate.recomputable}});
+    for (const Choice &choice : problem.frontier()) {
+      llvm::json::Array saved;
+      for (unsigned v = 0; v < choice.saved.size(); ++v)
+        if (choice.saved[v])
+          saved.push_back(v);
+      frontier.push_back(llvm::json::Object{{"saved_bytes", choice.savedBytes},
+                                            {"seconds", choice.seconds},
+                                            {"flops", choice.flops},
+                                            {"transient_bytes", choice.transientBytes},
+                                            {"saved", std::move(saved)}});
+    }
+    pairs.push_back(llvm::json::Object{{"key", pair->key()},
+                                       {"iterations", problem.instances},
+                                       {"stack_bytes", pair->stackBytes()},
+                                       {"recomputes_already", pair->recomputesAlready()},
+                                       {"candidates", std::move(candidates)},
+                                       {"frontier", std::move(frontier)}});
+  }
+  return llvm::json::Value(llvm::json::Object{{"pairs", std::move(pairs)}});
+}
+
+void registerLoopsPass() {
+  PassRegistration<RematerializeLoops>();
+  registerQuery("remat.loops", describe);
+}
 
 } // namespace farrier::remat
