@@ -121,9 +121,8 @@ def compare(pairs: list[dict], shares=SHARES) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints the table; with `--json`, writes the rows."""
-    import workloads
-
     import farrier
+    import workloads
     from farrier import _core
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -131,7 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--target", default="h100")
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args(arguments)
-    table = Table("workload", "iterations", "values", "share", "GB", "planned ms", "exact ms", "ratio", "solver s")
+    table = Table(
+        "workload", "iterations", "values", "share", "GB", "planned ms", "exact ms", "ratio", "solver s"
+    )
     everything = []
     for name in options.workloads:
         built = workloads.build(name, farrier.Target(options.target))

@@ -126,7 +126,7 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
                                             {"transient_bytes", choice.transientBytes},
                                             {"saved", std::move(saved)}});
     }
-    pairs.push_back(llvm::json::Object{{"key", pair->key()},
+    pairs.push_back(llvm::json::Object{{"key", pair->key().str()},
                                        {"iterations", problem.instances},
                                        {"stack_bytes", pair->stackBytes()},
                                        {"recomputes_already", pair->recomputesAlready()},
