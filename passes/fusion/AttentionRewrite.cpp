@@ -15,6 +15,10 @@ static std::string unsupported(const Attention &site, const Settings &settings) 
     return ("cuDNN takes head widths that are multiples of 8 up to " + Twine(settings.maxHeadWidth) +
             ", not " + Twine(width))
         .str();
+  if (settings.partitions > 1 && !isLocal(Attention(site).scores))
+    return "under automatic sharding XLA would gather a custom call's operands on every device; shard_map "
+           "keeps "
+           "them where they are";
   if (settings.numerics == Numerics::Bitwise)
     return "a kernel rounds at other places, which numerics=bitwise does not allow";
   if (site.narrowSoftmax && settings.numerics != Numerics::Relaxed)

@@ -52,14 +52,6 @@ int64_t smallestDivisorFrom(int64_t n, int64_t size) {
   return size;
 }
 
-bool isLocal(Operation *op) {
-  // Inside shard_map shapes are one device's.
-  for (Operation *parent = op->getParentOp(); parent; parent = parent->getParentOp())
-    if (parent->getName().getStringRef() == "sdy.manual_computation")
-      return true;
-  return false;
-}
-
 class CrossEntropy {
 public:
   explicit CrossEntropy(const Settings &settings) : settings(settings) {}

@@ -31,6 +31,9 @@ std::string place(mlir::Operation *op);
 /// Whether a hint asks to leave `op` alone (frontend attribute farrier.fuse = "off").
 bool isForbidden(mlir::Operation *op);
 
+/// Whether the shapes around `op` are one device's (inside shard_map).
+bool isLocal(mlir::Operation *op);
+
 /// Says that `rewrite` did not apply at `op` and what stood in the way, in words.
 void missed(mlir::Operation *op, llvm::StringRef rewrite, const llvm::Twine &reason);
 

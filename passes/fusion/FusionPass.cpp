@@ -35,6 +35,13 @@ bool isForbidden(Operation *op) {
   return fuse && fuse.getValue() == "off";
 }
 
+bool isLocal(Operation *op) {
+  for (Operation *parent = op->getParentOp(); parent; parent = parent->getParentOp())
+    if (parent->getName().getStringRef() == "sdy.manual_computation")
+      return true;
+  return false;
+}
+
 void missed(Operation *op, StringRef rewrite, const Twine &reason) {
   remark::missed(op->getLoc(), remark::RemarkOpts::name(rewrite).category("fusion"))
       << ("left as it is: " + reason).str();

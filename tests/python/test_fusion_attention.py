@@ -175,3 +175,17 @@ def test_attention_in_scans_is_matched_through_the_stacks_of_residuals(checkpoin
     old, new = cases.run_original(lowered, *arguments), cases.run_rewritten(module, *arguments)
     for a, b, t in zip(old, new, truth, strict=True):
         assert cases.error(b, t) <= 1.3 * cases.error(a, t) + 1e-3
+
+
+def test_automatic_sharding_keeps_its_attention_and_shard_map_gets_the_kernel():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("x")
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding) for a in cases.Sizes().arguments()]
+    attend = cases.MATCHED["causal"]
+    _, result = cases.rewrite(jax.jit(attend).lower(*arguments), "rewrites=attention")
+    assert not cases.applied(result)
+    assert "on every device" in cases.reasons(result)[0]
+    mapped = jax.shard_map(attend, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)
+    module, _ = cases.rewrite(jax.jit(mapped).lower(*arguments), "rewrites=attention")
+    assert cases.calls(module) == [FORWARD]
