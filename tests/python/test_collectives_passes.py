@@ -1,0 +1,93 @@
+"""The passes on explicit collectives keep every bit of the values, on eight CPU devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from farrier import _core
+from farrier._src import compat, primitive
+from farrier._src.optimize import _stage
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+ir = primitive.ir
+
+
+class Pipeline:
+    """Runs passes on the program where `optimize` would run its own."""
+
+    options = None
+
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+        self.counters = {}
+
+    def say(self, text):
+        raise AssertionError(text)
+
+    def transform(self, program, enclosing):
+        made = program()
+        text = made.module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
+        module = _core.Module.parse(text)
+        for record in module.run(self.pipeline).passes:
+            self.counters.update(record.counters)
+        return ir.Module.parse(module.print().decode(), enclosing.context)
+
+
+def through(pipeline, fun):
+    """`fun` with its module changed by `pipeline`, and the site that counts."""
+    original = jax.jit(fun)
+    inner = compat.inner_function(original)
+    site = Pipeline(pipeline)
+
+    @functools.wraps(original)
+    def staged(*args):
+        return _stage(site, inner, original.__name__, args, {})
+
+    return compat.jit_like(original, staged), site
+
+
+@pytest.fixture(scope="module")
+def step():
+    """Forward and backward of three layers: weights gathered in f32 and used in bf16, gradients summed."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(x, weights):
+        def loss(weights):
+            y = x.astype(jnp.bfloat16)
+            for w in weights:
+                y = jnp.tanh(y @ lax.all_gather(w, "x", axis=0, tiled=True).astype(jnp.bfloat16))
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        value, gradients = jax.value_and_grad(loss)(weights)
+        return lax.psum(value, "x"), [lax.psum(g, "x") for g in gradients]
+
+    def f(x, weights):
+        specs = (P("x"), [P("x")] * 3)
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(P(), [P()] * 3), check_vma=False)(
+            x, weights
+        )
+
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 32)), jnp.float32)
+    weights = [jnp.asarray(rng.standard_normal((32, 32)) / 6, jnp.float32) for _ in range(3)]
+    return f, (x, weights)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "counter"),
+    [
+        ("farrier-simplify-collectives", "narrowed"),
+        ("farrier-chain-collectives{bucket-bytes=1024}", "chained"),
+        ("farrier-simplify-collectives,farrier-chain-collectives{bucket-bytes=1024},cse", "chained"),
+    ],
+)
+def test_bitwise_equal(step, pipeline, counter):
+    f, args = step
+    changed, site = through(f"builtin.module({pipeline})", f)
+    want, got = jax.jit(f)(*args), changed(*args)
+    assert site.counters[counter] > 0
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
