@@ -4,7 +4,6 @@ import types
 
 import numpy as np
 import pytest
-
 from farrier._src.collectives import groups
 from farrier._src.hlo import proto
 

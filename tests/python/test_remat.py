@@ -153,9 +153,10 @@ def test_operations_of_a_kept_scope_are_not_recomputed():
     module = module_of(functools.partial(train_step, loss), matrices(), inputs())
     free = json.dumps(plan_for(module, 1)["blocks"])
     kept = json.dumps(plan_for(module, 1, keep=["precious"])["blocks"])
-    recomputed = lambda text: [
-        k for b in json.loads(text) for s in b["segments"] if s for k in s["recompute"]
-    ]  # noqa: E731
+
+    def recomputed(text):
+        return [k for b in json.loads(text) for s in b["segments"] if s for k in s["recompute"]]
+
     assert any("precious" in key for key in recomputed(free))
     assert not any("precious" in key for key in recomputed(kept))
 
