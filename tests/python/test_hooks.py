@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from farrier import Target
 from farrier._src import errors, hlo
-from farrier._src.collectives import drive, hooks, parameters, schedule
+from farrier._src.collectives import drive, hooks, parameters, schedule, stage
 from jax import lax
 from jax.extend import xla
 from jax.sharding import PartitionSpec as P
@@ -188,6 +188,27 @@ def test_improve_keeps_what_is_better_and_within_memory():
     assert [s.parameters for s in found.simulated_after] == ["nv", "slow", "gb"]
     for before, after in zip(found.simulated_before[:2], found.simulated_after[:2], strict=True):
         assert after.seconds < before.seconds and after.seconds >= after.bound_seconds * (1 - 1e-9)
+
+
+def test_scheduled_stage_reorders_a_dump():
+    dump = []
+
+    def take(data):
+        if b"jit_step" in data[:200]:
+            dump.append(data)
+
+    TARGET.topology_desc()
+    where = xla.PipelineStage.POST_SCHEDULER
+    xla.register_hlo_module_transformation(take, name="dump", stage=where, platforms=["cuda"])
+    try:
+        compiled_module()
+    finally:
+        xla.clear_hlo_module_transformation("dump", stage=where, platforms=["cuda"])
+    new, table = stage.reschedule(dump[0], "h100", memory_growth_bytes=1 << 24)
+    assert order(hlo.Module(new)) != order(hlo.Module(dump[0]))
+    assert "nv: " in table and "slow: " in table and "waits" in table
+    again, _ = stage.reschedule(new, "h100", memory_growth_bytes=1 << 24)
+    assert again == new
 
 
 def test_plan_round_trip(plan):

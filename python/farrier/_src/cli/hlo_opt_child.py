@@ -236,11 +236,17 @@ def _scheduled(source: Input, request: dict[str, Any]) -> bytes:
         raise Failed(f"--stage=scheduled reads HLO; {request['name']} is {source.form}")
     if request["passes"]:
         raise Failed(f"StableHLO passes do not run on scheduled HLO: {' '.join(request['passes'])}")
-    if request["emit"] == "hlo-proto":
-        return source.hlo.as_serialized_hlo_module_proto()
-    if request["emit"] not in (None, "hlo-text"):
+    if request["emit"] not in (None, "hlo-text", "hlo-proto"):
         raise Failed(f"--stage=scheduled writes hlo-text or hlo-proto, not {request['emit']}")
-    return source.hlo.to_string().encode()
+    data, table = source.hlo.as_serialized_hlo_module_proto(), ""
+    if request.get("platform", "cpu") != "cpu":
+        from farrier._src.collectives import stage
+
+        data, table = stage.reschedule(data, request["platform"])
+    if request["emit"] == "hlo-proto":
+        return data
+    comments = "".join(f"// {line}\n" for line in table.splitlines())
+    return (comments + _hlo.HloModule.from_serialized_hlo_module_proto(data).to_string()).encode()
 
 
 def _optimized(module: Any, form: str, platform: str) -> bytes:
