@@ -1,7 +1,8 @@
 """What the fusion pass does to a training step, by compiling: `python benchmarks/fusion/run.py [--layers N]`.
 
 Each row is one program: as written, rewritten, and, for attention, the same model written with cuDNN
-attention. Memory, kernels and bytes are XLA:GPU's own (nothing runs); rows go to benchmarks/results/fusion.json.
+attention. Memory, kernels and bytes are XLA:GPU's own (nothing runs); rows go to
+benchmarks/results/fusion.json.
 """
 
 from __future__ import annotations

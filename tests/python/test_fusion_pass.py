@@ -119,3 +119,15 @@ def test_options_are_checked():
         Fusion(rewrites=("atention",))
     with pytest.raises(farrier.OptionError, match="chunks"):
         Fusion(chunks=-1)
+
+
+def test_optimize_applies_it():
+    arguments = cases.cross_entropy_arguments()
+    step = jax.jit(jax.value_and_grad(cases.negative_log_likelihood, (0, 1)))
+    optimized = farrier.optimize(step, passes=[Fusion(chunks=4)])
+    text = optimized.lower(*arguments).as_text()
+    assert "stablehlo.while" in text
+    for new, old in zip(
+        jax.tree.leaves(optimized(*arguments)), jax.tree.leaves(step(*arguments)), strict=True
+    ):
+        assert cases.error(new, old) < 1e-6

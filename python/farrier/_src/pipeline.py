@@ -20,6 +20,7 @@ __all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "dr
 # In the order of application: fusion changes what exists, so it comes before remat. One line per
 # driver: its name and where its class lies; imported when a function first asks for it.
 DRIVERS: dict[str, str] = {
+    "fusion": "farrier._src.fusion.driver:FusionDriver",
     "remat": "farrier._src.drivers.remat:RematDriver",
 }
 
