@@ -1,5 +1,7 @@
 #include "passes/remat/Planner.h"
 
+#include "passes/remat/LoopPlanner.h"
+
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -29,6 +31,15 @@ PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
   if (std::optional<int64_t> seed = object.getInteger("stress"))
     options.stress = static_cast<uint64_t>(*seed);
   return options;
+}
+
+ForbidFn forbidFrom(const std::vector<std::string> &keep) {
+  if (keep.empty())
+    return nullptr;
+  return [keep](Operation *op) {
+    std::string stack = nameStack(op->getLoc());
+    return llvm::any_of(keep, [&](const std::string &text) { return StringRef(stack).contains(text); });
+  };
 }
 
 namespace {
@@ -238,15 +249,6 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
   return solution;
 }
 
-ForbidFn forbidFrom(const std::vector<std::string> &keep) {
-  if (keep.empty())
-    return nullptr;
-  return [keep](Operation *op) {
-    std::string stack = nameStack(op->getLoc());
-    return llvm::any_of(keep, [&](const std::string &text) { return StringRef(stack).contains(text); });
-  };
-}
-
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
   std::vector<int64_t> sizes;
@@ -291,10 +293,20 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
 
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   CostModel costs(module, options.machine);
-  ForbidFn forbid = forbidFrom(options.keep);
+  int64_t asWritten = 0;
+  for (auto function : module.getOps<func::FuncOp>())
+    if (function.isPublic() && function.getBody().hasOneBlock())
+      asWritten = std::max(asWritten, estimatePeak(function.getBody().front()));
+  LoopPlan loopPlan;
+  if (FailureOr<LoopPlan> planned = planLoops(module, costs, options); succeeded(planned))
+    loopPlan = std::move(*planned);
+  llvm::DenseSet<Operation *> paired = pairedLoops(module, costs);
+  ForbidFn forbid = [&paired, named = forbidFrom(options.keep)](Operation *op) {
+    return paired.contains(op) || (named && named(op));
+  };
   llvm::json::Array blocks;
-  int64_t before = 0, after = 0;
-  double seconds = 0, flops = 0;
+  int64_t after = 0;
+  double seconds = loopPlan.seconds, flops = loopPlan.flops;
   bool fits = true;
   std::mt19937_64 random(options.stress.value_or(0));
 
@@ -304,7 +316,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     int64_t peak = profile.empty() ? 0 : *std::max_element(profile.begin(), profile.end());
     bool outermost = !StringRef(named.path).contains('/');
     if (outermost)
-      before = after = std::max(before, peak);
+      after = std::max(after, peak);
     if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
       continue;
 
@@ -367,8 +379,9 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   }
   return llvm::json::Object{{"version", 1},
                             {"small_bytes", options.smallBytes},
+                            {"loops", std::move(loopPlan.loops)},
                             {"blocks", std::move(blocks)},
-                            {"predicted", llvm::json::Object{{"before", before},
+                            {"predicted", llvm::json::Object{{"before", asWritten},
                                                              {"after", after},
                                                              {"seconds", seconds},
                                                              {"flops", flops},
@@ -467,11 +480,14 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
   const llvm::json::Array *blocks = plan.getArray("blocks");
   if (!blocks)
     return module.emitError("the rematerialization plan has no blocks");
+  CostModel costs(module);
+  if (const llvm::json::Array *loops = plan.getArray("loops"))
+    if (failed(applyLoops(module, costs, *loops)))
+      return failure();
   // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.
   llvm::StringMap<Block *> byPath;
   for (const NamedBlock &named : plannableBlocks(module))
     byPath[named.path] = named.block;
-  CostModel costs(module);
   for (const llvm::json::Value &entry : *blocks) {
     const llvm::json::Object *object = entry.getAsObject();
     StringRef path = object ? object->getString("path").value_or("") : "";

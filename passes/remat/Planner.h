@@ -29,8 +29,12 @@ struct PlanOptions {
   static PlanOptions fromJSON(const llvm::json::Object &object);
 };
 
-/// Plans `module`, whose calls must be inlined. The answer is what `applyPlan` takes:
-/// {"version": 1, "small_bytes", "blocks": [{"path", "boundary", "cuts": [key], "segments": [null |
+/// Forbids operations whose name stack contains one of the texts; null when there are none.
+ForbidFn forbidFrom(const std::vector<std::string> &keep);
+
+/// Plans `module`, whose calls must be inlined; pairs of loops are rewritten in it as they are planned. The
+/// answer is what `applyPlan` takes:
+/// {"version": 1, "small_bytes", "loops": (LoopPlanner.h), "blocks": [{"path", "boundary", "cuts": [key], "segments": [null |
 /// {"recompute": [key]}]}],
 ///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "fits": bool}}
 llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);

@@ -37,7 +37,8 @@ struct Rematerialization : impl::RematerializationBase<Rematerialization>, Count
       return signalPassFailure();
     }
     const llvm::json::Array *blocks = object->getArray("blocks");
-    if (blocks && blocks->empty() && object->getInteger("version") == 1) {
+    const llvm::json::Array *loops = object->getArray("loops");
+    if (blocks && blocks->empty() && (!loops || loops->empty()) && object->getInteger("version") == 1) {
       markAllAnalysesPreserved();
       return;
     }

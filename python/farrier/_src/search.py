@@ -81,7 +81,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     planner_budget = budget - fixed
     while compiles < max(context.max_compiles, 2) and planner_budget > 0:
         plan = remat.plan(module, context, temp_budget=planner_budget)
-        text = json.dumps(plan and plan["blocks"], sort_keys=True)
+        text = json.dumps(plan and [plan["loops"], plan["blocks"]], sort_keys=True)
         if plan is None or text in seen:
             break
         seen.add(text)

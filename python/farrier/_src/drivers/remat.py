@@ -69,7 +69,7 @@ class RematDriver:
         if self.options.stress is not None:
             request["stress"] = self.options.stress
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
-        return plan if plan["blocks"] else None
+        return plan if plan["blocks"] or plan["loops"] else None
 
     def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
         """Rewrites ``module``; returns the diagnostics of a plan that the program does not fit."""

@@ -1,0 +1,208 @@
+#include "passes/remat/LoopPlanner.h"
+
+#include "passes/remat/Loops.h"
+#include "passes/remat/Planner.h"
+
+#include "farrier/Analysis/Liveness.h"
+#include "farrier/Analysis/ValueKey.h"
+
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "llvm/ADT/StringSet.h"
+
+#include <algorithm>
+#include <random>
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+/// Tries to meet the budget with one pair before what is left is accepted.
+static constexpr int maxTrials = 4;
+
+static void ignoreMissed(Operation *, StringRef) {}
+
+static int64_t estimate(ModuleOp module) {
+  int64_t peak = 0;
+  for (auto function : module.getOps<func::FuncOp>())
+    if (function.isPublic() && function.getBody().hasOneBlock())
+      peak = std::max(peak, estimatePeak(function.getBody().front()));
+  return peak;
+}
+
+static LoopOptions loopOptions(const PlanOptions &options) {
+  LoopOptions result;
+  result.forbid = forbidFrom(options.keep);
+  return result;
+}
+
+static double seconds(const LoopDecision &decision, int64_t trips) {
+  double sum = 0;
+  for (const LoopPart &part : decision)
+    sum += part.choice.seconds * part.iterations / trips;
+  return sum;
+}
+
+static double flops(const LoopDecision &decision, int64_t trips) {
+  double sum = 0;
+  for (const LoopPart &part : decision)
+    sum += part.choice.flops * part.iterations / trips;
+  return sum;
+}
+
+/// The least recomputation that keeps the pair's stacks within `allowed` bytes, or the fewest bytes.
+static LoopDecision decide(const LoopPair &pair, int64_t allowed) {
+  const Problem &problem = pair.problem();
+  std::vector<Choice> frontier = problem.frontier();
+  if (frontier.empty())
+    return {};
+  auto fits = llvm::find_if(frontier, [&](const Choice &choice) { return choice.savedBytes <= allowed; });
+  if (fits == frontier.end())
+    return {{problem.instances, frontier.back()}};
+  if (fits == frontier.begin())
+    return {{problem.instances, *fits}};
+  LoopDecision mixed{{problem.instances, problem.refine(*fits, *std::prev(fits), allowed)}};
+  LoopDecision split = pair.split(*fits, *std::prev(fits), allowed);
+  // A split costs a second copy of both loops: only for a gain worth having.
+  return seconds(split, problem.instances) < 0.98 * seconds(mixed, problem.instances) ? split : mixed;
+}
+
+static LoopDecision arbitrary(const LoopPair &pair, std::mt19937_64 &random) {
+  const Problem &problem = pair.problem();
+  LoopDecision decision;
+  int64_t left = problem.instances;
+  while (left > 0) {
+    int64_t count = decision.size() == 1 ? left : 1 + static_cast<int64_t>(random() % left);
+    std::vector<bool> wanted;
+    uint64_t keepOneIn = 1 + random() % 8;
+    for (size_t c = 0; c < problem.candidates.size(); ++c)
+      wanted.push_back(random() % keepOneIn == 0);
+    decision.push_back({count, problem.complete(wanted)});
+    left -= count;
+  }
+  return decision;
+}
+
+static llvm::json::Object describe(const LoopPair &pair, const LoopDecision &decision) {
+  llvm::json::Array parts;
+  for (const LoopPart &part : decision) {
+    llvm::json::Array save;
+    for (size_t c = 0; c < part.choice.saved.size(); ++c)
+      if (part.choice.saved[c])
+        save.push_back(pair.problem().candidates[c].key);
+    parts.push_back(llvm::json::Object{{"iterations", part.iterations}, {"save", std::move(save)}});
+  }
+  return llvm::json::Object{{"key", pair.key().str()}, {"parts", std::move(parts)}};
+}
+
+/// The estimate of the program with `decision` applied to the pair of that key.
+static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options, StringRef key,
+                                    const LoopDecision &decision) {
+  OwningOpRef<ModuleOp> copy(module.clone());
+  CostModel costs(*copy, options.machine);
+  for (auto &pair : findLoopPairs(*copy, costs, loopOptions(options), ignoreMissed))
+    if (pair->key() == key)
+      return succeeded(pair->apply(decision)) ? std::optional<int64_t>(estimate(*copy)) : std::nullopt;
+  return std::nullopt;
+}
+
+FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptions &options) {
+  LoopPlan plan;
+  std::mt19937_64 random(options.stress.value_or(0));
+  llvm::StringSet<> done;
+  int64_t peak = estimate(module);
+  while (options.stress || peak > options.budget) {
+    // Applying makes the other pairs stale, so they are looked up again. The biggest stacks first.
+    auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+    LoopPair *biggest = nullptr;
+    for (auto &pair : pairs)
+      if (!done.contains(pair->key()) && (!biggest || pair->stackBytes() > biggest->stackBytes()))
+        biggest = pair.get();
+    if (!biggest)
+      break;
+    std::string key = biggest->key().str();
+    done.insert(key);
+    LoopDecision decision;
+    if (options.stress) {
+      decision = arbitrary(*biggest, random);
+    } else {
+      int64_t allowed = std::max<int64_t>(0, biggest->stackBytes() - (peak - options.budget));
+      for (int attempt = 0; attempt < maxTrials; ++attempt) {
+        LoopDecision next = decide(*biggest, allowed);
+        if (next.empty())
+          break;
+        std::optional<int64_t> after = trial(module, options, key, next);
+        if (!after)
+          break;
+        decision = std::move(next);
+        if (*after <= options.budget || allowed == 0)
+          break;
+        allowed = std::max<int64_t>(0, allowed - (*after - options.budget));
+      }
+    }
+    if (decision.empty())
+      continue;
+    int64_t trips = biggest->problem().instances;
+    llvm::json::Object entry = describe(*biggest, decision);
+    double addedSeconds = seconds(decision, trips), addedFlops = flops(decision, trips);
+    if (failed(biggest->apply(decision)))
+      continue;
+    plan.loops.push_back(std::move(entry));
+    plan.seconds += addedSeconds;
+    plan.flops += addedFlops;
+    peak = estimate(module);
+  }
+  return plan;
+}
+
+static LogicalResult stale(ModuleOp module, const llvm::Twine &what) {
+  return module.emitError() << "the rematerialization plan is stale: " << what.str();
+}
+
+LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Array &plan) {
+  for (const llvm::json::Value &value : plan) {
+    const llvm::json::Object *entry = value.getAsObject();
+    std::optional<StringRef> key = entry ? entry->getString("key") : std::nullopt;
+    const llvm::json::Array *parts = entry ? entry->getArray("parts") : nullptr;
+    if (!key || !parts)
+      return stale(module, "a pair of loops without key or parts");
+    auto pairs = findLoopPairs(module, costs, LoopOptions(), ignoreMissed);
+    auto found = llvm::find_if(pairs, [&](const auto &pair) { return pair->key() == *key; });
+    if (found == pairs.end())
+      return stale(module, "the program has no pair of loops '" + *key + "'");
+    const Problem &problem = (*found)->problem();
+    llvm::StringMap<unsigned> index;
+    for (size_t c = 0; c < problem.candidates.size(); ++c)
+      index[problem.candidates[c].key] = c;
+    LoopDecision decision;
+    for (const llvm::json::Value &part : *parts) {
+      const llvm::json::Object *object = part.getAsObject();
+      const llvm::json::Array *save = object ? object->getArray("save") : nullptr;
+      std::optional<int64_t> iterations = object ? object->getInteger("iterations") : std::nullopt;
+      if (!save || !iterations)
+        return stale(module, "a part of '" + *key + "' without iterations or values");
+      std::vector<bool> wanted(problem.candidates.size(), false);
+      for (const llvm::json::Value &name : *save) {
+        auto it = index.find(name.getAsString().value_or(""));
+        if (it == index.end())
+          return stale(module, "loop '" + *key + "' saves a value that the program does not have: '" +
+                                   name.getAsString().value_or("?") + "'");
+        wanted[it->second] = true;
+      }
+      decision.push_back({*iterations, problem.complete(wanted)});
+    }
+    if (failed((*found)->apply(decision)))
+      return stale(module, "the decision for loop '" + *key + "' does not fit it");
+  }
+  return success();
+}
+
+llvm::DenseSet<Operation *> pairedLoops(ModuleOp module, CostModel &costs) {
+  llvm::DenseSet<Operation *> loops;
+  for (auto &pair : findLoopPairs(module, costs, LoopOptions(), ignoreMissed)) {
+    loops.insert(pair->forward());
+    loops.insert(pair->backward());
+  }
+  return loops;
+}
+
+} // namespace farrier::remat
