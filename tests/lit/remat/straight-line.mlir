@@ -1,0 +1,53 @@
+// Three layers and their gradient, 16 KiB a value. With 66 kB for temporaries the activations are computed again
+// from the products, which stay; the barrier keeps XLA from merging the copies with the originals.
+// RUN: farrier-opt %s --farrier-remat="budget=66000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
+// With 50 kB the last product does not stay either.
+// RUN: farrier-opt %s --farrier-remat="budget=50000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=TIGHT
+// A budget that is kept anyway changes nothing.
+// RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
+
+// CHECK: %[[H0:.*]] = "stablehlo.dot_general"(%arg0, %arg1)
+// CHECK: %[[A0:.*]] = "stablehlo.tanh"(%[[H0]])
+// CHECK: %[[H1:.*]] = "stablehlo.dot_general"(%[[A0]], %arg2)
+// CHECK: %[[KEPT:.*]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[H1]])
+// CHECK: %[[AGAIN0:.*]] = "stablehlo.tanh"(%[[KEPT]]#0)
+// CHECK: %[[AGAIN1:.*]] = "stablehlo.tanh"(%[[KEPT]]#1)
+// CHECK: "stablehlo.dot_general"(%[[AGAIN1]],
+// CHECK: "stablehlo.dot_general"(%[[AGAIN0]],
+
+// TIGHT: %[[KEPT:.*]]:3 = "stablehlo.optimization_barrier"(%arg3,
+// TIGHT: %[[AGAIN:.*]] = "stablehlo.tanh"(%[[KEPT]]#2)
+// TIGHT: "stablehlo.dot_general"(%[[AGAIN]], %[[KEPT]]#0)
+
+// SAME-NOT: stablehlo.optimization_barrier
+// Two layers and their gradient. 16 KiB a value; with 40 KB for temporaries not every residual stays.
+// RUN: farrier-opt %s --farrier-remat="budget=40000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
+// A budget that is kept anyway changes nothing.
+// RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
+
+// CHECK-LABEL: sym_name = "main"
+
+"builtin.module"() ({
+  "func.func"() <{function_type = (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>) -> (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>), sym_name = "main"}> ({
+  ^bb0(%x: tensor<64x64xf32>, %w0: tensor<64x64xf32>, %w1: tensor<64x64xf32>, %w2: tensor<64x64xf32>):
+    %h0 = "stablehlo.dot_general"(%x, %w0) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %a0 = "stablehlo.tanh"(%h0) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %h1 = "stablehlo.dot_general"(%a0, %w1) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %a1 = "stablehlo.tanh"(%h1) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %h2 = "stablehlo.dot_general"(%a1, %w2) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %a2 = "stablehlo.tanh"(%h2) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    // The backward part.
+    %s2 = "stablehlo.cosine"(%h2) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %d2 = "stablehlo.multiply"(%a2, %s2) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %g2 = "stablehlo.dot_general"(%a1, %d2) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [0], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %e1 = "stablehlo.dot_general"(%d2, %w2) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [1]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %s1 = "stablehlo.cosine"(%h1) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %d1 = "stablehlo.multiply"(%e1, %s1) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %g1 = "stablehlo.dot_general"(%a0, %d1) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [0], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %e0 = "stablehlo.dot_general"(%d1, %w1) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [1], rhs_contracting_dimensions = [1]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %s0 = "stablehlo.cosine"(%h0) : (tensor<64x64xf32>) -> tensor<64x64xf32>
+    %d0 = "stablehlo.multiply"(%e0, %s0) : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    %g0 = "stablehlo.dot_general"(%x, %d0) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [0], rhs_contracting_dimensions = [0]>}> : (tensor<64x64xf32>, tensor<64x64xf32>) -> tensor<64x64xf32>
+    "func.return"(%g0, %g1, %g2) : (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>) -> ()
+  }) : () -> ()
+}) : () -> ()
