@@ -89,3 +89,8 @@ class Module:
 def query_names() -> list[str]: ...
 
 def dialect_operations(dialect: str) -> dict[str, list[str]]: ...
+
+def schedule(request: str) -> str:
+    """
+    Simulates or reorders a scheduled program: JSON in, JSON out. Raises ValueError on a malformed request.
+    """

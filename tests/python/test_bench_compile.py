@@ -75,7 +75,7 @@ def test_a_users_repository(tmp_path, monkeypatch, capsys):
 
 
 SUITE = """
-import pathlib, time
+import pathlib
 from functools import partial
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -121,15 +121,11 @@ def gathered(target):
 
 
 def planner(target, options, repeats):
-    def work():
-        for _ in range(2 if FAULT == "slow" else 1):
-            table = {}
-            for n in range(300_000):
-                table[n * 7919 % 65537] = n
-
+    # Samples as a quiet machine gives them: the verdict is what is tested, and a real clock on a busy machine
+    # has so much noise that the gate rightly says nothing.
     clock = Clock()
-    for _ in range(repeats):
-        clock.time("pass_seconds", work)
+    for n in range(max(repeats, 3)):
+        clock.add("pass_seconds", (2.0 if FAULT == "slow" else 1.0) * (1 + 0.01 * n), 1.0)
     return clock.metrics()
 
 

@@ -6,27 +6,20 @@
 // A budget that is kept anyway changes nothing.
 // RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
 
-// CHECK: %[[H0:.*]] = "stablehlo.dot_general"(%arg0, %arg1)
-// CHECK: %[[A0:.*]] = "stablehlo.tanh"(%[[H0]])
-// CHECK: %[[H1:.*]] = "stablehlo.dot_general"(%[[A0]], %arg2)
-// CHECK: %[[KEPT:.*]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[H1]])
-// CHECK: %[[AGAIN0:.*]] = "stablehlo.tanh"(%[[KEPT]]#0)
-// CHECK: %[[AGAIN1:.*]] = "stablehlo.tanh"(%[[KEPT]]#1)
+// CHECK: %[[H0:[0-9]+]] = "stablehlo.dot_general"(%arg0, %arg1)
+// CHECK: %[[A0:[0-9]+]] = "stablehlo.tanh"(%[[H0]])
+// CHECK: %[[H1:[0-9]+]] = "stablehlo.dot_general"(%[[A0]], %arg2)
+// CHECK: %[[KEPT:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[H1]])
+// CHECK: %[[AGAIN0:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#0)
+// CHECK: %[[AGAIN1:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#1)
 // CHECK: "stablehlo.dot_general"(%[[AGAIN1]],
 // CHECK: "stablehlo.dot_general"(%[[AGAIN0]],
 
-// TIGHT: %[[KEPT:.*]]:3 = "stablehlo.optimization_barrier"(%arg3,
-// TIGHT: %[[AGAIN:.*]] = "stablehlo.tanh"(%[[KEPT]]#2)
+// TIGHT: %[[KEPT:[0-9]+]]:3 = "stablehlo.optimization_barrier"(%arg3,
+// TIGHT: %[[AGAIN:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#2)
 // TIGHT: "stablehlo.dot_general"(%[[AGAIN]], %[[KEPT]]#0)
 
 // SAME-NOT: stablehlo.optimization_barrier
-// Two layers and their gradient. 16 KiB a value; with 40 KB for temporaries not every residual stays.
-// RUN: farrier-opt %s --farrier-remat="budget=40000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
-// A budget that is kept anyway changes nothing.
-// RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
-
-// CHECK-LABEL: sym_name = "main"
-
 "builtin.module"() ({
   "func.func"() <{function_type = (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>) -> (tensor<64x64xf32>, tensor<64x64xf32>, tensor<64x64xf32>), sym_name = "main"}> ({
   ^bb0(%x: tensor<64x64xf32>, %w0: tensor<64x64xf32>, %w1: tensor<64x64xf32>, %w2: tensor<64x64xf32>):
