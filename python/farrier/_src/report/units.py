@@ -44,7 +44,7 @@ def rate(value: float, unit: str) -> str:
 def short_source(source: str, parts: int = 2) -> str:
     """A source location with the last few parts of its path.
 
-    >>> short_source("/home/me/project/model/layers.py:12")
+    >>> short_source("/project/model/layers.py:12")
     'model/layers.py:12'
     """
     return "/".join(source.split("/")[-parts:])
