@@ -76,11 +76,13 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
 
     # Parameters and results stay what they are: the plan moves temporaries only.
     fixed = before.total_bytes - before.temp_bytes
+    # The planner sees a partitioned program in global sizes; the first compile says how much of them a device has.
+    scale = estimate / before.temp_bytes if context.partitions > 1 and before.temp_bytes else 1.0
     attempts: list[_Attempt] = []
     seen: set[str] = set()
     planner_budget = budget - fixed
     while compiles < max(context.max_compiles, 2) and planner_budget > 0:
-        plan = remat.plan(module, context, temp_budget=planner_budget)
+        plan = remat.plan(module, context, temp_budget=int(planner_budget * scale))
         text = json.dumps(plan and [plan["loops"], plan["blocks"]], sort_keys=True)
         if plan is None or text in seen:
             break
@@ -90,7 +92,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
         measurement = context.measure(rewritten)
         compiles += 1
         predicted = plan["predicted"]
-        attempt = _Attempt(plan, predicted["after"], predicted["seconds"], measurement)
+        attempt = _Attempt(plan, int(predicted["after"] / scale), predicted["seconds"], measurement)
         attempts.append(attempt)
         over = measurement.total_bytes - budget
         if over <= 0 and (attempt.seconds == 0 or -over <= _SLACK * (budget - fixed)):

@@ -1,0 +1,135 @@
+"""The search loop: what it concludes from measurements, with a compiler and a planner that the test makes up."""
+
+import dataclasses
+import json
+
+import farrier
+import pytest
+from farrier._src import metrics, search
+from farrier._src.pipeline import Context
+
+FIXED = 1000
+
+
+@dataclasses.dataclass
+class Module:
+    """Stands for a program: the temporary bytes that the planner believes it needs, and recomputation."""
+
+    temp: int = 800
+    seconds: float = 0.0
+
+    def clone(self):
+        return dataclasses.replace(self)
+
+    def query(self, name, options):
+        assert name == "memory.estimate"
+        return json.dumps({"temp": self.temp})
+
+
+class Planner:
+    """Meets any temporary budget down to a floor, at a cost that grows as the budget shrinks."""
+
+    name = "remat"
+    needs_budget = True
+
+    def __init__(self, floor=100):
+        self.floor, self.asked = floor, []
+
+    def plan(self, module, context, *, temp_budget):
+        self.asked.append(temp_budget)
+        after = max(self.floor, min(temp_budget, module.temp))
+        return {
+            "loops": [],
+            "blocks": [after],
+            "predicted": {"after": after, "seconds": float(module.temp - after)},
+        }
+
+    def apply(self, module, plan):
+        module.temp = plan["predicted"]["after"]
+        module.seconds = plan["predicted"]["seconds"]
+
+
+def context(budget, really, *, partitions=1, max_compiles=3, binding=True):
+    """A context whose compiler needs `really(predicted temporary bytes)`."""
+
+    def measure(module):
+        return metrics.Measurement(
+            argument_bytes=FIXED, output_bytes=0, alias_bytes=0, temp_bytes=int(really(module.temp))
+        )
+
+    return Context(
+        function="step",
+        platform="cuda",
+        partitions=partitions,
+        target=None,
+        budget_bytes=budget,
+        budget_binding=binding,
+        objective="time",
+        numerics="bounded",
+        max_compiles=max_compiles,
+        measure=measure,
+        remark=lambda remark: None,
+    )
+
+
+def test_a_program_that_fits_is_left_alone():
+    planner = Planner()
+    plan = search.plan_step(Module(), [planner], context(2000, lambda temp: temp))
+    assert plan.passes == {}
+    assert (plan.compiles, planner.asked) == (1, [])
+
+
+def test_a_low_prediction_is_corrected_by_the_next_compile():
+    planner = Planner()
+    plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp + 60))
+    assert planner.asked == [500, 440]
+    assert plan.measured["after"]["total_bytes"] == FIXED + 500
+    assert plan.compiles == 3
+
+
+def test_a_high_prediction_gives_memory_back():
+    planner = Planner()
+    plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp - 100))
+    assert planner.asked == [500, 600]
+    assert plan.measured["after"]["total_bytes"] == FIXED + 500
+
+
+def test_a_partitioned_program_is_planned_in_global_sizes():
+    planner = Planner()
+    plan = search.plan_step(
+        Module(temp=8000), [planner], context(FIXED + 500, lambda temp: temp / 8, partitions=8)
+    )
+    assert planner.asked == [4000]
+    assert plan.measured["after"]["total_bytes"] == FIXED + 500
+
+
+def test_an_impossible_budget_names_the_smallest_that_was_measured():
+    with pytest.raises(farrier.BudgetError) as caught:
+        search.plan_step(Module(), [Planner(floor=300)], context(FIXED + 200, lambda temp: temp))
+    assert caught.value.smallest_bytes == FIXED + 300
+    assert "1,300" in str(caught.value)
+
+
+def test_a_budget_below_arguments_and_results_is_refused():
+    with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000"):
+        search.plan_step(Module(), [Planner()], context(FIXED - 1, lambda temp: temp))
+
+
+def test_a_budget_that_does_not_bind_takes_the_best_there_is():
+    plan = search.plan_step(
+        Module(), [Planner(floor=300)], context(FIXED + 200, lambda temp: temp, binding=False)
+    )
+    assert plan.passes["remat"]["predicted"]["after"] == 300
+
+
+def test_compiles_are_bounded():
+    # A compiler that always needs a little more than was corrected for.
+    planner = Planner()
+    surprises = iter(range(0, 10_000, 100))
+    with pytest.raises(farrier.BudgetError):
+        search.plan_step(
+            Module(),
+            [planner],
+            context(FIXED + 500, lambda temp: temp + next(surprises) + 50, max_compiles=4),
+        )
+    assert len(planner.asked) <= 3
