@@ -2,12 +2,9 @@
 
 #include "passes/remat/LoopPlanner.h"
 
-#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
-#include "mlir/IR/Remarks.h"
-#include "llvm/ADT/StringExtras.h"
 
 #include <algorithm>
 #include <random>
@@ -80,8 +77,7 @@ constexpr int untouched = -1;
 /// between the positions where something changes.
 class Evaluation {
 public:
-  Evaluation(const StraightLine &unit, const Segmentation &segmentation, std::string_view objective)
-      : segmentation(segmentation) {
+  Evaluation(const StraightLine &unit, const Segmentation &segmentation) : segmentation(segmentation) {
     const BlockGraph &graph = unit.getGraph();
     std::vector<int64_t> base = unit.baseProfile();
     // A segment's residuals are there from its forward operations to the last backward read.
@@ -89,18 +85,13 @@ public:
       // Without a stage nothing of the segment is computed again: there is nothing to decide.
       bool decidable = segment.needed() && segment.stage < graph.numOps();
       frontiers.push_back(decidable ? segment.problem.frontier() : std::vector<Choice>());
-      int64_t checkpoints = 0;
       unsigned last = segment.stage;
       for (unsigned value : segment.values) {
-        if (segmentation.crosses[value])
-          checkpoints += graph.bytes[value];
         for (unsigned user : graph.users[value])
           if (!graph.isTerminator(user))
             last = std::max(last, user);
       }
       lastRead.push_back(last);
-      checkpointBytes.push_back(checkpoints);
-      (void)objective;
     }
     // Intervals of the backward part start where a stage starts or a segment's last read ends.
     std::vector<unsigned> starts{unit.getBoundary()};
@@ -168,7 +159,6 @@ private:
   };
   std::vector<Interval> intervals;
   std::vector<unsigned> lastRead;
-  std::vector<int64_t> checkpointBytes;
   int64_t forwardPeak = 0;
 };
 
@@ -325,7 +315,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     std::vector<std::vector<Choice>> bestFrontiers;
     for (int64_t size : segmentSizes(unit, options.smallBytes)) {
       auto segmentation = std::make_unique<Segmentation>(unit.segment(size));
-      Evaluation evaluation(unit, *segmentation, options.objective);
+      Evaluation evaluation(unit, *segmentation);
       Solution solution;
       if (options.stress) {
         // One segment in eight stays; of the others a random part is kept.

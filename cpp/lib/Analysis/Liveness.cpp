@@ -56,13 +56,11 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
   }
 
   std::vector<unsigned> last(graph.numValues(), 0);
-  std::vector<bool> used(graph.numValues(), false), returned(graph.numValues(), false);
+  std::vector<bool> used(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op)
     for (unsigned value : graph.inputs[op])
       for (unsigned root : roots.roots(value)) {
-        if (graph.isTerminator(op))
-          returned[root] = true;
-        else
+        if (!graph.isTerminator(op))
           last[root] = std::max(last[root], runsAt[op]);
         used[root] = true;
       }
@@ -74,8 +72,6 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
     range.last = std::max(last[value], range.first);
     // A result lives in an output buffer; parameters are not temporaries.
     range.live = roots.isRoot(value) && used[value] && !isResult[value] && definition >= 0;
-    if (range.live && returned[value])
-      range.last = std::max(range.last, range.first);
   }
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
