@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--before", type=pathlib.Path, metavar="INPUT", help="compare with this program")
     parser.add_argument("--diff", action="store_true", help="print only what changed since --before")
     parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="print kernels and what passes between them, ranked by the bytes that another program would not "
+        "move, with source lines and the rewrite that helps",
+    )
+    parser.add_argument(
         "--target", metavar="NAME", help="GPU model for predicted times (default: the dump's)"
     )
     parser.add_argument(
@@ -57,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Runs the command. 0: done; 2: the ranks of a job disagree."""
-    from farrier._src.report import diff, measured, merge
+    from farrier._src.report import diff, measured, merge, text
 
     if len(args.input) > 1:
         merged = merge.merge([_load(p, args) for p in args.input])
@@ -74,6 +80,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(f"wrote {forms.save(made, path)}")
     if args.diff:
         console.print(diff.compare(made.before, made))
+    elif args.kernels:
+        console.print(text.opportunities(made))
     elif not args.output:
         console.print(made)
     return 0

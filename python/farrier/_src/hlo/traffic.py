@@ -95,6 +95,33 @@ def fusion_bytes(i: Instruction) -> int:
     return total + _written(root)
 
 
+def operand_bytes(i: Instruction, index: int) -> int:
+    """Bytes that one execution of kernel `i` reads of its operand `index`."""
+    operand = i.operands[index]
+    if i.opcode == "fusion":
+        return _read(_parameter(i, index))
+    match i.opcode:
+        case "slice" | "dynamic-slice" | "gather" if index == 0:
+            return i.bytes
+        case "dynamic-update-slice" | "scatter" if index == 0:
+            return 0
+    return operand.bytes
+
+
+def result_bytes(i: Instruction, index: int) -> int:
+    """Bytes that one execution of kernel `i` writes for its result `index`; of an array, the only one is 0."""
+    root = i.called[0].root if i.opcode == "fusion" else None
+    if root is not None and root.opcode == "tuple":
+        return _written(root.operands[index])
+    if root is not None and len(i.leaf_bytes) == 1:
+        return _written(root)
+    if i.opcode == "dynamic-update-slice":
+        return i.operands[1].bytes
+    if i.opcode == "scatter" and len(i.operands) == 3:
+        return i.operands[2].bytes
+    return i.leaf_bytes[index]
+
+
 def kernel_bytes(i: Instruction) -> int:
     """Bytes of device memory read and written by one execution of `i`, an instruction outside any fusion."""
     match i.opcode:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from farrier._src import hlo, metrics
-from farrier._src.report import cost, dump, kernels, memory, model, schedule
+from farrier._src.report import cost, dump, kernels, memory, model, opportunities, schedule
 from farrier._src.report.program import Program
 from farrier._src.targets import Target, builtin_names, load_facts
 
@@ -120,6 +120,7 @@ def from_artifact(
         "schedule": None,
         "kernels": [],
         "collectives": [],
+        "opportunities": None,
         "collective_order": kernels.order(program),
         "remarks": [remark(r) for r in remarks],
         "measured": None,
@@ -136,6 +137,7 @@ def from_artifact(
         }
         data["kernels"] = [dataclasses.asdict(k) for k in kernels.kernels(program, costs)]
         data["collectives"] = [dataclasses.asdict(c) for c in kernels.collectives(program, costs, made)]
+        data["opportunities"] = opportunities.find(program, costs, remarks=data["remarks"]).to_json()
     data["program"]["source_table"] = list(sources)
     data["program"]["shape_table"] = list(shapes)
     return model.Report(_plain(data))

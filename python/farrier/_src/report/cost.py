@@ -84,11 +84,16 @@ class CostModel:
             return sum(self._counter.computation(c, fused=True).flops for c in i.called)
         return flops_lib.instruction_flops(i) or 0
 
+    def compute_ns(self, i: hlo.Instruction) -> float:
+        """Nanoseconds that the matrix FLOPs of one execution take at the data sheet's rate."""
+        flops = self.flops(i)
+        return flops / self._peak(i) * 1e9 if flops else 0.0
+
     def _kernel(self, i: hlo.Instruction) -> Cost:
         t = self.target
         flops = self.flops(i)
         ideal = traffic.kernel_bytes(i)
-        compute = flops / self._peak(i) * 1e9 if flops else 0.0
+        compute = self.compute_ns(i)
         bandwidth = t.hbm_bytes_per_s
         if i.opcode == "copy-start" and _crosses_host(i):
             bandwidth = t.host_link_bytes_per_s

@@ -79,6 +79,14 @@ class Report:
         return self.data["kernels"]
 
     @property
+    def opportunities(self) -> Mapping[str, Any] | None:
+        """Traffic that a better program would not have: sums, and edges and kernels ranked by removable bytes.
+
+        None without a target. Fields as in `farrier._src.report.opportunities.Opportunities`.
+        """
+        return self.data.get("opportunities")
+
+    @property
     def collectives(self) -> Sequence[Mapping[str, Any]]:
         """Collectives in program order."""
         return self.data["collectives"]

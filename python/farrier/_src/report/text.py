@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from farrier._src import errors
 from farrier._src.report import model
 from farrier._src.report.units import rate, short_source, size, time
 
@@ -68,7 +69,7 @@ def headline(report: model.Report) -> str:
 def _table(title: str, *columns: tuple[str, str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, title_style="bold")
     for name, justify in columns:
-        wrap = name == "what"
+        wrap = name in ("what", "read at")
         table.add_column(name, justify=justify, overflow="fold" if wrap else "ellipsis", no_wrap=not wrap)  # type: ignore[arg-type]
     return table
 
@@ -113,6 +114,55 @@ def _kernels(report: model.Report) -> Table:
             short_source(k["source"]),
         )  # fmt: skip
     return table
+
+
+def opportunities(report: model.Report, *, rows: int = 20) -> Group:
+    """Edges and kernels ranked by removable bytes.
+
+    Raises:
+      farrier.OptionError: the report was made without a target, so there is no roofline to rank against.
+    """
+    found = report.opportunities
+    if found is None:
+        raise errors.OptionError(
+            "ranking kernels needs the roofline of a target", hint="pass --target, like h100"
+        )
+    share = found["removable_bytes"] / max(1, found["bytes"])
+    head = (
+        f"{report.title}: {size(found['bytes'])} moved a step, at most {size(found['removable_bytes'])} "
+        f"({share:.0%}) of it removable; roofline {time(found['roofline_ns'])}, "
+        f"{time(found['removable_ns'])} of it removable"
+    )
+    edges = _table(
+        f"\nLargest of {len(found['edges'])} kinds of values between kernels",
+        ("removable", "right"), ("roofline", "right"), ("runs", "right"), ("value", "left"), ("kind", "left"),
+        ("written by", "left"), ("at", "left"), ("read at", "left"),
+    )  # fmt: skip
+    for e in found["edges"][:rows]:
+        edges.add_row(
+            size(e["removable_bytes"]), time(e["removable_ns"]), str(e["count"]), e["shape"], e["kind"],
+            e["producer"], short_source(e["source"]),
+            ", ".join(dict.fromkeys(short_source(s) for s in e["consumer_sources"] if s)),
+        )  # fmt: skip
+    kernels = _table(
+        f"\nKernels with most to gain, of {len(found['kernels'])} kinds",
+        ("removable", "right"), ("of", "right"), ("roofline", "right"), ("without", "right"), ("runs", "right"),
+        ("kernel", "left"), ("result", "left"), ("source", "left"),
+    )  # fmt: skip
+    for k in found["kernels"][:rows]:
+        kernels.add_row(
+            size(k["removable_bytes"]), size(k["bytes"]), time(k["roofline_ns"]),
+            time(k["roofline_ns"] - k["removable_ns"]), str(k["count"]), k["name"], k["shape"],
+            short_source(k["source"]),
+        )  # fmt: skip
+    shown = {e["kind"]: e["advice"] for e in found["edges"][:rows]}
+    advice = _table("\nWhat helps", ("kind", "left"), ("what", "left"))
+    for kind, sentence in shown.items():
+        advice.add_row(kind, sentence)
+    for e in found["edges"][:rows]:
+        if e["missed"]:
+            advice.add_row(e["kind"], f"{short_source(e['source'])}: {e['missed']}")
+    return Group(Text(head, style="bold"), edges, kernels, advice)
 
 
 def _collectives(report: model.Report) -> Table:
