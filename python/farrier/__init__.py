@@ -1,5 +1,6 @@
 """farrier: compiler passes for JAX programs on GPUs."""
 
+from farrier._src.collectives.driver import Collectives as Collectives
 from farrier._src.drivers.remat import Remat as Remat
 from farrier._src.errors import BudgetError as BudgetError
 from farrier._src.errors import CallbackError as CallbackError

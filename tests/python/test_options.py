@@ -76,11 +76,6 @@ def test_a_missing_plan_file(tmp_path):
         farrier.optimize(plan=tmp_path / "nothing.json")
 
 
-def test_a_designed_pass_that_is_not_built(monkeypatch):
-    with pytest.raises(farrier.OptionError, match="not part of this build"):
-        farrier.optimize(passes="fusion")
-
-
 def test_options_are_keyword_only_and_take_functions():
     with pytest.raises(farrier.OptionError, match="keyword-only"):
         farrier.optimize("72GiB")

@@ -6,11 +6,15 @@ farrier imports ``jax._src``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 from jax._src import checkify as _checkify
+from jax._src import compiler as _compiler
 from jax._src import core as _core
 from jax._src import dispatch as _dispatch
 from jax._src import distributed as _distributed
@@ -24,6 +28,7 @@ from jax._src.interpreters import remat as _remat
 from jax._src.state import discharge as _discharge
 from jax._src.state.types import AbstractRef as _AbstractRef
 from jax.interpreters import ad, batching, partial_eval
+from jaxlib.mlir import ir as _ir
 
 _PjitFunction = type(jax.jit(lambda: None))
 
@@ -209,3 +214,54 @@ def key_value_get(client: Any, key: str, seconds: float) -> str | None:
         if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
             return None
         raise
+
+
+_around_compiles: list[Callable[[str], Any]] = []
+_installing = threading.Lock()
+
+
+def around_compiles(around: Callable[[str], Any]) -> None:
+    """Has ``around(module name)`` asked before each compile that JAX makes, in this process from now on.
+
+    It answers None, or a context manager that is entered around the compile and yields XLA options that
+    are added to it. JAX has no public way to give a function compiler options that are known only once it is
+    lowered: ``jax.jit(compiler_options=)`` fixes them before, and a call's compile takes no others.
+
+    Args:
+      around: must not raise; asked on the compiling thread.
+    """
+    with _installing:
+        if not _around_compiles:
+            _compiler.compile_or_get_cached = _compile_with_settings(_compiler.compile_or_get_cached)
+        if around not in _around_compiles:
+            _around_compiles.append(around)
+
+
+def _compile_with_settings(compile_or_get_cached: Callable) -> Callable:
+    @functools.wraps(compile_or_get_cached)
+    def compiled(backend, computation, devices, compile_options, *rest, **named):
+        name = _ir.StringAttr(computation.operation.attributes["sym_name"]).value
+        with _settings(name) as extra:
+            if extra:
+                # Kept as they were given: the caller may use its options again.
+                given = list(compile_options.env_option_overrides)
+                kept = [(option, value) for option, value in given if option not in extra]
+                compile_options.env_option_overrides = [*kept, *extra.items()]
+            try:
+                return compile_or_get_cached(backend, computation, devices, compile_options, *rest, **named)
+            finally:
+                if extra:
+                    compile_options.env_option_overrides = given
+
+    return compiled
+
+
+@contextlib.contextmanager
+def _settings(name: str) -> Iterator[dict[str, Any]]:
+    with contextlib.ExitStack() as stack:
+        extra: dict[str, Any] = {}
+        for around in _around_compiles:
+            context = around(name)
+            if context is not None:
+                extra.update(stack.enter_context(context))
+        yield extra

@@ -105,7 +105,7 @@ def compile_module(
         build.allow_spmd_sharding_propagation_to_parameters = inputs
         build.allow_spmd_sharding_propagation_to_output = outputs
         # jit's compile runs jaxlib's pipeline on the module in place: give it a copy.
-        copy = _clone(module)
+        copy = clone_module(module)
         start = time.perf_counter()
         with copy.context:
             executable = compiler.backend_compile_and_load(
@@ -225,9 +225,11 @@ def module_bytes(module: Any) -> bytes:
     return fingerprint.name_callbacks(out.getvalue())
 
 
-def _clone(module: Any) -> Any:
+def clone_module(module: Any) -> Any:
+    """A jaxlib module of its own from whatever `compile_module` takes."""
     from jaxlib.mlir import ir
 
+    module = parse_module(module)
     with module.context:
         return ir.Module.parse(_asm(module))
 

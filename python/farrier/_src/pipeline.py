@@ -8,34 +8,45 @@ the search's business (:mod:`farrier._src.search`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from farrier._src import errors
 
-__all__ = ["DRIVERS", "Context", "PassDriver", "StepPlan", "default_passes", "drivers_for", "search"]
+__all__ = [
+    "DRIVERS",
+    "Compiling",
+    "Context",
+    "PassDriver",
+    "StepPlan",
+    "compiling",
+    "default_passes",
+    "drivers_for",
+    "search",
+]
 
-# In the order of application: fusion changes what exists, so it comes before remat. One line per
-# driver: its name and where its class lies; imported when a function first asks for it.
+# In the order of application: fusion changes what exists, so it comes before remat, and what memory is
+# left after that is known when collectives are scheduled. One line per driver: its name and where its class lies; imported when a function first asks for it.
 DRIVERS: dict[str, str] = {
     "fusion": "farrier._src.fusion.driver:FusionDriver",
     "remat": "farrier._src.drivers.remat:RematDriver",
+    "collectives": "farrier._src.collectives.driver:CollectivesDriver",
 }
 
 # The search: decides for a module with its drivers and a context, by compiling and measuring.
 SEARCH = "farrier._src.search:plan_step"
-
-# Names of passes that farrier is designed with; naming one that is not in this build says so.
-_NAMES = ("fusion", "remat", "collectives")
 
 
 class PassDriver(Protocol):
     """One pass, as ``optimize`` and the search see it.
 
     Made anew for each function as ``Driver(options)``; ``options`` is the pass's own options object,
-    or None for its defaults.
+    or None for its defaults. A driver whose plans reach into XLA's compile also has
+    ``compiling(plan) -> Compiling | None``; one that spends the memory that others leave has
+    ``spends_slack = True`` and decides last.
     """
 
     name: str
@@ -51,6 +62,27 @@ class PassDriver(Protocol):
 
         Returns the keys of the plan that the program does not have; none or None when all applied.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiling:
+    """What a plan asks of XLA's compile of the program, beside the module.
+
+    Attributes:
+      options: XLA options of the compile, final: where the function's own ``compiler_options`` have one of
+        the same name, it is already part of the value.
+      around: given the text that marks the module's name, a context manager for the compile; None when
+        there is nothing to do around it.
+    """
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    around: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
+
+    @contextlib.contextmanager
+    def applied(self, tag: str) -> Iterator[dict[str, Any]]:
+        """Around the compile of a module with ``tag`` in its name; yields the options to give it."""
+        with self.around(tag) if self.around is not None else contextlib.nullcontext():
+            yield dict(self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +104,9 @@ class Context:
       measure: compiles a ``farrier._core.Module`` and returns a ``Measurement``; None when no
         compiler for the platform is there, so that only estimates are possible.
       remark: takes a ``Remark``-like object (pass_name, kind, message, location, args) for the report.
+      compile: ``compile(module, options)`` compiles a ``farrier._core.Module`` or a jaxlib module with XLA
+        options on top of the function's own and returns an ``oracle.Compiled``; None as `measure`.
+      compiler_options: the function's own XLA options.
     """
 
     function: str
@@ -85,6 +120,8 @@ class Context:
     max_compiles: int
     measure: Callable[[Any], Any] | None
     remark: Callable[[Any], None]
+    compile: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +154,7 @@ def pass_name(entry: Any) -> str:
     if not isinstance(name, str):
         raise errors.OptionError(f"passes has {entry!r}: expected a pass's name or its options object")
     if name not in DRIVERS:
-        if name in _NAMES:
-            raise errors.OptionError(
-                f"the pass {name!r} is not part of this build of farrier",
-                hint=f"it has: {', '.join(DRIVERS) or 'none'}",
-            )
-        raise errors.OptionError.unknown(name, DRIVERS or _NAMES, of="passes")
+        raise errors.OptionError.unknown(name, DRIVERS, of="passes")
     return name
 
 
@@ -187,3 +219,28 @@ def apply(module: Any, drivers: Sequence[PassDriver], passes: Mapping[str, Any])
                     missing_keys=missing,
                     hint="plan again with step.plan(...).save(path)",
                 )
+
+
+def compiling(drivers: Sequence[PassDriver], passes: Mapping[str, Any]) -> Compiling | None:
+    """What the decisions of all passes ask of XLA's compile together; None: nothing."""
+    asked = [
+        driver.compiling(passes[driver.name])
+        for driver in drivers
+        if driver.name in passes and hasattr(driver, "compiling")
+    ]
+    asked = [one for one in asked if one is not None]
+    if not asked:
+        return None
+    options: dict[str, Any] = {}
+    for one in asked:
+        options.update(one.options)
+
+    @contextlib.contextmanager
+    def around(tag: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for one in asked:
+                if one.around is not None:
+                    stack.enter_context(one.around(tag))
+            yield
+
+    return Compiling(options, around)

@@ -34,11 +34,30 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
     """Decides for `module` (a `farrier._core.Module`, left as it is).
 
     Passes that do not depend on the budget decide first and once; rematerialization then brings the program
-    they leave within the budget.
+    they leave within the budget; those that spend memory see what is left of it.
 
     Raises:
       farrier.BudgetError: the budget binds and no plan keeps it; names the smallest total that was measured.
     """
+    late = [driver for driver in drivers if getattr(driver, "spends_slack", False)]
+    decided = _within_budget(module, [driver for driver in drivers if driver not in late], context)
+    if not late:
+        return decided
+    current = module.clone()
+    for driver in drivers:
+        if driver.name in decided.passes:
+            driver.apply(current, decided.passes[driver.name])
+    passes, compiles = dict(decided.passes), decided.compiles
+    for driver in late:
+        plan = driver.plan(current, context)
+        compiles += driver.compiles
+        if plan:
+            driver.apply(current, plan)
+            passes[driver.name] = plan
+    return dataclasses.replace(decided, passes=passes, compiles=compiles)
+
+
+def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
     passes: dict[str, Any] = {}
     remat = None
     current = module

@@ -16,7 +16,18 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import cache, compat, distributed, errors, fingerprint, interchange, pipeline, store, where
+from farrier._src import (
+    cache,
+    compat,
+    distributed,
+    errors,
+    fingerprint,
+    in_compiles,
+    interchange,
+    pipeline,
+    store,
+    where,
+)
 from farrier._src.options import Options
 from farrier._src.plan import Plan
 from farrier._src.primitive import Program, ir
@@ -36,7 +47,7 @@ class Decision:
       plan: the plan; its ``passes`` are empty when nothing changes.
       source: where it came from: "search", "plan" (given by the user), "cache", "process 0",
         "nothing to do" or "fallback".
-      changed: whether the module differs from the original.
+      changed: whether the module, or what XLA's compile makes of it, differs from the original.
       seconds: wall time of planning and applying, tracing and XLA's final compile excluded.
       compiles: compiles that the search spent.
       remarks: what the passes had to say, in order, as JSON (pass, kind, message, location, args).
@@ -108,11 +119,11 @@ class FunctionSite:
         for note in run.warnings:
             self.say(note)
         remarks: list[Any] = []
-        plan, source, compiles, module = self._decide(made, run, remarks)
+        plan, source, compiles, module, compiling = self._decide(made, run, remarks)
         decision = Decision(
             plan=plan,
             source=source,
-            changed=module is not None,
+            changed=module is not None or compiling is not None,
             seconds=time.perf_counter() - start,
             compiles=compiles,
             remarks=tuple(remarks),
@@ -121,17 +132,17 @@ class FunctionSite:
         )
         self._decisions.append((enclosing, decision))
         del self._decisions[:-_REMEMBERED]
-        if module is None:
-            return None
-        # JAX's compile cache and XLA's hooks tell plans apart by the module's name.
-        name = ir.StringAttr(enclosing.operation.attributes["sym_name"]).value
-        enclosing.operation.attributes["sym_name"] = ir.StringAttr.get(
-            f"{name}_farrier_{plan.fingerprint[:8]}", context=enclosing.context
-        )
+        if decision.changed:
+            # JAX's compile cache and XLA's hooks tell plans apart by the module's name.
+            tag = f"farrier_{plan.fingerprint[:8]}"
+            _append_to_name(enclosing, tag)
+            if compiling is not None:
+                in_compiles.register(tag, compiling)
         return module
 
     def _decide(self, program: Program, run: where.Run, remarks: list[Any]):
-        """The plan, where it came from, the compiles it took and the module (None: unchanged)."""
+        """The plan, where it came from, the compiles it took, the module (None: unchanged) and what is asked
+        of its compile (None: nothing)."""
         original, before = self._read(program)
         drivers = pipeline.drivers_for(self.options.passes)
         agreement = distributed.agreement(run, self.name, before)
@@ -143,8 +154,11 @@ class FunctionSite:
             plan, source, compiles = agreement.plan(
                 lambda: self._search_or_recall(program, run, original, before, drivers, remarks)
             )
+        compiling = None
         try:
             module, after = self._carried_out(program, original, drivers, plan, before)
+            if plan.fallback is None:
+                compiling = pipeline.compiling(drivers, plan.passes)
         except Exception as error:
             agreement.fail(error)
             if self._raises(error):
@@ -155,7 +169,7 @@ class FunctionSite:
             agreement.confirm(after)
         if plan.fallback is not None:
             self.say(f"runs as it was written, because {plan.fallback}")
-        return plan, source, compiles, module
+        return plan, source, compiles, module, compiling
 
     def _raises(self, error: Exception) -> bool:
         return self.options.strict or isinstance(error, _ANSWERS)
@@ -306,20 +320,22 @@ class FunctionSite:
             max_compiles=self.options.max_compiles,
             measure=run.measure,
             remark=lambda remark: remarks.append(pipeline.remark_json(remark)),
+            compile=run.compile,
+            compiler_options=self.compiler_options,
         )
         found, rewritten = self._decided(original, drivers, context)
         compiles, measured = found.compiles, dict(found.measured)
         if run.verify is not None and run.budget_bytes is not None:
             # The attached GPU's compile differs (autotuned kernels, their workspaces): look once,
             # and if it is over, plan once more for that much less.
-            attached = run.verify(rewritten)
+            attached = _verified(run, drivers, found, rewritten)
             compiles += 1
             over = attached.total_bytes - run.budget_bytes
             if over > 0:
                 remarks.clear()
                 tighter = dataclasses.replace(context, budget_bytes=run.budget_bytes - over)
                 found, rewritten = self._decided(original, drivers, tighter)
-                attached = run.verify(rewritten)
+                attached = _verified(run, drivers, found, rewritten)
                 compiles, measured = compiles + found.compiles + 1, dict(found.measured)
             if attached.total_bytes > run.budget_bytes:
                 raise errors.BudgetError(
@@ -332,7 +348,9 @@ class FunctionSite:
                 )
             measured["attached"] = attached.to_json()
         after = fingerprint.of_module(rewritten)
-        passes = dict(found.passes) if after != before else {}
+        # What leaves the program as it was may still ask something of its compile.
+        kept = after != before or pipeline.compiling(drivers, found.passes) is not None
+        passes = dict(found.passes) if kept else {}
         return self._plan(program, run, before, after, passes, measured), compiles
 
     def _decided(self, original, drivers, context) -> tuple[pipeline.StepPlan, Any]:
@@ -358,6 +376,23 @@ class FunctionSite:
             fallback=fallback,
             measured=_data(measured),
         )
+
+
+def _append_to_name(module: ir.Module, tag: str) -> None:
+    name = ir.StringAttr(module.operation.attributes["sym_name"]).value
+    module.operation.attributes["sym_name"] = ir.StringAttr.get(f"{name}_{tag}", context=module.context)
+
+
+def _verified(run: where.Run, drivers: Sequence[Any], found: pipeline.StepPlan, rewritten: Any) -> Any:
+    """The measurement of the attached GPU's compile, with what the plan asks of it."""
+    compiling = pipeline.compiling(drivers, found.passes)
+    if compiling is None:
+        return run.verify(rewritten)
+    module = interchange.to_jaxlib(rewritten)
+    tag = f"farrier_{fingerprint.text_key(json.dumps(_data(found.passes), sort_keys=True))[:8]}"
+    _append_to_name(module, tag)
+    with compiling.applied(tag) as options:
+        return run.verify(module, options)
 
 
 def _data(value: Any) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from farrier._src import compat, errors
@@ -35,6 +35,8 @@ class Run:
       budget_binding: whether missing the budget is an error.
       measure: compiles a ``farrier._core.Module`` and measures it, or None.
       verify: compiles one for the attached GPU and measures it, or None.
+      compile: ``compile(module, options)``: as `measure`, with more XLA options, giving an
+        ``oracle.Compiled``; nothing is remembered. None where `measure` is.
       warnings: what the user is told once.
       notes: what the report says.
     """
@@ -48,6 +50,7 @@ class Run:
     budget_binding: bool
     measure: Callable[[Any], Any] | None
     verify: Callable[[Any], Any] | None = None
+    compile: Callable[[Any, Mapping[str, Any]], Any] | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -70,7 +73,7 @@ def resolve(site: Any, program: Any) -> Run:
     warnings: list[str] = []
     notes: list[str] = []
     target = options.target
-    measure = verify = None
+    measure = verify = compile = None
     binding = True
     if platform in _GPU:
         target = _gpu_target(target, attached, program)
@@ -79,7 +82,8 @@ def resolve(site: Any, program: Any) -> Run:
             notes.append("no target: pass target= to have the budget verified by XLA:GPU")
         else:
             try:
-                measure = _measure(site, target, devices if devices and not attached else target.devices())
+                planned = devices if devices and not attached else target.devices()
+                measure, compile = _measure(site, target, planned), _compile(site, target, planned)
             except errors.MissingPluginError as error:
                 if options.strict:
                     raise
@@ -121,6 +125,7 @@ def resolve(site: Any, program: Any) -> Run:
         budget_binding=binding,
         measure=measure,
         verify=verify,
+        compile=compile,
         warnings=tuple(warnings),
         notes=tuple(notes),
     )
@@ -172,16 +177,30 @@ def _measure(site: Any, target: Any, devices: Any) -> Callable[[Any], Any]:
 
     cache = metrics_cache.MeasurementCache(site.options.cache_dir)
 
-    def measure(module: Any) -> Any:
+    def measure(module: Any, options: Mapping[str, Any] | None = None) -> Any:
         return oracle.measure(
-            interchange.to_jaxlib(module),
+            interchange.to_jaxlib(module) if hasattr(module, "fingerprint") else module,
             target,
             devices=devices,
-            compiler_options=site.compiler_options,
+            compiler_options={**site.compiler_options, **(options or {})},
             cache=cache,
         )
 
     return measure
+
+
+def _compile(site: Any, target: Any, devices: Any) -> Callable[[Any, Mapping[str, Any]], Any]:
+    from farrier._src import interchange, oracle
+
+    def compile(module: Any, options: Mapping[str, Any]) -> Any:
+        return oracle.compile_module(
+            interchange.to_jaxlib(module) if hasattr(module, "fingerprint") else module,
+            target,
+            devices=devices,
+            compiler_options={**site.compiler_options, **options},
+        )
+
+    return compile
 
 
 def _usable_bytes(platform: str, target: Any, devices: Any) -> int | None:

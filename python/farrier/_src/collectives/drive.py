@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import oracle
@@ -16,6 +16,23 @@ STATISTICS = {"xla_gpu_collect_cost_model_stats": True}
 # Exposed communication below this part of the step is not worth a second compile.
 WORTHWHILE = 1e-3
 
+NOTHING_EXPOSED = "no communication worth mentioning is exposed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """The program in another form: what a rewrite of its StableHLO made of it.
+
+    Attributes:
+      name: of the rewrite, for the report and the plan.
+      module: StableHLO as `oracle.compile_module` takes it.
+      compiler_options: XLA options that the form needs, on top of the program's own.
+    """
+
+    name: str
+    module: Any
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Improved:
@@ -25,17 +42,35 @@ class Improved:
     after: oracle.Compiled
     """The same object as `before` where nothing was changed."""
     plan: schedule.SchedulePlan | None
+    """None where XLA's schedule stays."""
     simulated_before: tuple[schedule.Simulation, ...]
     """By parameter set."""
     simulated_after: tuple[schedule.Simulation, ...]
     reason: str
     """Why the result is what it is, for the report."""
     outcome: schedule.Outcome | None = None
+    variant: Variant | None = None
+    """The form of the program that `after` is of; None: the program as it was."""
+    compiles: int = 1
+    """Compiles that were spent."""
+    rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Why each form that was looked at and not taken was not, by its name ("" is the program as it was)."""
 
     @property
     def changed(self) -> bool:
-        """Whether the schedule is ours."""
+        """Whether the schedule or the program's form is ours."""
         return self.after is not self.before
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """One form of the program, compiled and judged."""
+
+    compiled: oracle.Compiled
+    simulated: tuple[schedule.Simulation, ...]
+    plan: schedule.SchedulePlan | None
+    outcome: schedule.Outcome | None
+    variant: Variant | None
 
 
 def improve(
@@ -45,77 +80,176 @@ def improve(
     parameters: Sequence[str | parameter_sets.ParameterSet] | None = None,
     judges: Sequence[str | parameter_sets.ParameterSet] = (),
     memory_growth: float = 0.0,
+    limit_bytes: int | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    variants: Callable[[], Sequence[Variant]] | Sequence[Variant] = (),
+    compiles: int | None = None,
+    compile: Callable[[Any, Mapping[str, Any]], oracle.Compiled] | None = None,
+    order: bool = True,
 ) -> Improved:
-    """Gives a program our schedule where that is better.
+    """Gives a program our schedule, and another form, where that is better.
 
     Args:
       module: StableHLO, as `oracle.compile_module` takes it.
       target: the devices.
-      parameters: parameter sets (names, files, objects) that the order must not lose under; None: the
+      parameters: parameter sets (names, files, objects) that the result must not lose under; None: the
         target's two.
       judges: further sets that only score the result.
       memory_growth: how much more total device memory the result may need, as a part of what it needs now.
         XLA's buffer assignment of the result decides, not an estimate.
-      compiler_options: XLA options for both compiles.
+      limit_bytes: the most that the result may need in total, per device; a program that needs more as it
+        is may not grow. None: `memory_growth` alone decides.
+      compiler_options: XLA options for all compiles.
+      variants: other forms of the program to try, the most promising first; a callable is asked only when
+        communication is exposed.
+      compiles: how many compiles may be spent, at least 1; None: as many as the forms take. The first is
+        the program's own, each form then takes one, and its schedule another.
+      compile: what compiles; None: `oracle.compile_module` for `target`.
+      order: whether to look for a schedule of our own.
 
     Returns:
-      What was found; `after` is `before` unless the new schedule is faster under every set of `parameters`,
-      within the memory, by XLA's own final program.
+      What was found; `after` is `before` unless the result is faster under every set of `parameters`, within
+      the memory, by XLA's own final program.
 
     Raises:
       farrier.Error: the program does not compile, or a parameter set is malformed.
     """
     sets = parameter_sets.resolve(parameters, target)
-    scored = (*sets, *parameter_sets.resolve(judges, target))
-    options = {**STATISTICS, **(compiler_options or {})}
-    before = oracle.compile_module(module, target, compiler_options=options)
-    base = before.hlo()
-    growth = int(memory_growth * before.measurement.total_bytes)
-    plan = schedule.plan(base, target, sets, memory_growth_bytes=growth)
-    costs = dict(plan.costs)
-    simulated = schedule.simulate(base, target, scored, frozen=costs)
-
-    def keep(reason: str, outcome: schedule.Outcome | None = None) -> Improved:
-        return Improved(
-            before=before,
-            after=before,
-            plan=None,
-            simulated_before=simulated,
-            simulated_after=simulated,
-            reason=reason,
-            outcome=outcome,
-        )
-
-    if all(s.exposed_seconds <= WORTHWHILE * s.seconds for s in simulated[: len(sets)]):
-        return keep("no communication worth mentioning is exposed")
-    copy = oracle.parse_module(module if isinstance(module, str | bytes) else str(module))
-    hooks.rename(copy, plan)
-    target.topology_desc()  # loads the compiler that the hook registers with
-    with hooks.applying(plan) as record:
-        after = oracle.compile_module(copy, target, compiler_options=options)
-    if record.error is not None:
-        return keep(f"the hook failed, XLA's schedule stays: {record.error}")
-    if record.calls == 0:
-        return keep("XLA did not call the hook: its plugin does not support hooks")
-    if record.outcome is None or not record.outcome.changed:
-        return keep("no order found that is faster under every parameter set", record.outcome)
-    result = schedule.simulate(after.hlo(), target, scored, frozen=costs)
-    for b, a in zip(simulated[: len(sets)], result[: len(sets)], strict=True):
-        if a.seconds > b.seconds:
-            return keep(f"the final program is slower under {a.parameters}", record.outcome)
-    if after.measurement.total_bytes > before.measurement.total_bytes + growth:
-        return keep(
-            f"needs {after.measurement.total_bytes} bytes, more than "
-            f"{before.measurement.total_bytes} + {growth}",
-            record.outcome,
-        )
-    return Improved(
-        before=before,
-        after=after,
-        plan=plan,
-        simulated_before=simulated,
-        simulated_after=result,
-        reason="faster under every parameter set",
-        outcome=record.outcome,
+    judge = _Judge(
+        target=target,
+        sets=sets,
+        scored=(*sets, *parameter_sets.resolve(judges, target)),
+        compile=compile or (lambda m, options: oracle.compile_module(m, target, compiler_options=options)),
+        options={**STATISTICS, **(compiler_options or {})},
+        left=compiles,
+        order=order,
     )
+    base = judge.compiled(module, {})
+    total = base.measurement.total_bytes
+    grown = total * (1 + memory_growth)
+    judge.limit_bytes = max(total, int(min(grown, grown if limit_bytes is None else limit_bytes)))
+    judge.learn(base)
+    original = _Found(base, judge.simulate(base), None, None, None)
+    best, reason, outcome = original, NOTHING_EXPOSED, None
+    if not judge.all_hidden(original):
+        found, reason, outcome = judge.scheduled(original, module)
+        best = judge.better(original, found) if found is not None else original
+        for variant in variants() if callable(variants) else variants:
+            found, why = judge.form(variant, best)
+            if found is None:
+                judge.rejected[variant.name] = why
+            else:
+                best, reason, outcome = found, "faster under every parameter set", found.outcome
+    return Improved(
+        before=base,
+        after=best.compiled,
+        plan=best.plan,
+        simulated_before=original.simulated,
+        simulated_after=best.simulated,
+        reason=reason,
+        outcome=best.outcome or outcome,
+        variant=best.variant,
+        compiles=judge.spent,
+        rejected=dict(judge.rejected),
+    )
+
+
+@dataclasses.dataclass
+class _Judge:
+    """Compiles forms and schedules and compares them at the same prices."""
+
+    target: Target
+    sets: tuple[parameter_sets.ParameterSet, ...]
+    scored: tuple[parameter_sets.ParameterSet, ...]
+    compile: Callable[[Any, Mapping[str, Any]], oracle.Compiled]
+    options: Mapping[str, Any]
+    left: int | None
+    order: bool
+    limit_bytes: int = 0
+    spent: int = 0
+    costs: dict[str, float] = dataclasses.field(default_factory=dict)
+    rejected: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def compiled(self, module: Any, options: Mapping[str, Any]) -> oracle.Compiled:
+        self.spent += 1
+        return self.compile(module, {**self.options, **options})
+
+    def may_compile(self) -> bool:
+        return self.left is None or self.spent < self.left
+
+    def learn(self, compiled: oracle.Compiled) -> None:
+        """Freezes the prices of kernels that were not met before."""
+        plan = schedule.plan(compiled.hlo(), self.target, self.sets, frozen=self.costs)
+        self.costs.update(plan.costs)
+
+    def simulate(self, compiled: oracle.Compiled) -> tuple[schedule.Simulation, ...]:
+        # A copy: prices are learnt from a form as XLA compiles it by itself.
+        return schedule.simulate(compiled.hlo(), self.target, self.scored, frozen=dict(self.costs))
+
+    def all_hidden(self, found: _Found) -> bool:
+        judged = found.simulated[: len(self.sets)]
+        return all(s.exposed_seconds <= WORTHWHILE * s.seconds for s in judged)
+
+    def better(self, than: _Found, found: _Found) -> _Found:
+        return found if self.gain(than, found) > 0 else than
+
+    def gain(self, than: _Found, found: _Found) -> float:
+        """By what part the step is faster, mean over the sets; 0 where it is slower under one."""
+        pairs = list(zip(than.simulated, found.simulated, strict=True))[: len(self.sets)]
+        if any(a.seconds > b.seconds for b, a in pairs):
+            return 0.0
+        return sum(1 - a.seconds / b.seconds for b, a in pairs) / len(pairs)
+
+    def scheduled(
+        self, given: _Found, module: Any, options: Mapping[str, Any] | None = None
+    ) -> tuple[_Found | None, str, schedule.Outcome | None]:
+        """`given` compiled once more with our schedule; None where XLA's stays, and why."""
+        if not self.order:
+            return None, "a schedule of our own was not asked for", None
+        if not self.may_compile():
+            return None, "no compile is left for a schedule of our own", None
+        room = self.limit_bytes - given.compiled.measurement.total_bytes
+        plan = schedule.plan(
+            given.compiled.hlo(),
+            self.target,
+            self.sets,
+            memory_growth_bytes=max(0, room),
+            frozen=self.costs,
+        )
+        copy = oracle.clone_module(module)
+        hooks.rename(copy, plan)
+        self.target.topology_desc()  # loads the compiler that the hook registers with
+        with hooks.applying(plan) as record:
+            after = self.compiled(copy, options or {})
+        if record.error is not None:
+            return None, f"the hook failed, XLA's schedule stays: {record.error}", None
+        if record.calls == 0:
+            return None, "XLA did not call the hook: its plugin does not support hooks", None
+        if record.outcome is None or not record.outcome.changed:
+            return None, "no order found that is faster under every parameter set", record.outcome
+        found = _Found(after, self.simulate(after), plan, record.outcome, given.variant)
+        for b, a in zip(given.simulated[: len(self.sets)], found.simulated, strict=False):
+            if a.seconds > b.seconds:
+                return None, f"the final program is slower under {a.parameters}", record.outcome
+        if (needed := after.measurement.total_bytes) > self.limit_bytes:
+            return None, f"needs {needed} bytes, more than the {self.limit_bytes} allowed", record.outcome
+        return found, "faster under every parameter set", record.outcome
+
+    def form(self, variant: Variant, best: _Found) -> tuple[_Found | None, str]:
+        """A form of the program with the better of XLA's schedule and ours, if it beats `best`."""
+        if not self.may_compile():
+            return None, "no compile is left to judge it"
+        compiled = self.compiled(variant.module, variant.compiler_options)
+        self.learn(compiled)
+        plain = _Found(compiled, self.simulate(compiled), None, None, variant)
+        pairs = zip(best.simulated[: len(self.sets)], plain.simulated, strict=False)
+        if any(a.bound_seconds > b.seconds for b, a in pairs):
+            return None, "no order of it can be faster"
+        found, why, _ = self.scheduled(plain, variant.module, variant.compiler_options)
+        if found is None:
+            found = plain
+            if compiled.measurement.total_bytes > self.limit_bytes:
+                return None, f"needs {compiled.measurement.total_bytes} bytes of {self.limit_bytes}; {why}"
+        if self.gain(best, found) <= 0:
+            return None, "not faster under every parameter set"
+        return found, why

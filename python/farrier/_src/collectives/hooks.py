@@ -1,7 +1,7 @@
 """Our schedule inside XLA's compile, through `jax.extend.xla`.
 
 The hook is registered once per process and does nothing unless this thread is inside `applying(plan)`
-*and* the module's name carries that plan's tag. The name matters twice: XLA also compiles small modules
+*and* the module's name carries the tag that goes with it. The name matters twice: XLA also compiles small modules
 of its own on the way (autotuning), and JAX's persistent compile cache keys on the module and its name
 but not on registered hooks, so without the tag in the name a cached executable of one plan would be
 handed out for another, or for none.
@@ -30,6 +30,8 @@ class Record:
     """What the hook did during one compile."""
 
     plan: SchedulePlan
+    tag: str
+    """What the name of a module must contain to be this plan's."""
     calls: int = 0
     """Modules of this plan that came by; 0 means the executable came from a cache or hooks are not
     supported."""
@@ -75,13 +77,18 @@ def ensure_registered(platform: str = "cuda") -> bool:
 
 
 @contextlib.contextmanager
-def applying(plan: SchedulePlan, platform: str = "cuda") -> Iterator[Record]:
+def applying(plan: SchedulePlan, platform: str = "cuda", *, tag: str | None = None) -> Iterator[Record]:
     """Applies `plan` to modules with its tag that this thread compiles in the block.
+
+    Args:
+      plan: how to schedule.
+      platform: whose compiles.
+      tag: what marks the modules' names; None: the plan's own tag.
 
     Yields:
       A record that says what happened, complete once the block's compile has returned.
     """
-    record = Record(plan)
+    record = Record(plan, tag or plan.tag)
     ensure_registered(platform)
     _active.records.append(record)
     try:
@@ -95,10 +102,10 @@ def _current(data: bytes) -> tuple[Record, Module] | None:
         return None
     record = _active.records[-1]
     # A cheap look before parsing: XLA's own small modules do not carry the tag.
-    if record.plan.tag.encode() not in data[:4096]:
+    if record.tag.encode() not in data[:4096]:
         return None
     module = Module(data)
-    return (record, module) if record.plan.tag in module.name else None
+    return (record, module) if record.tag in module.name else None
 
 
 def _post_scheduler(data: bytes) -> bytes | None:

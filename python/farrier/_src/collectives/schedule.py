@@ -239,9 +239,13 @@ def plan(
     *,
     memory_growth_bytes: int = 0,
     bucket_bytes: int | None = None,
+    frozen: Mapping[str, float] | None = None,
 ) -> SchedulePlan:
-    """A plan for programs like `module` (scheduled HLO of a compile without one)."""
-    costs = CostModel(target, parameters[0])
+    """A plan for programs like `module` (scheduled HLO of a compile without one).
+
+    `frozen` are prices of kernels, microseconds by fingerprint, that take precedence over the program's own.
+    """
+    costs = CostModel(target, parameters[0], dict(frozen or {}))
     program_lib.build(module, costs, parameters[0].domain_devices)
     return SchedulePlan(
         parameters=tuple(parameters),

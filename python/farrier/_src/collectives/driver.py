@@ -1,0 +1,233 @@
+"""Collectives as `optimize` drives them: a form of the program, XLA options, and a schedule of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from farrier._src import errors, pipeline
+from farrier._src.collectives import drive, hooks, rewrites, schedule
+from farrier._src.collectives import parameters as parameter_sets
+
+_VERSION = 1
+# Collectives that a report names as still waiting.
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collectives:
+    """Options of collective scheduling, for ``optimize(passes=[farrier.Collectives(...), ...])``.
+
+    Attributes:
+      parameters: parameter sets (names such as "nv", paths of TOML files) that a result must not be slower
+        under; None takes the target's two. docs/collectives.md lists them.
+      memory_growth: without a memory budget, how much more total device memory the result may need, as a
+        part of what the program needs; never more than a process can use of the device. With a budget, what
+        is left of it.
+      rewrites: which forms of programs that state their collectives (``shard_map``) to try.
+      schedule: whether to put an order of our own in the place of XLA's.
+      max_compiles: how many compiles the pass may spend, on top of those of a search for memory.
+      stress: apply every rewrite whether it gains or not, and compile nothing: for tests.
+    """
+
+    name = "collectives"
+
+    parameters: Sequence[str] | None = None
+    memory_growth: float = 0.1
+    rewrites: Sequence[str] = rewrites.NAMES
+    schedule: bool = True
+    max_compiles: int = 4
+    stress: bool = False
+
+    def __post_init__(self):
+        if isinstance(self.parameters, str):
+            raise errors.OptionError(
+                f"Collectives(parameters={self.parameters!r}): expected a sequence of names, not one text"
+            )
+        if isinstance(self.rewrites, str):
+            raise errors.OptionError(
+                f"Collectives(rewrites={self.rewrites!r}): expected a sequence of names, not one text"
+            )
+        for name in self.rewrites:
+            if name not in rewrites.NAMES:
+                raise errors.OptionError.unknown(name, rewrites.NAMES, of="Collectives(rewrites=...)")
+        if not isinstance(self.memory_growth, int | float) or not 0 <= self.memory_growth < math.inf:
+            raise errors.OptionError(
+                f"Collectives(memory_growth={self.memory_growth!r}): expected a part of the memory, 0 or more"
+            )
+        if not isinstance(self.max_compiles, int) or self.max_compiles < 1:
+            raise errors.OptionError(
+                f"Collectives(max_compiles={self.max_compiles!r}): expected a number of compiles, 1 or more"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remark:
+    pass_name: str
+    kind: str
+    message: str
+    location: str | None = None
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class CollectivesDriver:
+    """Decides by compiling and simulating (`drive.improve`); the plan has prices and limits, not an order."""
+
+    name = "collectives"
+    spends_slack = True
+
+    def __init__(self, options: Collectives | None = None):
+        self.options = options or Collectives()
+        self.compiles = 0
+        """Compiles that `plan` has spent."""
+
+    def plan(self, module: Any, context: pipeline.Context) -> Mapping[str, Any] | None:
+        """A plan, or None where there is nothing to hide, nothing to gain, or nothing to judge it by.
+
+        Its keys: "rewrite" (a name and a pass pipeline, or None), "compiler_options" (final values), "schedule"
+        (a `SchedulePlan` as JSON, or None) and "simulated" (seconds by parameter set, for reading).
+        """
+        if self.options.stress:
+            stressed = rewrites.stressed(module, self.options.rewrites)
+            return stressed and _plan(rewrite=stressed)
+        if context.partitions == 1:
+            return None
+        if context.platform != "cuda" or context.compile is None or context.target is None:
+            return None
+
+        def say(kind: str, message: str, location: str | None = None, **args: Any) -> None:
+            context.remark(_Remark(self.name, kind, message, location or None, args))
+
+        sets = parameter_sets.resolve(self.options.parameters, context.target)
+        budget = context.budget_bytes
+        found = drive.improve(
+            _jaxlib(module),
+            context.target,
+            parameters=sets,
+            memory_growth=self.options.memory_growth if budget is None else math.inf,
+            limit_bytes=context.target.usable_bytes if budget is None else budget,
+            variants=lambda: rewrites.variants(module, self.options.rewrites, context),
+            compiles=self.options.max_compiles,
+            compile=context.compile,
+            order=self.options.schedule,
+        )
+        self.compiles = found.compiles
+        self._explain(found, len(sets), say)
+        if not found.changed:
+            return None
+        rewrite = None if found.variant is None else found.variant.plan
+        return _plan(
+            rewrite=rewrite,
+            compiler_options={} if found.variant is None else found.variant.compiler_options,
+            schedule=None if found.plan is None else found.plan.to_json(),
+            simulated={
+                before.parameters: [round(s.seconds, 7) for s in (before, after)]
+                for before, after in zip(found.simulated_before, found.simulated_after, strict=True)
+            },
+        )
+
+    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
+        """Rewrites ``module``; the rest of the plan is for its compile, see `compiling`."""
+        _check(plan)
+        rewrite = plan["rewrite"]
+        return None if rewrite is None else rewrites.apply(module, rewrite)
+
+    def compiling(self, plan: Mapping[str, Any]) -> pipeline.Compiling | None:
+        """The XLA options and the schedule that the plan asks for."""
+        _check(plan)
+        options, order = plan["compiler_options"], plan["schedule"]
+        if not options and order is None:
+            return None
+        if order is None:
+            return pipeline.Compiling(options)
+        prices = schedule.SchedulePlan.from_json(order)
+
+        @contextlib.contextmanager
+        def around(tag: str) -> Iterator[None]:
+            with hooks.applying(prices, tag=tag) as record:
+                yield
+            if record.error is not None:
+                warnings.warn(
+                    f"farrier.optimize: a module compiled with XLA's own schedule, because ours failed: "
+                    f"{record.error.strip().splitlines()[-1]}",
+                    stacklevel=2,
+                )
+
+        return pipeline.Compiling(options, around)
+
+    def _explain(self, found: drive.Improved, sets: int, say: Any) -> None:
+        pairs = list(zip(found.simulated_before, found.simulated_after, strict=True))[:sets]
+        if not found.changed:
+            say("analysis", f"XLA's schedule stays: {found.reason}")
+        else:
+            what = " and ".join(
+                [
+                    *([f"rewrite {found.variant.name}"] if found.variant is not None else []),
+                    *(["an order of our own"] if found.plan is not None else []),
+                ]
+            )
+            times = "; ".join(
+                f"step {_ms(b.seconds)} -> {_ms(a.seconds)} ms, exposed communication "
+                f"{_ms(b.exposed_seconds)} -> {_ms(a.exposed_seconds)}, bound {_ms(a.bound_seconds)} ({a.parameters})"
+                for b, a in pairs
+            )
+            say("applied", f"{what}: {times} (simulated)")
+        for name, why in found.rejected.items():
+            say("missed", f"rewrite {name} is not used: {why}")
+        for wait in pairs[0][1].waits[:_NAMED]:
+            if wait.exposed_seconds < drive.WORTHWHILE * pairs[0][1].seconds:
+                break
+            hide = (
+                f"{_ms(wait.hideable_seconds)} ms of independent kernels beside one run"
+                if wait.hideable_seconds > 1e-9
+                else "no independent kernel to hide behind"
+            )
+            say(
+                "missed",
+                f"{wait.kind} of {wait.bytes:,} bytes over {wait.group} devices, {wait.runs} runs, still waits "
+                f"{_ms(wait.exposed_seconds)} of {_ms(wait.seconds)} ms ({hide})",
+                wait.source,
+                op_name=wait.op_name,
+            )
+
+
+def _plan(
+    *,
+    rewrite: Mapping[str, Any] | None,
+    compiler_options: Mapping[str, Any] | None = None,
+    schedule: Mapping[str, Any] | None = None,
+    simulated: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    return {
+        "version": _VERSION,
+        "rewrite": rewrite,
+        "compiler_options": dict(compiler_options or {}),
+        "schedule": schedule,
+        "simulated": dict(simulated or {}),
+    }
+
+
+def _check(plan: Mapping[str, Any]) -> None:
+    version = plan.get("version")
+    missing = [key for key in ("rewrite", "compiler_options", "schedule") if key not in plan]
+    if version != _VERSION or missing:
+        raise errors.PlanError(
+            f"the plan's part about collectives has version {version!r}"
+            + (f" and lacks {', '.join(missing)}" if missing else "")
+            + f"; this farrier reads version {_VERSION}",
+            hint="plan again",
+        )
+
+
+def _jaxlib(module: Any) -> Any:
+    from farrier._src import interchange
+
+    return interchange.to_jaxlib(module)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f}"

@@ -1,0 +1,177 @@
+"""Collective scheduling through `farrier.optimize`: decided, planned, saved, carried out by XLA's compile."""
+
+import dataclasses
+import json
+import warnings
+
+import farrier
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from farrier._src import hlo, in_compiles, pipeline
+from farrier._src.collectives import driver, hooks
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from test_hooks import TARGET, lowered, order
+from test_hooks import _step as scanned
+
+ONLY = (farrier.Collectives(memory_growth=0.5),)
+SPECS = (P("x"), P(None, "x"))
+
+
+def _function(name="step"):
+    mesh = TARGET.mesh(names=("x",))
+
+    def step(x, weights):
+        return jax.shard_map(scanned, mesh=mesh, in_specs=SPECS, out_specs=P("x"), check_vma=False)(
+            x, weights
+        )
+
+    step.__name__ = name
+    x = jax.ShapeDtypeStruct((8 * 2048, 2048), jnp.bfloat16, sharding=jax.NamedSharding(mesh, SPECS[0]))
+    w = jax.ShapeDtypeStruct((4, 2048, 2048), jnp.bfloat16, sharding=jax.NamedSharding(mesh, SPECS[1]))
+    return step, (x, w)
+
+
+def _module(lowered):
+    return hlo.Module.from_executable(lowered.compile().runtime_executable())
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    step, args = _function()
+    folder = tmp_path_factory.mktemp("cache")
+    return farrier.optimize(step, passes=ONLY, target=TARGET, cache_dir=folder).lower(*args)
+
+
+def test_the_schedule_is_ours_and_the_text_is_the_users(planned):
+    step, args = _function()
+    original = jax.jit(step).lower(*args)
+    tag = f"farrier_{planned.plan.fingerprint[:8]}"
+    assert planned.decision.changed and planned.decision.compiles == 2
+    assert planned.as_text() == original.as_text().replace("@jit_step", f"@jit_step_{tag}")
+    module, plain = _module(planned), _module(original)
+    assert module.name == f"jit_step_{tag}"
+    assert order(module) != order(plain)
+
+
+def test_remarks_name_what_was_gained_and_what_still_waits(planned):
+    kinds = {r["kind"]: r for r in planned.decision.remarks}
+    assert set(kinds) == {"applied", "missed"}
+    assert "an order of our own: step" in kinds["applied"]["message"]
+    assert "all-gather of 8,388,608 bytes over 8 devices, 4 runs" in kinds["missed"]["message"]
+    assert "test_hooks.py:" in kinds["missed"]["location"]
+
+
+def test_a_saved_plan_gives_the_same_order_without_a_search(planned, tmp_path):
+    planned.plan.save(tmp_path / "plan.json")
+    step, args = _function()
+    again = farrier.optimize(step, passes=ONLY, target=TARGET, plan=tmp_path / "plan.json").lower(*args)
+    assert again.decision.source == "plan" and again.decision.compiles == 0
+    assert order(_module(again)) == order(_module(planned))
+
+
+def test_under_an_outer_jit(planned, tmp_path):
+    planned.plan.save(tmp_path / "plan.json")
+    step, args = _function()
+    inner = farrier.optimize(step, passes=ONLY, target=TARGET, plan=tmp_path / "plan.json")
+    outer = jax.jit(lambda x, w: inner(x, w) * 2).lower(*args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        module = _module(outer)
+    assert planned.plan.fingerprint[:8] in module.name
+    assert order(module) != order(_module(jax.jit(lambda x, w: step(x, w) * 2).lower(*args)))
+
+
+def test_a_failing_hook_costs_the_schedule_and_says_so(planned, monkeypatch):
+    def broken(module, plan):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(hooks, "reschedule", broken)
+    step, args = _function()
+    again = farrier.optimize(step, passes=ONLY, target=TARGET, plan=planned.plan).lower(*args)
+    with pytest.warns(UserWarning, match="on purpose"):
+        module = _module(again)
+    assert order(module) == order(_module(lowered()))
+
+
+def test_damaged_and_foreign_plans_are_refused(planned):
+    passes = dict(planned.plan.passes)
+    step, args = _function()
+    for damage, message in (({"version": 99}, "version 99"), ({"schedule": {"version": 99}}, "version 99")):
+        wrong = dataclasses.replace(planned.plan, passes={"collectives": {**passes["collectives"], **damage}})
+        with pytest.raises(farrier.PlanError, match=message):
+            farrier.optimize(step, passes=ONLY, target=TARGET, plan=wrong).lower(*args)
+
+
+def test_nothing_is_compiled_for_one_device():
+    step = farrier.optimize(lambda x: jnp.tanh(x) @ x, target="h100", passes="collectives")
+    lowered = step.lower(jax.ShapeDtypeStruct((64, 64), jnp.float32))
+    assert not lowered.decision.changed and lowered.decision.compiles == 0
+    assert lowered.plan.passes == {}
+
+
+def test_a_program_that_waits_for_nothing_is_untouched():
+    mesh = TARGET.mesh(names=("x",))
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=jax.NamedSharding(mesh, P("x")))
+    step = farrier.optimize(lambda x: jnp.tanh(x) * 2, target=TARGET, passes="collectives")
+    lowered = step.lower(x)
+    assert lowered.as_text() == step.original.lower(x).as_text()
+    assert not lowered.decision.changed and lowered.decision.compiles == 1
+    (remark,) = lowered.decision.remarks
+    assert "no communication worth mentioning" in remark["message"]
+
+
+def test_rewrites_keep_every_bit_on_cpu():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(x, w):
+        y = jnp.tanh(x @ lax.all_gather(w, "x", axis=0, tiled=True).astype(jnp.bfloat16))
+        return lax.psum(y.astype(jnp.float32), "x")
+
+    def f(x, w):
+        specs = (P("x"), P("x"))
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)(x, w)
+
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((64, 32)), jnp.bfloat16)
+    w = jnp.asarray(rng.standard_normal((32, 32)), jnp.float32)
+    step = farrier.optimize(f, passes=[farrier.Collectives(stress=True)])
+    plan = step.lower(x, w).plan.passes["collectives"]
+    assert plan["rewrite"]["sites"]["narrowed"] == 1
+    np.testing.assert_array_equal(np.asarray(step(x, w)), np.asarray(jax.jit(f)(x, w)))
+
+
+def test_options_of_a_plan_reach_xla_for_its_modules_only():
+    in_compiles.register("farrier_options_reach_xla", pipeline.Compiling({"xla_no_such_option": True}))
+
+    def f(x):
+        return x + 1
+
+    assert jax.jit(f)(1.0) == 2.0
+    f.__name__ = "f_farrier_options_reach_xla"
+    named = jax.jit(f).lower(1.0)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_no_such_option"):
+        named.compile()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rewrites": ("chian",)}, "chain"),
+        ({"rewrites": "chain"}, "sequence"),
+        ({"parameters": "nv"}, "sequence"),
+        ({"memory_growth": -1}, "0 or more"),
+        ({"max_compiles": 0}, "1 or more"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(options, message):
+    with pytest.raises(farrier.OptionError, match=message):
+        farrier.Collectives(**options)
+
+
+def test_plans_are_json():
+    text = json.dumps(driver._plan(rewrite=None, compiler_options={"a": 1}))
+    assert driver.CollectivesDriver().compiling(json.loads(text)).options == {"a": 1}
