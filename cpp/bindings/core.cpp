@@ -6,8 +6,9 @@
 //
 //===----------------------------------------------------------------------===//
 
-#include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "cpp/bindings/schedule.h"
+#include "farrier/Analysis/ValueKey.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 #include "passes/registry/Registry.h"
 
@@ -85,6 +86,7 @@ struct RemarkRecord {
   std::string name;
   std::string message;
   std::string location;
+  std::string source; // the user's line, "model.py:41"
   std::vector<std::pair<std::string, std::string>> args;
 };
 
@@ -129,9 +131,13 @@ class RemarkCollector final : public remark::detail::MLIRRemarkStreamerBase {
 public:
   explicit RemarkCollector(Sink &sink) : sink(sink) {}
   void streamOptimizationRemark(const remark::detail::Remark &remark) override {
-    RemarkRecord record{remarkKind(remark.getRemarkType()), remark.getCombinedCategoryName().str(),
-                        remark.getRemarkName().str(),       "",
-                        locationText(remark.getLocation()), {}};
+    RemarkRecord record{remarkKind(remark.getRemarkType()),
+                        remark.getCombinedCategoryName().str(),
+                        remark.getRemarkName().str(),
+                        "",
+                        locationText(remark.getLocation()),
+                        farrier::sourceLine(remark.getLocation()),
+                        {}};
     for (const auto &arg : remark.getArgs()) {
       // Free text streams under the key "Remark"; named values are the machine-readable part.
       if (arg.key == "Remark")
@@ -461,6 +467,7 @@ NB_MODULE(_core, m) {
       .def_ro("name", &RemarkRecord::name)
       .def_ro("message", &RemarkRecord::message)
       .def_ro("location", &RemarkRecord::location)
+      .def_ro("source", &RemarkRecord::source)
       .def_ro("args", &RemarkRecord::args);
   nb::class_<PassRecord>(m, "PassRecord")
       .def_ro("name", &PassRecord::name)

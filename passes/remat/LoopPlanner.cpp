@@ -2,12 +2,14 @@
 
 #include "passes/remat/Loops.h"
 #include "passes/remat/Planner.h"
+#include "passes/remat/Remarks.h"
 
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/ValueKey.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "llvm/ADT/StringSet.h"
+#include "llvm/Support/FormatVariadic.h"
 
 #include <algorithm>
 #include <random>
@@ -158,7 +160,8 @@ static LogicalResult stale(ModuleOp module, const llvm::Twine &what) {
   return module.emitError() << "the rematerialization plan is stale: " << what.str();
 }
 
-LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Array &plan) {
+LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
+                         DecisionRemarks &remarks) {
   for (const llvm::json::Value &value : plan) {
     const llvm::json::Object *entry = value.getAsObject();
     std::optional<StringRef> key = entry ? entry->getString("key") : std::nullopt;
@@ -174,6 +177,7 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
     for (size_t c = 0; c < problem.candidates.size(); ++c)
       index[problem.candidates[c].key] = c;
     LoopDecision decision;
+    int64_t first = 0;
     for (const llvm::json::Value &part : *parts) {
       const llvm::json::Object *object = part.getAsObject();
       const llvm::json::Array *save = object ? object->getArray("save") : nullptr;
@@ -189,6 +193,9 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
         wanted[it->second] = true;
       }
       decision.push_back({*iterations, problem.complete(wanted)});
+      remarks.add(problem, decision.back().choice, *iterations,
+                  llvm::formatv("iterations {0} to {1}", first, first + *iterations - 1).str());
+      first += *iterations;
     }
     if (failed((*found)->apply(decision)))
       return stale(module, "the decision for loop '" + *key + "' does not fit it");

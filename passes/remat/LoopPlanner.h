@@ -14,6 +14,7 @@
 namespace farrier::remat {
 
 struct PlanOptions;
+class DecisionRemarks;
 
 struct LoopPlan {
   /// [{"key", "parts": [{"iterations", "save": [key of a value]}]}], in the order of application.
@@ -27,7 +28,8 @@ struct LoopPlan {
 mlir::FailureOr<LoopPlan> planLoops(mlir::ModuleOp module, CostModel &costs, const PlanOptions &options);
 
 /// Rewrites the pairs that the plan names. Fails with a diagnostic that names what the program does not have.
-mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan);
+mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
+                               DecisionRemarks &remarks);
 
 /// The loops of all pairs: they are planned as pairs, never run a second time as a whole.
 llvm::DenseSet<mlir::Operation *> pairedLoops(mlir::ModuleOp module, CostModel &costs);

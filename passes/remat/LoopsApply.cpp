@@ -160,8 +160,12 @@ public:
       std::reverse(ranges.begin(), ranges.end());
     for (Range &range : ranges)
       replacements = makeBackward(range, replacements);
-    replace(backward, replacements);
-    replace(forward, forwardResults);
+    // The forward loop may be dead once the backward one is gone, so it must not count among what made
+    // operands.
+    SmallVector<Value> operands = replace(backward, replacements);
+    llvm::erase_if(operands, [&](Value value) { return value.getDefiningOp() == F.op; });
+    operands.append(replace(forward, forwardResults));
+    eraseDeadMakers(operands);
   }
 
 private:
@@ -486,14 +490,15 @@ private:
     return builder.create(state);
   }
 
-  void replace(Rewritten &rewritten, llvm::ArrayRef<Value> values) {
+  /// Takes the old loop out; returns what it read.
+  SmallVector<Value> replace(Rewritten &rewritten, llvm::ArrayRef<Value> values) {
     Operation *op = rewritten.loop.op;
     for (auto [result, value] : llvm::zip(op->getResults(), values))
       if (value)
         result.replaceAllUsesWith(value);
     SmallVector<Value> operands(op->operand_begin(), op->operand_end());
     op->erase();
-    eraseDeadMakers(operands);
+    return operands;
   }
 
   MatchedPair &pair;

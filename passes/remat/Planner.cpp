@@ -1,6 +1,7 @@
 #include "passes/remat/Planner.h"
 
 #include "passes/remat/LoopPlanner.h"
+#include "passes/remat/Remarks.h"
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -16,7 +17,9 @@ namespace farrier::remat {
 PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
   PlanOptions options;
   options.budget = object.getInteger("budget").value_or(0);
-  options.machine = Machine::fromJSON(object.getObject("machine"));
+  if (const llvm::json::Object *machine = object.getObject("machine"))
+    options.machineFigures = *machine;
+  options.machine = Machine::fromJSON(&options.machineFigures);
   if (std::optional<StringRef> objective = object.getString("objective"))
     options.objective = objective->str();
   if (const llvm::json::Array *keep = object.getArray("keep"))
@@ -369,6 +372,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   }
   return llvm::json::Object{{"version", 1},
                             {"small_bytes", options.smallBytes},
+                            {"machine", llvm::json::Object(options.machineFigures)},
                             {"loops", std::move(loopPlan.loops)},
                             {"blocks", std::move(blocks)},
                             {"predicted", llvm::json::Object{{"before", asWritten},
@@ -413,7 +417,7 @@ private:
 };
 
 LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, StringRef path,
-                         uint64_t &cloned) {
+                         DecisionRemarks &remarks, uint64_t &cloned) {
   PlanReader read(unit, path);
   FailureOr<unsigned> boundary = read.after(plan.get("boundary"));
   if (failed(boundary))
@@ -440,6 +444,7 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
     const llvm::json::Object *entry = (*segments)[i].getAsObject();
     const llvm::json::Array *names = entry ? entry->getArray("recompute") : nullptr;
     if (!names) {
+      remarks.addUntouched(segmentation.segments[i].problem);
       choices.push_back(nullptr);
       continue;
     }
@@ -457,6 +462,7 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
     }
     owned[i] = problem.complete(wanted);
     choices.push_back(&owned[i]);
+    remarks.add(problem, owned[i]);
   }
   cloned += unit.apply(segmentation, choices);
   return success();
@@ -470,9 +476,10 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
   const llvm::json::Array *blocks = plan.getArray("blocks");
   if (!blocks)
     return module.emitError("the rematerialization plan has no blocks");
-  CostModel costs(module);
+  CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
+  DecisionRemarks remarks;
   if (const llvm::json::Array *loops = plan.getArray("loops"))
-    if (failed(applyLoops(module, costs, *loops)))
+    if (failed(applyLoops(module, costs, *loops, remarks)))
       return failure();
   // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.
   llvm::StringMap<Block *> byPath;
@@ -486,9 +493,10 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
       return module.emitError() << "the rematerialization plan is stale: the program has no block '" << path
                                 << "'";
     StraightLine unit(*block, costs, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
-    if (failed(applyBlock(unit, *object, path, cloned)))
+    if (failed(applyBlock(unit, *object, path, remarks, cloned)))
       return failure();
   }
+  remarks.emit();
   return success();
 }
 

@@ -17,6 +17,8 @@ struct PlanOptions {
   /// results, and added what an earlier compile showed the estimate to be wrong by.
   int64_t budget = 0;
   Machine machine;
+  /// The figures that `machine` was read from; they stand in the plan, which prices its remarks by them.
+  llvm::json::Object machineFigures;
   /// "time": least seconds; "flops": least FLOPs.
   std::string objective = "time";
   /// Operations whose name stack contains one of these are never computed twice.
@@ -34,7 +36,8 @@ ForbidFn forbidFrom(const std::vector<std::string> &keep);
 
 /// Plans `module`, whose calls must be inlined; pairs of loops are rewritten in it as they are planned. The
 /// answer is what `applyPlan` takes:
-/// {"version": 1, "small_bytes", "loops": (LoopPlanner.h), "blocks": [{"path", "boundary", "cuts": [key], "segments": [null |
+/// {"version": 1, "small_bytes", "machine", "loops": (LoopPlanner.h), "blocks": [{"path", "boundary", "cuts":
+/// [key], "segments": [null |
 /// {"recompute": [key]}]}],
 ///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "fits": bool}}
 llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);

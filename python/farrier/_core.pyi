@@ -34,6 +34,9 @@ class Remark:
     def location(self) -> str: ...
 
     @property
+    def source(self) -> str: ...
+
+    @property
     def args(self) -> list[tuple[str, str]]: ...
 
 class PassRecord:

@@ -41,7 +41,7 @@ def f(x):
 @pytest.fixture
 def rewritten(monkeypatch):
     def make(barrier):
-        def apply(self, module, plan):
+        def apply(self, module, plan, *, remark=None):
             module.text = recompute(module.text, barrier)
 
         monkeypatch.setattr(textual.SwapDriver, "apply", apply)
@@ -69,7 +69,7 @@ def test_other_values_are_seen():
 
 
 def test_one_bit_is_seen(monkeypatch):
-    def nudge(self, module, plan):
+    def nudge(self, module, plan, *, remark=None):
         module.text = module.text.replace("2.000000e+00", "2.00000023")
 
     monkeypatch.setattr(textual.SwapDriver, "apply", nudge)

@@ -209,3 +209,31 @@ def test_the_gpu_compiler_confirms_the_saving():
     assert after["total_bytes"] <= budget
     # The forward products are a third of the work: computing all of them again would be 1.34.
     assert before.flops <= after["flops"] < 1.34 * before.flops
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_explain_names_what_is_recomputed_and_what_is_kept(scanned):
+    def loss(weights, x):
+        def layer(x, w):
+            with jax.named_scope("mlp"):
+                return jnp.tanh(x @ w), None
+
+        if scanned:
+            return jnp.sum(jax.lax.scan(layer, x, weights)[0])
+        for w in weights:
+            x, _ = layer(x, w)
+        return jnp.sum(x)
+
+    step = farrier.optimize(jax.jit(jax.grad(loss)), passes=[farrier.Remat(stress=1, small_bytes=64)])
+    said = step.explain(jnp.ones((6, 8, 8)), jnp.ones((16, 8))).to_json()["remarks"]
+    recomputed = [r for r in said if r["pass"] == "remat" and r["kind"] == "applied"]
+    assert recomputed
+    for remark in recomputed:
+        assert remark["location"].startswith("test_remat.py:")
+        assert int(remark["args"]["Bytes"]) >= 256 * int(remark["args"]["Count"])
+        assert float(remark["args"]["Seconds"]) > 0
+    assert any(
+        "mlp/dot_general" in r["message"].replace(")/", "/") and float(r["args"]["FLOPs"]) > 0
+        for r in recomputed
+    )
+    assert any(r["kind"] == "analysis" and r["message"].startswith("kept") for r in said)

@@ -44,7 +44,7 @@ class Planner:
             "predicted": {"after": after, "seconds": float(module.temp - after)},
         }
 
-    def apply(self, module, plan):
+    def apply(self, module, plan, *, remark=None):
         module.temp = plan["predicted"]["after"]
         module.seconds = plan["predicted"]["seconds"]
 

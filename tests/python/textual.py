@@ -47,7 +47,7 @@ class SwapDriver:
         type(self).planned += 1
         return {"sines": [f"sine {k}" for k in range(module.text.count("stablehlo.sine"))]}
 
-    def apply(self, module, plan):
+    def apply(self, module, plan, *, remark=None):
         type(self).applied += 1
         present = [f"sine {k}" for k in range(module.text.count("stablehlo.sine"))]
         missing = [key for key in plan["sines"] if key not in present]
@@ -72,7 +72,7 @@ class HarmfulDriver(SwapDriver):
     def plan(self, module, context):
         return {"all": True}
 
-    def apply(self, module, plan):
+    def apply(self, module, plan, *, remark=None):
         module.text = module.text.replace("stablehlo.sine", "stablehlo.no_such_op")
 
 

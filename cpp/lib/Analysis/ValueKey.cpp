@@ -23,6 +23,8 @@ std::string nameStack(Location loc) {
 std::string sourceLine(Location loc) {
   if (auto file = dyn_cast<FileLineColLoc>(loc)) {
     StringRef path = file.getFilename().getValue();
+    if (path == "-") // a line of the module's text, not of anybody's source
+      return "";
     return (path.rsplit('/').second.empty() ? path : path.rsplit('/').second).str() + ":" +
            std::to_string(file.getLine());
   }

@@ -57,8 +57,10 @@ class PassDriver(Protocol):
         Returns JSON whose keys name values of the program stably, or None: nothing to do.
         """
 
-    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
-        """Rewrites ``module`` in place as ``plan`` says.
+    def apply(
+        self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
+    ) -> Sequence[str] | None:
+        """Rewrites ``module`` in place as ``plan`` says; ``remark`` takes what the pass has to say about it.
 
         Returns the keys of the plan that the program does not have; none or None when all applied.
         """
@@ -190,13 +192,18 @@ def remark_json(remark: Any) -> dict[str, Any]:
         "pass": getattr(remark, "pass_name", None) or getattr(remark, "category", ""),
         "kind": str(getattr(remark, "kind", "")),
         "message": getattr(remark, "message", None) or str(remark),
-        "location": getattr(remark, "location", None) or None,
+        "location": getattr(remark, "source", None) or getattr(remark, "location", None) or None,
         "args": dict(getattr(remark, "args", None) or {}),
     }
 
 
-def apply(module: Any, drivers: Sequence[PassDriver], passes: Mapping[str, Any]) -> None:
-    """Applies decisions to a module in place, in the order of the drivers.
+def apply(
+    module: Any,
+    drivers: Sequence[PassDriver],
+    passes: Mapping[str, Any],
+    remark: Callable[[Any], None] | None = None,
+) -> None:
+    """Applies decisions to a module in place, in the order of the drivers; ``remark`` as in :class:`Context`.
 
     Raises:
       farrier.StalePlanError: decisions name passes that are not there, or values that the program
@@ -212,7 +219,7 @@ def apply(module: Any, drivers: Sequence[PassDriver], passes: Mapping[str, Any])
         )
     for driver in drivers:
         if driver.name in passes:
-            missing = driver.apply(module, passes[driver.name])
+            missing = driver.apply(module, passes[driver.name], remark=remark)
             if missing:
                 raise errors.StalePlanError(
                     f"the plan no longer fits the program (pass {driver.name!r})",

@@ -156,7 +156,7 @@ class FunctionSite:
             )
         compiling = None
         try:
-            module, after = self._carried_out(program, original, drivers, plan, before)
+            module, after = self._carried_out(program, original, drivers, plan, before, remarks)
             if plan.fallback is None:
                 compiling = pipeline.compiling(drivers, plan.passes)
         except Exception as error:
@@ -220,20 +220,23 @@ class FunctionSite:
             reason += f"\n  it calls back to the host at {program.callbacks[0]}"
         return self._plan(program, run, before, before, {}, {}, fallback=reason)
 
-    def _carried_out(self, program, original, drivers, plan, before) -> tuple[ir.Module | None, str]:
+    def _carried_out(self, program, original, drivers, plan, before, remarks) -> tuple[ir.Module | None, str]:
         """The module that the plan makes of the program (None: unchanged) and its fingerprint."""
         if plan.fallback is not None or not plan.passes:
             return None, before
-        rewritten = self._apply(original, drivers, plan, before)
+        # A plan that was searched for or remembered brings its remarks along.
+        given = plan is self.options.plan
+        say = (lambda said: remarks.append(pipeline.remark_json(said))) if given else None
+        rewritten = self._apply(original, drivers, plan, before, say)
         after = fingerprint.of_module(rewritten)
         if after == before:
             return None, before
         return interchange.to_jaxlib(rewritten, program.module.context), after
 
-    def _apply(self, original: Any, drivers: Sequence[Any], plan: Plan, before: str) -> Any:
-        """A copy of the program with the plan applied."""
+    def _apply(self, original: Any, drivers: Sequence[Any], plan: Plan, before: str, remark=None) -> Any:
+        """A copy of the program with the plan applied; `remark` takes what the passes say about it."""
         rewritten = original.clone()
-        pipeline.apply(rewritten, drivers, plan.passes)
+        pipeline.apply(rewritten, drivers, plan.passes, remark)
         after = fingerprint.of_module(rewritten)
         repeated = plan.input_fingerprint == before and plan.versions == fingerprint.versions()
         if repeated and plan.output_fingerprint != after:
@@ -358,7 +361,7 @@ class FunctionSite:
         found = pipeline.search(original, drivers, context)
         found = dataclasses.replace(found, passes={k: v for k, v in found.passes.items() if v})
         rewritten = original.clone()
-        pipeline.apply(rewritten, drivers, found.passes)
+        pipeline.apply(rewritten, drivers, found.passes, context.remark)
         # Refused here, it is this process's fallback; refused later, other processes depend on it.
         interchange.to_jaxlib(rewritten)
         return found, rewritten

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors, pipeline
@@ -130,8 +130,12 @@ class CollectivesDriver:
             },
         )
 
-    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
-        """Rewrites ``module``; the rest of the plan is for its compile, see `compiling`."""
+    def apply(
+        self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
+    ) -> Sequence[str] | None:
+        """Rewrites ``module``; the rest of the plan is for its compile, see `compiling`. What there is to
+        say needs the compile, so it is said when planning.
+        """
         _check(plan)
         rewrite = plan["rewrite"]
         return None if rewrite is None else rewrites.apply(module, rewrite)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors
@@ -71,8 +71,13 @@ class RematDriver:
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
         return plan if plan["blocks"] or plan["loops"] else None
 
-    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
-        """Rewrites ``module``; returns the diagnostics of a plan that the program does not fit."""
+    def apply(
+        self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
+    ) -> Sequence[str] | None:
+        """Rewrites ``module``; returns the diagnostics of a plan that the program does not fit.
+
+        ``remark`` takes what was decided about each kind of value: kept or recomputed, bytes, cost, source line.
+        """
         from farrier import _core
 
         # A file, because pass options cannot carry every character that a name stack may have.
@@ -80,7 +85,7 @@ class RematDriver:
         try:
             with os.fdopen(handle, "w") as file:
                 json.dump(plan, file)
-            module.run(f"builtin.module(farrier-remat{{plan={path}}})")
+            result = module.run(f"builtin.module(farrier-remat{{plan={path}}})")
         except _core.DiagnosticError as error:
             stale = [d.message for d in error.diagnostics if "plan is stale" in d.message]
             if stale:
@@ -88,6 +93,8 @@ class RematDriver:
             raise
         finally:
             os.unlink(path)
+        for said in result.remarks if remark else ():
+            remark(said)
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors
@@ -55,13 +55,20 @@ class FusionDriver:
         pipeline = self._pipeline(rewrites, context)
         copy = module.clone()
         result = copy.run(pipeline)
+        if sites := _sites(result):
+            return {"version": 1, "pipeline": pipeline, "sites": sites}
+        # What is found is said when it is applied; why nothing is found has to be said here.
         for remark in result.remarks:
             context.remark(remark)
-        sites = _sites(result)
-        return {"version": 1, "pipeline": pipeline, "sites": sites} if sites else None
+        return None
 
-    def apply(self, module: Any, plan: Mapping[str, Any]) -> Sequence[str] | None:
-        found = _sites(module.run(plan["pipeline"]))
+    def apply(
+        self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
+    ) -> Sequence[str] | None:
+        result = module.run(plan["pipeline"])
+        for said in result.remarks if remark else ():
+            remark(said)
+        found = _sites(result)
         return [
             f"{rewrite}: {count} sites in the plan, {found.get(rewrite, 0)} in the program"
             for rewrite, count in plan["sites"].items()

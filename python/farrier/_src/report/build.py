@@ -156,7 +156,7 @@ def remark(r: Any) -> dict[str, Any]:
         "pass": get("pass") or get("pass_name") or "",
         "kind": str(get("kind") or "analysis"),
         "message": str(get("message") or ""),
-        "location": str(get("location") or ""),
+        "location": str(get("source") or get("location") or ""),
         "args": dict(get("args") or {}),
     }
 
