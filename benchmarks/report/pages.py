@@ -1,6 +1,8 @@
 """Reports of the benchmark workloads: compiles each without a GPU, writes its page, prints its figures.
 
 python benchmarks/report/pages.py OUT [WORKLOAD[@TOPOLOGY] ...]
+
+With --optimize BUDGET the step is brought under that budget, and its page has the step as it was written beside it.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import farrier
 from farrier._src import report
 from farrier._src.targets import Target
 from workloads import registry
@@ -23,6 +26,8 @@ def main() -> None:
     parser.add_argument("out", type=pathlib.Path, help="folder for the pages")
     parser.add_argument("workload", nargs="*", default=DEFAULT)
     parser.add_argument("--target", default="h100")
+    parser.add_argument("--optimize", metavar="BUDGET", help='memory budget, like "14.8GB"')
+    parser.add_argument("--passes", nargs="*", default=["remat"], help="of --optimize")
     parser.add_argument(
         "--form", action="append", default=[], help="further suffixes, like .json.gz or .pftrace"
     )
@@ -31,21 +36,24 @@ def main() -> None:
     for name in args.workload:
         name, _, topology = name.partition("@")
         target = Target(args.target, topology=topology or registry.topology(name))
-        lowered = registry.build(name, target).lower()
+        built = registry.build(name, target)
         start = time.perf_counter()
-        compiled, artifact = report.compile_with_dump(lowered)
-        compile_seconds = time.perf_counter() - start
-        start = time.perf_counter()
-        made = report.from_artifact(
-            artifact,
-            target=target,
-            budget_bytes=target.usable_bytes,
-            title=f"{name} on {target.device_count} {target.name}",
-        )
-        build_seconds = time.perf_counter() - start
+        title = f"{name} on {target.device_count} {target.name}"
+        if args.optimize:
+            step = farrier.optimize(
+                built.function, target=target, memory_budget=args.optimize, passes=args.passes
+            )
+            explanation = step.explain(*built.arguments)
+            plan_seconds = time.perf_counter() - start
+            start = time.perf_counter()
+            made = explanation.report(title=title)
+        else:
+            plan_seconds = None
+            made = report.explain(built.lower(), target=target, budget_bytes=target.usable_bytes, title=title)
+        report_seconds = time.perf_counter() - start
         start = time.perf_counter()
         pages = [made.save(args.out / f"{name}{suffix}") for suffix in (".html", *args.form)]
-        stats = compiled.memory_analysis()
+        figures, planned = made.data["memory"]["figures"], made.data["memory"]["estimate"]
         print(
             json.dumps(
                 {
@@ -53,12 +61,15 @@ def main() -> None:
                     "devices": target.device_count,
                     "positions": len(made.data["program"]["names"]),
                     "peak_bytes": made.peak_bytes,
-                    "xla_peak_bytes": stats.peak_memory_in_bytes,
+                    "xla_peak_bytes": figures["peak"],
+                    "estimated_peak_bytes": planned["peak"] if planned else None,
+                    "before_peak_bytes": made.before.peak_bytes if made.before else None,
+                    "remarks": len(made.remarks),
                     "total_bytes": made.total_bytes,
                     "step_ns": made.step_ns,
                     "exposed_ns": made.exposed_ns,
-                    "compile_seconds": round(compile_seconds, 1),
-                    "report_seconds": round(build_seconds, 2),
+                    "plan_seconds": round(plan_seconds, 1) if plan_seconds else None,
+                    "compile_and_report_seconds": round(report_seconds, 1),
                     "write_seconds": round(time.perf_counter() - start, 2),
                     "page_bytes": pages[0].stat().st_size,
                 }

@@ -84,13 +84,38 @@ FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object
   return makePlan(*copy, PlanOptions::fromJSON(options));
 }
 
-/// memory.estimate: {"top": n} -> {"temp": predicted temporary bytes of one run, "live": the n biggest
-/// buffers at the peak, each with "key", "source", "bytes"}.
+/// Predicted temporary bytes over the program, as columns: for each operation "bytes" while it runs and, for
+/// those whose results are buffers, "name", the place of its name stack in "names" (-1 for the others).
+/// "manual": the program is partitioned by hand, so sizes inside are a device's.
+llvm::json::Object curve(Block &block) {
+  llvm::json::Array bytes, name, names;
+  llvm::StringMap<int64_t> seen;
+  bool manual = false;
+  visitEstimate(block, [&](Operation *op, int64_t live, bool materialised) {
+    bytes.push_back(live);
+    manual |= op->getName().getStringRef() == "sdy.manual_computation";
+    std::string stack = materialised ? nameStack(op->getLoc()) : "";
+    if (stack.empty())
+      return name.push_back(-1);
+    auto [entry, fresh] = seen.try_emplace(stack, seen.size());
+    if (fresh)
+      names.push_back(stack);
+    name.push_back(entry->second);
+  });
+  return llvm::json::Object{{"bytes", std::move(bytes)},
+                            {"name", std::move(name)},
+                            {"names", std::move(names)},
+                            {"manual", manual}};
+}
+
+/// memory.estimate: {"top": n, "curve": bool} -> {"temp": predicted temporary bytes of one run, "live": the n
+/// biggest buffers at the peak, each with "key", "source", "bytes", and "curve", if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
   int64_t peak = 0;
+  Block *largest = nullptr;
   llvm::json::Array live;
   for (auto function : copy->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
@@ -99,6 +124,7 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
     if (estimate.peak() <= peak)
       continue;
     peak = estimate.peak();
+    largest = &function.getBody().front();
     live.clear();
     if (top == 0)
       continue;
@@ -112,7 +138,10 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
                                         {"bytes", estimate.getGraph().bytes[value]}});
     }
   }
-  return llvm::json::Value(llvm::json::Object{{"temp", peak}, {"live", std::move(live)}});
+  llvm::json::Object answer{{"temp", peak}, {"live", std::move(live)}};
+  if (largest && options.getBoolean("curve").value_or(false))
+    answer["curve"] = curve(*largest);
+  return llvm::json::Value(std::move(answer));
 }
 
 /// cost.total: {"machine"} -> {"flops", "seconds"} of one run of the program, loops times their trip counts.

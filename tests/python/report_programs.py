@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from farrier._src import report
+from farrier._src import interchange, report
 from farrier._src.targets import Target
 
 WIDTH, ROWS, LAYERS = 256, 512, 2
@@ -57,7 +57,13 @@ def compiled(option="plain"):
 @functools.cache
 def made(option="plain"):
     """The report of a step compiled for one H100."""
-    return report.from_artifact(compiled(option)[1], target=Target("h100"))
+    return report.from_artifact(compiled(option)[1], target=Target("h100"), stablehlo=module(option))
+
+
+@functools.cache
+def module(option="plain"):
+    """The step before XLA, as farrier's own module."""
+    return interchange.to_core(lowered(option).compiler_ir("stablehlo"))
 
 
 @functools.cache
@@ -78,10 +84,10 @@ def scanned():
     target = Target("h100")
     array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32, sharding=target.sharding())
     params = {"up": array((4, WIDTH, 2 * WIDTH)), "down": array((4, 2 * WIDTH, WIDTH))}
-    done, artifact = report.compile_with_dump(
-        jax.jit(update, donate_argnums=0).lower(params, array((ROWS, WIDTH)))
-    )
-    return done, report.from_artifact(artifact, target=target)
+    step = jax.jit(update, donate_argnums=0).lower(params, array((ROWS, WIDTH)))
+    done, artifact = report.compile_with_dump(step)
+    stablehlo = interchange.to_core(step.compiler_ir("stablehlo"))
+    return done, report.from_artifact(artifact, target=target, stablehlo=stablehlo)
 
 
 @functools.cache
@@ -116,5 +122,7 @@ def sharded(overlap=True):
     sharding = jax.sharding.NamedSharding(mesh, spec("x"))
     weights = [jax.ShapeDtypeStruct((2048, 2048), jnp.bfloat16, sharding=sharding)] * 3
     x = jax.ShapeDtypeStruct((8 * 8192, 2048), jnp.bfloat16, sharding=sharding)
-    done, artifact = report.compile_with_dump(jax.jit(fn).lower(weights, x))
-    return done, report.from_artifact(artifact, target=target)
+    step = jax.jit(fn).lower(weights, x)
+    done, artifact = report.compile_with_dump(step)
+    stablehlo = interchange.to_core(step.compiler_ir("stablehlo"))
+    return done, report.from_artifact(artifact, target=target, stablehlo=stablehlo)

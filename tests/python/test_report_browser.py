@@ -6,7 +6,7 @@ import time
 
 import pytest
 import report_programs as programs
-from farrier._src import report
+from farrier._src import remarks, report
 
 pytestmark = pytest.mark.browser
 
@@ -59,6 +59,12 @@ def range_of(browser, name="memory"):
     return browser.execute_script(f"const r = farrier.charts.{name}.chart.x_range; return [r.start, r.end]")
 
 
+def click(browser, element):
+    """Clicks what may lie under the bar of sections."""
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    element.click()
+
+
 def settle():
     time.sleep(0.3)
 
@@ -66,7 +72,13 @@ def settle():
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):
     made = programs.scanned()[1].compare(programs.made())
-    data = {**made.data, "memory": {**made.data["memory"], "budget": 40 * 2**20}}
+    said = [
+        {"pass": "remat", "kind": "missed", "message": "kept", "args": {"Bytes": 4096, "Seconds": 2.5e-6}},
+        {"pass": "remat", "kind": "applied", "message": "recomputed"},
+        {"pass": "fusion", "kind": "missed", "message": "no cuDNN"},
+    ]
+    said = [remarks.to_json({"location": "model.py:3", **r}) for r in said]
+    data = {**made.data, "memory": {**made.data["memory"], "budget": 40 * 2**20}, "remarks": said}
     made = report.Report(data, before=made.before)
     load(browser, made.save(tmp_path_factory.mktemp("page") / "r.html"))
     return made
@@ -83,7 +95,7 @@ def test_figures_in_the_page_are_the_reports(browser, page):
         "const d = farrier.charts.memory.chart.renderers[0].data_source.data;"
         "return Math.max(...d['y' + farrier.data.origins.length])"
     )
-    assert round(top * 2**30) == peak["bytes"]
+    assert round(top * browser.execute_script("return farrier.data.memory.unit[1]")) == peak["bytes"]
 
 
 def test_hover_reads_the_position_under_the_mouse(browser, page):
@@ -134,14 +146,14 @@ def test_groups_filters_and_origins(browser, page):
     box.clear()
     browser.execute_script("document.getElementById('live-filter').dispatchEvent(new Event('input'))")
     toggle = browser.find_element("id", "origin-residuals")
-    toggle.click()
+    click(browser, toggle)
     settle()
     hidden = browser.execute_script(
         "const d = farrier.charts.memory.chart.renderers[0].data_source.data;"
         "return Math.max(...d['y' + farrier.data.origins.length])"
     )
-    assert hidden * 2**30 < page.peak_bytes
-    toggle.click()
+    assert hidden * browser.execute_script("return farrier.data.memory.unit[1]") < page.peak_bytes
+    click(browser, toggle)
 
 
 def test_before_is_laid_over(browser, page):
@@ -154,14 +166,56 @@ def test_before_is_laid_over(browser, page):
     assert browser.find_elements("id", "changes-section")
 
 
+def test_estimates_are_laid_over_and_switched_off(browser, page):
+    planned = page.data["memory"]["estimate"]
+    top = browser.execute_script(
+        "const source = farrier.charts.memory.chart.renderers.map((r) => r.data_source)"
+        ".find((s) => s.name === 'estimate'); return Math.max(...source.data.y) * farrier.data.memory.unit[1]"
+    )
+    assert round(top) == planned["peak"]
+    visible = "return farrier.charts.memory.chart.renderers.find((r) => r.data_source.name === arguments[0]).visible"
+    assert browser.execute_script(visible, "estimate") is True
+    assert browser.execute_script(visible, "estimate before") is False
+    for name in ("line-estimate", "line-estimate-before", "line-before"):
+        click(browser, browser.find_element("id", name))
+    assert browser.execute_script(visible, "estimate") is False
+    assert browser.execute_script(visible, "estimate before") is True
+    assert browser.execute_script(visible, "before") is False
+    for name in ("line-estimate", "line-estimate-before", "line-before"):
+        click(browser, browser.find_element("id", name))
+    assert "estimated" in browser.find_element("id", "memory-readout").text
+    assert (
+        "above XLA's peak" in (cards := browser.find_element("class name", "cards").text) or "below" in cards
+    )
+
+
+def test_remarks_filter_by_several_words(browser, page):
+    rows = "#remarks-section tbody tr"
+    assert len(browser.find_elements("css selector", rows)) == len(page.remarks)
+    box = browser.find_element("id", "remarks-filter")
+    box.send_keys("remat missed")
+    settle()
+    (shown,) = browser.find_elements("css selector", rows)
+    # Figures that name bytes and seconds stand in columns of their own, readable.
+    assert "4 KiB" in shown.text and "2.5 us" in shown.text and "model.py:3" in shown.text
+    box.clear()
+
+
+def test_memory_axis_takes_the_unit_of_what_it_shows(browser, page):
+    label = browser.execute_script(
+        "return farrier.charts.memory.chart.left.find((a) => a.axis_label).axis_label"
+    )
+    assert label == "live device memory (MiB)"
+
+
 def test_schedule_zooms_into_a_loop_and_folds_it(browser, page):
     settle()
     count = "return farrier.charts.schedule.hits.length"
     expanded = browser.execute_script(count)
-    browser.find_element("id", "expand").click()
+    click(browser, browser.find_element("id", "expand"))
     settle()
     assert browser.execute_script(count) < expanded
-    browser.find_element("id", "expand").click()
+    click(browser, browser.find_element("id", "expand"))
     chart = browser.find_element("id", "schedule-chart")
     full = range_of(browser, "schedule")
     browser.execute_script("arguments[0].focus()", chart)
@@ -174,7 +228,7 @@ def test_schedule_zooms_into_a_loop_and_folds_it(browser, page):
 
 def test_tables_sort(browser, page):
     head = browser.find_element("css selector", "#kernels-section th:nth-child(2) button")
-    head.click()
+    click(browser, head)
     column = browser.execute_script(
         "return [...document.querySelectorAll('#kernels-section tbody tr')]"
         ".map((r) => +r.children[1].textContent)"

@@ -151,6 +151,8 @@ def test_remarks_reach_every_form(tmp_path):
         "kind": "missed",
         "location": "model.py:3",
         "message": "costs <more> than it frees",
+        "name": "",
+        "operation": "",
         "pass": "remat",
     }
     assert "costs <more> than it frees (bytes=4096)" in str(made)

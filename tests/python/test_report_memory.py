@@ -1,12 +1,14 @@
 """Live bytes over the program equal what XLA reports, and what is live is named rightly."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import report_programs as programs
 from farrier._src import errors, hlo, report
-from farrier._src.report import memory, origin
+from farrier._src.report import estimate, memory, origin
 from farrier._src.report.program import Program, layer_of, phase_of, scope_of
 
 
@@ -169,3 +171,54 @@ def test_unreadable_inputs_are_named(tmp_path):
 
 def test_origin_names_are_documented():
     assert set(origin.ORIGINS) >= {b["origin"] for b in programs.made().buffers}
+
+
+def test_estimate_stands_on_what_is_no_temporary_and_reaches_the_planners_peak():
+    made, module = programs.made(), programs.module()
+    planned = made.data["memory"]["estimate"]
+    assert planned["temp"] == json.loads(module.query("memory.estimate"))["temp"]
+    fixed = [a for a in made.data["memory"]["allocations"] if a["kind"] != "temp"]
+    assert planned["fixed"] == sum(a["bytes"] for a in fixed if a["space"] == "device")
+    assert max(b for _, b in planned["points"]) == planned["peak"] == planned["temp"] + planned["fixed"]
+    positions = [x for x, _ in planned["points"]]
+    assert positions == sorted(positions) and positions[0] == 0
+    assert positions[-1] <= len(made.data["program"]["names"])
+    # Near XLA's own, or the planner could not plan with it.
+    assert abs(planned["peak"] - made.peak_bytes) < 0.25 * made.peak_bytes
+
+
+def test_estimate_is_aligned_at_operations_that_both_programs_have():
+    made = programs.made()
+    # Each layer's two products, and their two gradients each.
+    assert made.data["memory"]["estimate"]["anchors"] >= programs.LAYERS * 4
+    # The gap shows where it is: both curves peak at about the same place.
+    points = made.data["memory"]["estimate"]["points"]
+    top = max(points, key=lambda p: p[1])[0]
+    assert abs(top - made.data["memory"]["peak"]["position"]) < 0.25 * len(made.data["program"]["names"])
+
+
+def test_estimate_descends_into_loops():
+    made = programs.scanned()[1]
+    planned = made.data["memory"]["estimate"]
+    assert planned["operations"] > 40  # the loops' bodies, not only the loops
+    backward = made.data["program"]["loops"][1]
+    inside = [b for x, b in planned["points"] if backward["first"] <= x <= backward["last"]]
+    assert len(set(inside)) > 3
+
+
+def test_estimate_of_manual_partitioning_is_per_device_already():
+    planned = programs.sharded()[1].data["memory"]["estimate"]
+    assert planned["divided_by"] == 1
+    assert 0 < planned["temp"] < 2**30
+
+
+def test_common_names_pair_in_order():
+    a = [("x", 0), ("dot", 3), ("dot", 5), ("y", 7), ("dot", 9)]
+    b = [("dot", 2), ("dot", 4), ("z", 5), ("y", 6), ("y", 8)]
+    assert estimate._common(a, b) == [(3, 2), (5, 4), (7, 6)]
+    assert estimate._spread([(2, 4)], 4, 6) == [0, 2, 4, 5]
+    assert estimate._spread([], 2, 4) == [0, 2]
+
+
+def test_no_estimate_without_the_stablehlo_program():
+    assert report.from_artifact(programs.compiled()[1]).data["memory"]["estimate"] is None

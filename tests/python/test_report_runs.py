@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 import report_programs as programs
 from farrier._src import errors, report
-from farrier._src.report import measured, merge
+from farrier._src.report import measured, merge, page
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,30 @@ def test_measured_times_of_a_cpu_run(traced):
     beside = measured.lay_beside(made, found, device=jax.devices()[0])
     assert beside.data["measured"]["step_ns"] == found["step_ns"]
     assert "Measured on" in str(beside)
+
+
+def test_allocator_figures_are_shown_where_the_platform_has_them(traced):
+    made, folder = traced
+    found = measured.read_trace(folder, made)
+
+    class Device:
+        def memory_stats(self):
+            return {"bytes_in_use": 3 << 20, "peak_bytes_in_use": 5 << 20, "num_allocs": 7, "pool": "cuda"}
+
+    beside = measured.lay_beside(made, found, device=Device())
+    assert beside.data["measured"]["allocator"] == {
+        "bytes_in_use": 3 << 20, "peak_bytes_in_use": 5 << 20, "num_allocs": 7,
+    }  # fmt: skip
+    said = str(beside)
+    assert "peak bytes in use" in said and "5 MiB" in said and "num allocs" not in said
+    shown = page.render(beside)
+    assert "allocator&#39;s peak" in shown and "5 MiB" in shown
+
+    class Silent:
+        def memory_stats(self):
+            return None
+
+    assert "allocator" not in str(measured.lay_beside(made, found, device=Silent()))
 
 
 def test_an_optimized_function_reports_on_itself():

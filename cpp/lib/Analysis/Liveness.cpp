@@ -15,6 +15,13 @@ static bool writesInPlace(Operation *op) {
          isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
+/// Whether the blocks inside `op` have buffers of their own: loops and branches, but not the scalar functions
+/// of reductions, which run inside a kernel.
+static bool runsBlocks(Operation *op) {
+  return op->getNumRegions() && !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp,
+                                     stablehlo::SortOp, stablehlo::SelectAndScatterOp>(op);
+}
+
 static int64_t peakInside(Operation *op, const SizeFn &size) {
   int64_t peak = 0;
   for (Region &region : op->getRegions())
@@ -28,9 +35,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
       onlyResults(graph.numValues(), false) {
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
-    if (graph.ops[op]->getNumRegions() &&
-        !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp, stablehlo::SortOp,
-             stablehlo::SelectAndScatterOp>(graph.ops[op]))
+    if (runsBlocks(graph.ops[op]))
       inner[op] = peakInside(graph.ops[op], size);
 
   // Which values feed nothing but results, and when each op can run at the earliest.
@@ -138,6 +143,25 @@ std::vector<unsigned> MemoryEstimate::liveAtPeak() const {
   }
   llvm::stable_sort(live, [&](unsigned a, unsigned b) { return graph.bytes[a] > graph.bytes[b]; });
   return live;
+}
+
+static void visitBlock(Block &block, int64_t around, const SizeFn &size,
+                       llvm::function_ref<void(Operation *, int64_t, bool)> visit) {
+  MemoryEstimate estimate(block, size);
+  const BlockGraph &graph = estimate.getGraph();
+  std::vector<int64_t> outer = estimate.getLiveness().profile(nullptr, /*inner=*/false);
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    if (runsBlocks(graph.ops[op]))
+      for (Region &region : graph.ops[op]->getRegions())
+        for (Block &inner : region)
+          visitBlock(inner, around + outer[op], size, visit);
+    visit(graph.ops[op], around + outer[op], !graph.isVirtual[op]);
+  }
+}
+
+void visitEstimate(Block &block, llvm::function_ref<void(Operation *, int64_t, bool)> visit,
+                   const SizeFn &size) {
+  visitBlock(block, 0, size, visit);
 }
 
 } // namespace farrier

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from farrier._src import errors
+from farrier._src import errors, remarks
 from farrier._src.stages import Decision
 
 if TYPE_CHECKING:
@@ -21,22 +22,26 @@ def _size(count: float) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A report: ``print`` it in a terminal, show it in a notebook, or take ``to_json()``.
+    """What was decided: ``rich.print`` or ``print`` it, show it in a notebook, or take ``to_json()``.
 
     Attributes:
       function: the function's name.
       decision: what was decided, or None when no pass applies.
       lowered: the optimized function, lowered for its target; what `report` compiles.
+      original: lowers the function as it was written.
     """
 
     function: str
     decision: Decision | None
     lowered: Any = dataclasses.field(default=None, compare=False, repr=False)
+    original: Callable[[], Any] | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def report(self, **options: Any) -> Report:
+    def report(self, *, before: Any = True, **options: Any) -> Report:
         """Memory over time, schedule and kernels of the compiled step; compiles it once more to see them.
 
         Args:
+          before: what to lay beside it: True the function as it was written, where a pass changed it (one more
+            compile); False nothing; or a lowered function or report.
           **options: as `farrier._src.report.explain` takes them; target, budget and remarks are filled in.
 
         Raises:
@@ -55,7 +60,12 @@ class Explanation:
                 "remarks": self.decision.remarks,
                 **options,
             }
-        return report.explain(self.lowered, title=options.pop("title", self.function), **options)
+        if before is True:
+            changed = self.decision is not None and self.decision.changed and self.original is not None
+            before = self.original() if changed else None
+        return report.explain(
+            self.lowered, before=before or None, title=options.pop("title", self.function), **options
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything that the text says, as JSON data."""
@@ -104,23 +114,61 @@ class Explanation:
             if isinstance(measured, dict) and "argument_bytes" in measured:
                 lines.append((moment, _measured(measured)))
         lines.extend(("note", note) for note in decision.notes)
-        for said in decision.remarks:
-            at = f" [{said['location']}]" if said["location"] else ""
-            lines.append((f"{said['pass']}, {said['kind']}", said["message"] + at))
         return lines
+
+    def _remarks(self) -> tuple[Any, ...]:
+        return () if self.decision is None else self.decision.remarks
 
     def __str__(self) -> str:
         lines = self._lines()
+        for said in self._remarks():
+            rule = f" {said['name']}" if said.get("name") else ""
+            known = remarks.figures(said["args"])
+            known = f" ({known})" if known else ""
+            at = f" [{said['location']}]" if said["location"] else ""
+            lines.append((f"{said['pass']}{rule}, {said['kind']}", said["message"] + known + at))
         width = max(len(name) for name, _ in lines)
         return "\n".join([self.function, *(f"  {name:<{width}}  {text}" for name, text in lines)])
 
+    def __rich__(self) -> Any:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        from farrier._src.report import text
+
+        facts = Table(box=None, pad_edge=False, show_header=False)
+        facts.add_column(style="bold", no_wrap=True)
+        facts.add_column(overflow="fold")
+        for name, said in self._lines():
+            facts.add_row(Text(name), Text(said))
+        found = self._remarks()
+        return Group(Text(self.function, style="bold"), facts, *([text.remarks(found)] if found else []))
+
     def _repr_html_(self) -> str:
+        def row(cells: Any, tag: str = "td") -> str:
+            return "<tr>" + "".join(f"<{tag} style='text-align:left'>{c}</{tag}>" for c in cells) + "</tr>"
+
         rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<tr><th scope='row' style='text-align:left'>{html.escape(name)}</th>"
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
             for name, text in self._lines()
         )
-        return f"<table><caption>{html.escape(self.function)}</caption>{rows}</table>"
+        made = f"<table><caption>{html.escape(self.function)}</caption>{rows}</table>"
+        if found := self._remarks():
+            body = "".join(
+                row(
+                    html.escape(str(cell))
+                    for cell in (
+                        f"{r['pass']} {r.get('name', '')}", r["kind"], r["message"],
+                        remarks.figures(r["args"]), r["location"],
+                    )
+                )
+                for r in found
+            )  # fmt: skip
+            head = row(("pass", "kind", "what", "figures", "where"), "th")
+            made += f"<table><caption>Remarks</caption>{head}{body}</table>"
+        return made
 
 
 def _measured(value: dict[str, Any]) -> str:

@@ -92,7 +92,7 @@ def _optimized(fun: Callable, options: Options) -> Any:
         return _stage(site, inner, name, args, kwargs)
 
     optimized = compat.jit_like(original, staged)
-    methods = _Methods(site, compat.Tracer(optimized))
+    methods = _Methods(site, compat.Tracer(optimized), compat.Tracer(original))
     optimized.farrier_site = site
     optimized.original = original
     for method in ("trace", "lower", "plan", "explain"):
@@ -184,9 +184,10 @@ class Compiled(_Stage):
 class _Methods:
     """What an optimized function has beside its call."""
 
-    def __init__(self, site: FunctionSite, tracer: compat.Tracer):
+    def __init__(self, site: FunctionSite, tracer: compat.Tracer, original: compat.Tracer):
         self._site = site
         self._tracer = tracer
+        self._original = original
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """As ``jax.jit(f).trace``; abstract arguments that say no place are taken to be on the target."""
@@ -217,13 +218,19 @@ class _Methods:
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """A report on what is decided for these arguments (real or abstract), and why."""
         lowered = self._for_target(args, kwargs)
-        return Explanation(self._site.name, lowered.decision, lowered)
+        return Explanation(
+            self._site.name,
+            lowered.decision,
+            lowered,
+            original=lambda: self._for_target(args, kwargs, self._original),
+        )
 
-    def _for_target(self, args: Any, kwargs: Any) -> Lowered:
-        """Lowers for the target, wherever the arguments live."""
+    def _for_target(self, args: Any, kwargs: Any, tracer: compat.Tracer | None = None) -> Lowered:
+        """Lowers for the target, wherever the arguments live; `tracer`: of another function than the optimized."""
         target = self._site.options.target
+        tracer = tracer or self._tracer
         if target is None:
-            return self.lower(*args, **kwargs)
+            return Lowered(tracer.trace(*args, **kwargs).lower(), self._site)
         platforms = None
         try:
             args, kwargs = retarget.on_target(target, args, kwargs)
@@ -232,7 +239,7 @@ class _Methods:
                 raise
             # Without the plugin there are no devices to lower for; JAX still lowers for the platform.
             platforms = ("cuda",)
-        traced = self._tracer.trace(*args, **kwargs)
+        traced = tracer.trace(*args, **kwargs)
         return Lowered(traced.lower(lowering_platforms=platforms), self._site)
 
 

@@ -14,7 +14,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from farrier._src import errors
+from farrier._src import errors, remarks
 
 __all__ = [
     "DRIVERS",
@@ -187,14 +187,8 @@ def _load(place: str) -> Any:
 
 
 def remark_json(remark: Any) -> dict[str, Any]:
-    """A pass's remark (see :class:`Context`) as JSON data."""
-    return {
-        "pass": getattr(remark, "pass_name", None) or getattr(remark, "category", ""),
-        "kind": str(getattr(remark, "kind", "")),
-        "message": getattr(remark, "message", None) or str(remark),
-        "location": getattr(remark, "source", None) or getattr(remark, "location", None) or None,
-        "args": dict(getattr(remark, "args", None) or {}),
-    }
+    """A pass's remark (see :class:`Context`) as JSON data, as `farrier._src.remarks.to_json` describes it."""
+    return remarks.to_json(remark)
 
 
 def apply(

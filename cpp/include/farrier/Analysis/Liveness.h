@@ -64,6 +64,14 @@ private:
   unsigned peakOp = 0;
 };
 
+/// Calls `visit(op, bytes, materialised)` for every operation of `block` and of the loops and branches
+/// inside, in the order in which a step first runs them (a loop's blocks before the loop), with the temporary
+/// bytes predicted to be live while it runs, those of the blocks around it included. The largest is the
+/// block's peak. `materialised` says whether the operation's results are buffers, rather than parts of a
+/// fusion.
+void visitEstimate(mlir::Block &block, llvm::function_ref<void(mlir::Operation *, int64_t, bool)> visit,
+                   const SizeFn &size = unshardedSize);
+
 /// Predicted temporary bytes of running `block` once.
 inline int64_t estimatePeak(mlir::Block &block, SizeFn size = unshardedSize) {
   return MemoryEstimate(block, std::move(size)).peak();

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from farrier._src import hlo, metrics
-from farrier._src.report import cost, dump, kernels, memory, model, opportunities, schedule
+from farrier._src import remarks as remarks_lib
+from farrier._src.report import cost, dump, estimate, kernels, memory, model, opportunities, schedule
 from farrier._src.report.program import Program
 from farrier._src.targets import Target, builtin_names, load_facts
 
@@ -20,7 +21,6 @@ def explain(
     before: Any = None,
     budget_bytes: int | None = None,
     remarks: Iterable[Any] = (),
-    estimate: Mapping[str, Any] | None = None,
     origins: Mapping[str, str] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     title: str = "",
@@ -35,9 +35,6 @@ def explain(
       before: the program to compare with, lowered, or its finished `Report`.
       budget_bytes: drawn as a line.
       remarks: what the passes decided.
-      estimate: the plan's own estimate of live bytes: {"label": str, "points": [[x, bytes], ...]} with x from
-      0 to 1
-        along the program.
       origins: regular expressions on argument paths -> origin, where the data flow does not tell.
       compiler_options: XLA options of this compile.
       title: by default the module's name.
@@ -47,7 +44,7 @@ def explain(
     """
     _, artifact = dump.compile_with_dump(lowered, compiler_options=compiler_options)
     report = from_artifact(
-        artifact, target=target, budget_bytes=budget_bytes, remarks=remarks, estimate=estimate,
+        artifact, target=target, budget_bytes=budget_bytes, remarks=remarks, stablehlo=_module(lowered),
         origins=origins, title=title,
     )  # fmt: skip
     if before is None:
@@ -63,11 +60,16 @@ def from_artifact(
     target: Target | None = None,
     budget_bytes: int | None = None,
     remarks: Iterable[Any] = (),
-    estimate: Mapping[str, Any] | None = None,
+    stablehlo: Any = None,
     origins: Mapping[str, str] | None = None,
     title: str = "",
 ) -> model.Report:
-    """A report on a program that XLA described; see `explain`."""
+    """A report on a program that XLA described; see `explain`.
+
+    Args:
+      stablehlo: the module that was compiled, a `farrier._core.Module`; the estimate that plans are made with is
+        drawn then. `explain` gives it.
+    """
     module = hlo.Module(artifact.module)
     program = Program(module)
     target = target or recognise(artifact.device, module)
@@ -115,14 +117,16 @@ def from_artifact(
                 dataclasses.asdict(a) for a in profile.allocations if a.kind != "thread-local" and a.bytes
             ],
             "stacks": [[list(frame) for frame in stack] for stack in stacks],
-            "estimate": dict(estimate) if estimate else None,
+            "estimate": estimate.estimate(program, stablehlo, fixed_bytes=_fixed(profile))
+            if stablehlo
+            else None,
         },
         "schedule": None,
         "kernels": [],
         "collectives": [],
         "opportunities": None,
         "collective_order": kernels.order(program),
-        "remarks": [remark(r) for r in remarks],
+        "remarks": [remarks_lib.to_json(r) for r in remarks],
         "measured": None,
     }
     if target is not None:
@@ -143,22 +147,20 @@ def from_artifact(
     return model.Report(_plain(data))
 
 
-def remark(r: Any) -> dict[str, Any]:
-    """A remark as JSON: a mapping as it is, else an object with the attributes of `farrier._core.Remark`."""
-    if isinstance(r, Mapping):
-        get = r.get
-    else:
+def _module(lowered: Any) -> Any:
+    """The StableHLO of a lowered function as farrier's own module; None for one that does not show it."""
+    show = getattr(lowered, "compiler_ir", None)
+    if show is None:
+        return None
+    from farrier._src import interchange
 
-        def get(name: str, default: Any = None) -> Any:
-            return getattr(r, name, default)
+    return interchange.to_core(show("stablehlo"))
 
-    return {
-        "pass": get("pass") or get("pass_name") or "",
-        "kind": str(get("kind") or "analysis"),
-        "message": str(get("message") or ""),
-        "location": str(get("source") or get("location") or ""),
-        "args": dict(get("args") or {}),
-    }
+
+def _fixed(profile: memory.MemoryProfile) -> int:
+    """Device bytes that are no temporaries: arguments, results with memory of their own, constants."""
+    kinds = ("argument", "output", "constant")
+    return sum(a.bytes for a in profile.allocations if a.space == "device" and a.kind in kinds)
 
 
 def recognise(device: str, module: hlo.Module) -> Target | None:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 
 from farrier._src import errors
-from farrier._src.report import model
+from farrier._src.report import merge, model
 
 
 def _json(report: model.Report) -> bytes:
@@ -57,3 +57,20 @@ def save(report: model.Report, path: pathlib.Path) -> pathlib.Path:
     raise errors.OptionError(
         f"cannot write a report as {path.name!r}", hint=f"known suffixes: {', '.join(FORMS)}"
     )
+
+
+def save_merged(merged: merge.Merged, path: pathlib.Path) -> pathlib.Path:
+    """Writes what several processes' reports say together, as ``.json`` or ``.txt``.
+
+    Raises:
+      farrier.OptionError: an unknown suffix.
+    """
+    if path.name.endswith(".json"):
+        path.write_text(json.dumps(merged.to_json(), indent=1) + "\n")
+    elif path.name.endswith(".txt"):
+        path.write_text(f"{merged}\n")
+    else:
+        raise errors.OptionError(
+            f"cannot write the ranks of a job as {path.name!r}", hint="known suffixes: .json, .txt"
+        )
+    return path

@@ -17,7 +17,7 @@ from typing import Any
 
 from farrier._src import errors
 from farrier._src.report import model, origin, schedule, tables, text
-from farrier._src.report.units import size, time
+from farrier._src.report.units import binary_unit, size, time
 
 # Okabe and Ito's palette (2008), told apart by all common kinds of colour vision; the hatches tell the rest.
 COLOURS: Mapping[str, tuple[str, str]] = {
@@ -108,7 +108,8 @@ def _figures(report: model.Report) -> dict[str, Any]:
 
     memory = base("memory", 340, y_range=Range1d(0, 1))
     memory.xaxis.axis_label = "program order (instruction number; a loop's body stands once)"
-    memory.yaxis.axis_label = "live device memory (GiB)"
+    unit, scale = _unit(report)
+    memory.yaxis.axis_label = f"live device memory ({unit})"
     memory.yaxis.formatter = NumeralTickFormatter(format="0,0.[000]")
     memory.xaxis.formatter = NumeralTickFormatter(format="0,0")
     stacked = ColumnDataSource(
@@ -123,7 +124,8 @@ def _figures(report: model.Report) -> dict[str, Any]:
         )  # fmt: skip
     for name, dash, colour in (
         ("before", "dashed", "#000000"),
-        ("estimate", "dotted", "#B00020"),
+        ("estimate", "solid", "#6A3D9A"),
+        ("estimate before", "dotted", "#6A3D9A"),
         ("host", "dotdash", "#009E73"),
     ):
         source = ColumnDataSource({"x": [], "y": []}, name=name)
@@ -132,12 +134,12 @@ def _figures(report: model.Report) -> dict[str, Any]:
     memory.scatter(
         "x", "y", source=marker, marker="inverted_triangle", size=13, fill_color="#000000", line_color="white"
     )
-    allocated = report.data["memory"]["allocated"] / 2**30
+    allocated = report.data["memory"]["allocated"] / scale
     memory.add_layout(
         Span(location=allocated, dimension="width", line_color="#666666", line_dash="dotted", line_width=1.5)
     )
     if report.data["memory"]["budget"]:
-        budget = report.data["memory"]["budget"] / 2**30
+        budget = report.data["memory"]["budget"] / scale
         memory.add_layout(Span(location=budget, dimension="width", line_color="#B00020", line_width=2.5))
     memory.add_layout(Span(name="cursor", location=0, dimension="height", line_color="#000000", line_width=1))
     out = {"memory": memory}
@@ -167,6 +169,11 @@ def _figures(report: model.Report) -> dict[str, Any]:
     return out
 
 
+def _unit(report: model.Report) -> tuple[str, int]:
+    """The unit of the memory axis: that of the largest thing drawn."""
+    return binary_unit(report.data["memory"]["allocated"])
+
+
 def _cards(report: model.Report) -> list[tuple[str, str, str]]:
     memory, figures = report.data["memory"], report.data["memory"]["figures"]
     exact = f"{memory['peak']['bytes']:,} bytes"
@@ -187,6 +194,12 @@ def _cards(report: model.Report) -> list[tuple[str, str, str]]:
         out.append(
             ("budget", size(memory["budget"]), f"{size(abs(spare))} {'spare' if spare >= 0 else 'OVER'}")
         )
+    if memory["estimate"]:
+        planned = memory["estimate"]["peak"]
+        gap = planned - memory["peak"]["bytes"]
+        side = "above" if gap >= 0 else "below"
+        share = abs(gap) / max(1, memory["peak"]["bytes"])
+        out.append(("StableHLO estimate", size(planned), f"{size(abs(gap))} ({share:.1%}) {side} XLA's peak"))
     if memory["peak"]["host_bytes"]:
         out.append(("host memory", size(memory["peak"]["host_bytes"]), "at its own peak"))
     if report.step_ns is not None:
@@ -196,6 +209,9 @@ def _cards(report: model.Report) -> list[tuple[str, str, str]]:
     if report.data["measured"]:
         measured = report.data["measured"]
         out.append(("measured work per step", time(measured["step_ns"]), measured["device"]))
+        most = (measured["allocator"] or {}).get("peak_bytes_in_use")
+        if most is not None:
+            out.append(("allocator's peak", size(most), "of the whole process, as the device reports"))
     return out
 
 
@@ -224,7 +240,15 @@ def _buffer_columns(report: model.Report, strings: _Table) -> dict[str, list[Any
     for k in ("name", "shape", "scope", "layer", "source"):
         out[k] = [strings(b[k]) for b in buffers]
     out["host"] = [int(b["space"] == "host") for b in buffers]
+    out["notes"] = [strings(_notes(b)) for b in buffers]
     return out
+
+
+def _notes(b: Mapping[str, Any]) -> str:
+    said = ["donated"] * b["donated"] + ["rematerialized"] * b["rematerialized"]
+    if b["shared"]:
+        said.append(f"shared with {b['shared']} more value{'s' if b['shared'] > 1 else ''}")
+    return ", ".join(said)
 
 
 def _data(report: model.Report) -> dict[str, Any]:
@@ -243,6 +267,7 @@ def _data(report: model.Report) -> dict[str, Any]:
             "budget": memory["budget"],
             "estimate": memory["estimate"],
             "before": None,
+            "unit": _unit(report),
         },
         "schedule": _schedule(report, sources) if report.data["schedule"] else None,
         "tables": tables.tables(report),
@@ -253,6 +278,7 @@ def _data(report: model.Report) -> dict[str, Any]:
             "positions": len(before["program"]["names"]),
             "timeline": before["memory"]["timeline"],
             "title": report.before.title,
+            "estimate": before["memory"]["estimate"],
         }
     out["strings"] = list(strings.strings)
     return out

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from farrier._src.remarks import figures
 from farrier._src.report import model
 from farrier._src.report.units import rate, short_source, size, time
 
@@ -73,15 +74,46 @@ ARGUMENTS: Columns = (
     ("shape", _text("shape")),
     ("origin", _text("origin")),
     ("donated", lambda b: "yes" if b["donated"] else "no"),
+    ("values in its memory", lambda b: b["shared"] + 1),
     ("memory", _text("space")),
 )
 
+
+def _figure(ending: str, show: Callable[[float], str]) -> Callable[[Row], Any]:
+    """The first figure whose name ends so; passes name theirs as they like (``Bytes``, ``stack_bytes``)."""
+
+    def cell(remark: Row) -> Any:
+        for name, value in remark["args"].items():
+            if name.lower().endswith(ending) and isinstance(value, int | float):
+                return [value, show(value)]
+        return [-1, ""]
+
+    return cell
+
+
 REMARKS: Columns = (
     ("pass", _text("pass")),
+    ("rule", _text("name")),
     ("kind", _text("kind")),
     ("what", _text("message")),
-    ("figures", lambda r: ", ".join(f"{k}={v}" for k, v in r["args"].items())),
-    ("where", _text("location")),
+    ("bytes", _figure("bytes", size)),
+    ("cost", _figure("seconds", lambda seconds: time(seconds * 1e9))),
+    ("figures", lambda r: figures(r["args"])),
+    ("where", lambda r: short_source(r["location"])),
+    ("operation", _text("operation")),
+)
+
+EDGES: Columns = (
+    ("removable", _size("removable_bytes")),
+    ("roofline time of it", _time("removable_ns")),
+    ("runs", _text("count")),
+    ("value", _text("shape")),
+    ("kind", _text("kind")),
+    ("written by", _text("producer")),
+    ("at", _source),
+    ("read at", lambda e: ", ".join(dict.fromkeys(short_source(s) for s in e["consumer_sources"] if s))),
+    ("advice", _text("advice")),
+    ("left alone because", _text("missed")),
 )
 
 MEASURED: Columns = (
@@ -94,12 +126,25 @@ MEASURED: Columns = (
     ("source", _source),
 )
 
+ALLOCATOR: Columns = (("figure", _text("name")), ("bytes", _size("bytes")))
+
 CHANGES: Columns = (
     ("what", _text("what")),
     ("change", _text("message")),
     ("by", lambda c: [c["delta"], (size if c["what"] in ("buffer", "donation") else time)(c["delta"])]),
     ("source", _source),
 )
+
+
+def allocator(report: model.Report) -> list[Row]:
+    """What the device's allocator reported after a real run, beside what XLA planned."""
+    found = (report.data["measured"] or {}).get("allocator")
+    if not found:
+        return []
+    said = [
+        {"name": k.replace("_", " "), "bytes": v} for k, v in found.items() if "bytes" in k or "size" in k
+    ]
+    return [{"name": "planned by XLA for this step", "bytes": report.total_bytes}, *said]
 
 
 def tables(report: model.Report) -> dict[str, Any]:
@@ -109,10 +154,12 @@ def tables(report: model.Report) -> dict[str, Any]:
     )
     found: list[tuple[str, Columns, Iterable[Row]]] = [
         ("kernels", KERNELS, report.kernels),
+        ("opportunities", EDGES, (report.opportunities or {}).get("edges", ())),
         ("collectives", COLLECTIVES, report.collectives),
         ("arguments", ARGUMENTS, arguments),
         ("remarks", REMARKS, report.remarks),
         ("measured", MEASURED, (report.data["measured"] or {}).get("ops", ())),
+        ("allocator", ALLOCATOR, allocator(report)),
     ]
     if report.before is not None:
         from farrier._src.report import diff

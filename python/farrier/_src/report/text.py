@@ -1,9 +1,10 @@
-"""A report as text: tables in a terminal, one line of them in a notebook."""
+"""A report as text: tables in a terminal and in a notebook."""
 
 from __future__ import annotations
 
 import html
 import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console, Group
@@ -11,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from farrier._src import errors
-from farrier._src.report import model
+from farrier._src.remarks import figures
+from farrier._src.report import model, tables
 from farrier._src.report.units import rate, short_source, size, time
 
 _ROWS = 12
+_REMARK_STYLES = {"applied": "green", "missed": "yellow", "failed": "red"}
 
 
 def plain(report: model.Report, *, width: int = 130) -> str:
@@ -38,8 +41,10 @@ def renderable(report: model.Report) -> Group:
         parts.append(_collectives(report))
     if report.data["measured"]:
         parts.append(_measured(report))
+        if rows := tables.allocator(report):
+            parts.append(_allocator(rows))
     if report.remarks:
-        parts.append(_remarks(report))
+        parts.append(remarks(report.remarks))
     return Group(*parts)
 
 
@@ -56,6 +61,11 @@ def headline(report: model.Report) -> str:
         said.append(
             f"{size(abs(spare))} {'below' if spare >= 0 else 'OVER'} the budget {size(memory['budget'])}"
         )
+    if memory["estimate"]:
+        planned = memory["estimate"]["peak"]
+        share = abs(planned - peak["bytes"]) / max(1, peak["bytes"])
+        side = "above" if planned >= peak["bytes"] else "below"
+        said.append(f"the StableHLO estimate is {size(planned)}, {share:.1%} {side} that peak")
     if peak["host_bytes"]:
         said.append(f"{size(peak['host_bytes'])} on the host")
     if report.step_ns is not None:
@@ -193,22 +203,39 @@ def _measured(report: model.Report) -> Table:
     return table
 
 
-def _remarks(report: model.Report) -> Table:
+def _allocator(rows: list[tables.Row]) -> Table:
+    table = _table("\nDevice memory, as its allocator reports", ("figure", "left"), ("bytes", "right"))
+    for row in rows:
+        table.add_row(row["name"], size(row["bytes"]))
+    return table
+
+
+def remarks(found: Iterable[Mapping[str, Any]]) -> Table:
+    """Decisions of the passes: which, what, why, where."""
     table = _table("\nRemarks", ("pass", "left"), ("kind", "left"), ("what", "left"), ("where", "left"))
-    for r in report.remarks:
-        figures = ", ".join(f"{k}={v}" for k, v in r["args"].items())
+    for r in found:
+        said = figures(r["args"])
         table.add_row(
-            r["pass"],
+            r["pass"] + (f": {r['name']}" if r.get("name") else ""),
             r["kind"],
-            r["message"] + (f" ({figures})" if figures else ""),
+            r["message"] + (f" ({said})" if said else ""),
             short_source(r["location"]),
+            style=_REMARK_STYLES.get(r["kind"], ""),
         )
     return table
 
 
 def notebook(report: model.Report) -> str:
-    """HTML for a notebook's cell: the tables, as `rich` draws them, in the reader's own colours."""
+    """HTML for a notebook's cell: the tables, drawn by `rich`."""
+    return as_html(renderable(report), "farrier report")
+
+
+def as_html(shown: Any, label: str, *, width: int = 150) -> str:
+    """What `rich` prints, as HTML without scripts; colours that are readable on light and on dark."""
+    console = Console(file=io.StringIO(), width=width, record=True, force_terminal=True, highlight=False)
+    console.print(shown)
+    body = console.export_html(inline_styles=True, code_format="{code}")
     return (
-        f"<pre style='line-height:1.25;white-space:pre;overflow-x:auto' aria-label='farrier report'>"
-        f"{html.escape(plain(report))}</pre>"
+        f"<pre style='line-height:1.25;white-space:pre;overflow-x:auto' role='region' "
+        f"aria-label='{html.escape(label, quote=True)}'>{body}</pre>"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB")
+
 
 def size(count: float) -> str:
     """Bytes in binary units with three significant digits.
@@ -10,11 +12,20 @@ def size(count: float) -> str:
     ('1.5 KiB', '80 GiB', '-1 MiB')
     """
     sign, count = ("-" if count < 0 else ""), abs(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 1024 or unit == "TiB":
-            return f"{sign}{count:.0f} B" if unit == "B" else f"{sign}{_short(count)} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
+    unit, scale = binary_unit(count)
+    return f"{sign}{count:.0f} B" if scale == 1 else f"{sign}{_short(count / scale)} {unit}"
+
+
+def binary_unit(largest: float) -> tuple[str, int]:
+    """The unit that `size` would give a value, and its bytes: for an axis.
+
+    >>> binary_unit(3 * 2**20), binary_unit(80 * 2**30)
+    (('MiB', 1048576), ('GiB', 1073741824))
+    """
+    k = 0
+    while largest >= 1024 and k + 1 < len(_BINARY):
+        largest, k = largest / 1024, k + 1
+    return _BINARY[k], 1024**k
 
 
 def time(ns: float) -> str:

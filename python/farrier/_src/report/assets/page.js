@@ -2,7 +2,7 @@
 // The page's behaviour: sums live bytes, thins what a chart shows to its pixels, fills tables. No network, no globals
 // but `farrier`, through which the charts' callbacks arrive.
 (() => {
-  const GIB = 2 ** 30, COLUMNS = 1400;
+  const COLUMNS = 1400;
   const $ = (id) => document.getElementById(id);
   const number = (n) => Math.round(n).toLocaleString("en");
   const size = (n) => {
@@ -42,10 +42,8 @@
     }
     return null;
   };
-  const part = (chart, name) => {
-    for (const renderer of chart.renderers) if (renderer.data_source?.name === name) return renderer.data_source;
-    return null;
-  };
+  const drawn = (chart, name) => chart.renderers.find((r) => r.data_source?.name === name) ?? null;
+  const part = (chart, name) => drawn(chart, name)?.data_source ?? null;
   const layout = (chart, name) => chart.center.find((m) => m.name === name);
 
   // --- a table that sorts, filters and shows the first rows -------------------------------------------------------
@@ -80,7 +78,9 @@
     }
     draw() {
       let rows = this.rows;
-      if (this.needle) rows = rows.filter((r) => r.some((c) => text(c).toLowerCase().includes(this.needle)));
+      // Every word must stand somewhere in the row.
+      for (const word of this.needle.split(/\s+/).filter(Boolean))
+        rows = rows.filter((r) => r.some((c) => text(c).toLowerCase().includes(word)));
       if (this.by !== null) {
         const k = this.by, sign = this.down ? -1 : 1;
         rows = [...rows].sort((a, b) => {
@@ -141,6 +141,7 @@
     constructor(data) {
       this.data = data;
       this.chart = figure("memory");
+      this.scale = data.memory.unit[1];
       this.n = data.names.length;
       const b = data.memory.buffers, kinds = data.origins.length;
       this.series = data.origins.map(() => new Float64Array(this.n + 1));
@@ -157,7 +158,7 @@
       this.at = data.memory.peak.position;
       this.draw = frame(() => this.paint());
       this.legend();
-      this.table = new Table($("live-table"), ["bytes", "share", "shape", "origin", "name", "layer", "scope", "source", "live from", "to"],
+      this.table = new Table($("live-table"), ["bytes", "share", "shape", "origin", "name", "layer", "scope", "source", "live from", "to", "notes"],
         { label: "Live buffers" });
       this.groups = new Table($("live-table"), ["bytes", "share", "group", "buffers"], { label: "Live bytes by group" });
       $("live-group").addEventListener("change", () => this.list());
@@ -174,7 +175,7 @@
         }),
       });
       this.overlays();
-      const top = Math.max(data.memory.allocated, this.budgetFits ? data.memory.budget : 0, this.beforeTop ?? 0) / GIB;
+      const top = Math.max(data.memory.allocated, this.budgetFits ? data.memory.budget : 0, this.beforeTop ?? 0) / this.scale;
       this.chart.y_range.setv({ start: 0, end: top * 1.08 || 1 });
       this.chart.x_range.setv({ bounds: [0, full.to] });
       this.show(0, full.to);
@@ -202,15 +203,29 @@
       const { budget, allocated } = this.data.memory;
       this.budgetFits = budget && budget <= 1.6 * allocated;
       if (budget) line(`budget (${size(budget)}${this.budgetFits ? "" : ", above the chart"})`, "solid", "#B00020");
-      if (this.data.memory.before) line("before", "dashed", "#000000");
-      if (this.data.memory.estimate) line(this.data.memory.estimate.label || "estimate", "dotted", "#B00020");
-      if (this.data.memory.peak.host_bytes) line("host memory", "dashed", "#009E73");
+      const { before, estimate, peak } = this.data.memory;
+      const toggled = (name, label, style, colour, on = true) => {
+        const box = element("input", { type: "checkbox", checked: on, id: `line-${name.replace(" ", "-")}` });
+        const show = () => { drawn(this.chart, name).visible = box.checked; };
+        box.addEventListener("change", show);
+        const dash = element("span", { className: "dash" });
+        dash.style.borderTopStyle = style;
+        dash.style.borderTopColor = colour;
+        $("legend").append(element("label", {}, box, dash, label));
+        show();
+      };
+      if (before) toggled("before", "before", "dashed", "#000000");
+      const described = (e) => `${e.label}: temporaries on the arguments and results that XLA allocates`
+        + (e.divided_by > 1 ? `, sizes of the whole program / ${e.divided_by}` : "") + `; aligned at ${e.anchors} operations`;
+      if (estimate) toggled("estimate", described(estimate), "solid", "#6A3D9A");
+      if (before?.estimate) toggled("estimate before", "its estimate before", "dotted", "#6A3D9A", false);
+      if (peak.host_bytes) toggled("host", "host memory", "dashed", "#009E73");
     }
 
     overlays() {
       // Two programs have different lengths: the other one is stretched to this one's width.
       const put = (name, points) => {
-        part(this.chart, name).data = { x: points.map((p) => p[0]), y: points.map((p) => p[1] / GIB) };
+        part(this.chart, name).data = { x: points.map((p) => p[0]), y: points.map((p) => p[1] / this.scale) };
         return points.reduce((a, p) => Math.max(a, p[1]), 0);
       };
       const { before, estimate, peak } = this.data.memory;
@@ -219,9 +234,16 @@
         if (points.length) points.push([this.n, points[points.length - 1][1]]);
         this.beforeTop = put("before", thin(points, COLUMNS));
       }
-      if (estimate) this.beforeTop = Math.max(this.beforeTop ?? 0, put("estimate", estimate.points.map(([x, y]) => [x * this.n, y])));
+      // A step of the estimate lasts to the end, as the compiled curve does.
+      const guess = (name, e, scale) => {
+        const points = e.points.map(([x, y]) => [x * scale, y]);
+        if (points.length) points.push([this.n, points[points.length - 1][1]]);
+        this.beforeTop = Math.max(this.beforeTop ?? 0, put(name, thin(points, 4 * COLUMNS)));
+      };
+      if (estimate) guess("estimate", estimate, 1);
+      if (before?.estimate) guess("estimate before", before.estimate, this.n / Math.max(1, before.positions));
       if (peak.host_bytes) put("host", thin(Array.from(this.host.subarray(0, this.n), (y, x) => [x, y]), COLUMNS));
-      part(this.chart, "peak").data = { x: [peak.position + 0.5], y: [peak.bytes / GIB] };
+      part(this.chart, "peak").data = { x: [peak.position + 0.5], y: [peak.bytes / this.scale] };
     }
 
     paint() {
@@ -246,7 +268,7 @@
       const data = { x, y0: new Float64Array(2 * count) };
       let below = new Float64Array(count);
       this.series.forEach((s, k) => {
-        if (this.shown[k]) below = below.map((v, j) => v + s[picks[j]] / GIB);
+        if (this.shown[k]) below = below.map((v, j) => v + s[picks[j]] / this.scale);
         data[`y${k + 1}`] = stepped(below);
       });
       part(this.chart, "stacked").data = data;
@@ -266,7 +288,15 @@
       const source = this.data.strings[this.data.sources[at]];
       const loop = this.data.loops.filter((l) => l.first <= at && at <= l.last).map((l) => ` in a loop of ${l.known ? l.trips : "unknown"} iterations`).join("");
       $("memory-readout").textContent = `${number(at)}: ${this.data.names[at]}${source ? ` [${shorter(source)}]` : ""}${loop}`
-        + ` \u2014 ${size(this.total[at])} live (${number(this.total[at])} bytes): ` + parts.map(([v, name]) => `${name} ${size(v)}`).join(", ");
+        + ` \u2014 ${size(this.total[at])} live (${number(this.total[at])} bytes): ` + parts.map(([v, name]) => `${name} ${size(v)}`).join(", ")
+        + this.guessed(at);
+    }
+
+    guessed(at) {
+      const points = this.data.memory.estimate?.points ?? [];
+      let low = 0, high = points.length;
+      while (low < high) { const k = (low + high) >> 1; if (points[k][0] <= at) low = k + 1; else high = k; }
+      return low ? `; estimated ${size(points[low - 1][1])}` : "";
     }
 
     list() {
@@ -294,7 +324,7 @@
         on.set([...sums].sort((x, y) => y[1][0] - x[1][0]).map(([name, [v, c]]) => [[v, size(v)], share(v), name, c]));
       } else {
         on.set(live.map((k) => [[b.bytes[k], size(b.bytes[k])], share(b.bytes[k]), s[b.shape[k]], this.data.origins[b.origin[k]][0],
-          s[b.name[k]], s[b.layer[k]], s[b.scope[k]], shorter(s[b.source[k]]), b.start[k], b.end[k]]));
+          s[b.name[k]], s[b.layer[k]], s[b.scope[k]], shorter(s[b.source[k]]), b.start[k], b.end[k], s[b.notes[k]]]));
       }
     }
 
@@ -442,17 +472,19 @@
   const TITLES = {
     changes: ["Changes", "What differs from the report before, largest first within its kind."],
     kernels: ["Kernels", "Equal kernels of one source line together; sums over one step on one device. Ideal: every input read once, every result written once. Of roofline: the data sheet's limit over the predicted time."],
+    opportunities: ["Opportunities", "Values that one kernel writes and others read back, by the bytes that another program would not move: an upper bound."],
     collectives: ["Collectives", "Start and done are instruction numbers; exposed is what the device waits for in one execution."],
     arguments: ["Arguments", "A donated argument's memory holds a result, so it is not allocated twice."],
     remarks: ["Remarks", "What the passes decided, and why not where they did not."],
     measured: ["Measured", "Times of a real run beside the predicted ones."],
+    allocator: ["Allocator", "What the device's allocator reported after the run: all of the process, other programs and fragmentation included."],
   };
   function tables(data) {
     for (const name of Object.keys(TITLES)) {
       const content = data.tables[name];
       if (!content) continue;
       const [title, note] = TITLES[name];
-      const filter = element("input", { type: "search", placeholder: "any column", id: `${name}-filter` });
+      const filter = element("input", { type: "search", placeholder: "words, any column", id: `${name}-filter` });
       const section = element("section", { id: `${name}-section` }, element("h2", { textContent: title }),
         element("p", { className: "subtle", textContent: note }),
         element("div", { className: "controls" }, element("label", {}, "Filter ", filter)));
