@@ -2,7 +2,8 @@
 
     python benchmarks/collectives/run.py [WORKLOAD ...] [--target h100] [--out benchmarks/results/collectives]
 
-Each workload is compiled twice by the real XLA:GPU, nothing is executed, and the step is simulated under
+Each workload is compiled by the real XLA:GPU, as it is, with our order, and in every form that `optimize` would
+try; nothing is executed, and the step is simulated under
 the target's two parameter sets and, for programs on more than one host, under the first one with two
 communication streams. One JSON file a workload, and `table.md` over all of them. Figures are simulated:
 see docs/collectives.md.
@@ -11,6 +12,7 @@ see docs/collectives.md.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -22,8 +24,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import workloads
-from farrier import Target
-from farrier._src.collectives import drive, parameters
+from farrier import Collectives, Target
+from farrier._src import interchange
+from farrier._src.collectives import drive, parameters, rewrites
 
 # Letters of the published table, and by how much each workload may grow.
 SET = {
@@ -52,14 +55,31 @@ def measure(name: str, target_name: str) -> dict:
     judges = [sets[0].with_two_streams()] if target.device_count > sets[0].domain_devices else []
     start = time.perf_counter()
     lowered = workloads.build(workload, target, **options).lower()  # keeps its partitioning callbacks alive
-    module = str(lowered.compiler_ir("stablehlo"))
-    found = drive.improve(module, target, judges=judges, memory_growth=growth)
+    module = lowered.compiler_ir("stablehlo")
+    forms = functools.partial(
+        rewrites.variants,
+        interchange.to_core(module),
+        rewrites.NAMES,
+        numerics="bounded",
+        min_bytes=Collectives().split_min_bytes,
+        given={},
+    )
+    found = drive.improve(
+        module,
+        target,
+        judges=judges,
+        memory_growth=growth,
+        variants=forms,
+        compiles=Collectives().max_compiles,
+    )
     return {
         "workload": name,
         "letter": letter,
         "target": f"{target.name} {target.topology}",
         "changed": found.changed,
         "reason": found.reason,
+        "form": found.variant.name if found.variant else None,
+        "rejected": dict(found.rejected),
         "memory_allowed": growth,
         "bytes_before": found.before.measurement.total_bytes,
         "bytes_after": found.after.measurement.total_bytes,

@@ -57,4 +57,42 @@ def ChainCollectives : Pass<"farrier-chain-collectives", "::mlir::ModuleOp"> {
   ];
 }
 
+def SplitBatch : Pass<"farrier-split-batch", "::mlir::ModuleOp"> {
+  let summary = "Run layers in two halves, so that one half's reduction hides behind the other's kernels";
+  let description = [{
+    Under tensor parallelism an all-reduce stands between two products and nothing else of the layer can run beside
+    it. This pass looks for an axis (in practice the batch) along which everything between the large all-reduces of a
+    block works row by row, and runs all of that in two halves which do not depend on each other:
+
+    ```mlir
+    %p = stablehlo.dot_general %x, %w, contracting_dims = [2] x [0] : (tensor<2x8x16xbf16>, ...)
+    %r = "stablehlo.all_reduce"(%p) ...
+    %y = stablehlo.tanh %r : tensor<2x8x16xbf16>
+    ```
+
+    becomes
+
+    ```mlir
+    %x0 = stablehlo.slice %x [0:1, 0:8, 0:16] ...
+    %p0 = stablehlo.dot_general %x0, %w, contracting_dims = [2] x [0] : (tensor<1x8x16xbf16>, ...)
+    %r0 = "stablehlo.all_reduce"(%p0) ... {combiner_key = "farrier_half_0"}
+    %y0 = stablehlo.tanh %r0 : tensor<1x8x16xbf16>
+    ...                                        // the same with the other half
+    ```
+
+    Products that sum over the axis (gradients of weights) become the sum of two, added up in f32: a regrouped
+    reduction. Everything else keeps its bits. What is not understood along the axis reads both halves, joined.
+
+    The trade: smaller kernels, and twice the number of collectives. XLA's dot-merger and multi-output fusion would
+    put the halves together again; compile with `xla_disable_hlo_passes=dot-merger,multi_output_fusion`. Calls of
+    private functions are inlined first where there is something to halve.
+  }];
+  let options = [
+    Option<"minBytes", "min-bytes", "int64_t", /*default=*/"4194304",
+           "All-reduces with a smaller result are no reason to split, bytes">,
+    Option<"regroup", "regroup", "bool", /*default=*/"true",
+           "Whether sums over the axis may be added up from two parts; otherwise they read both halves, joined">,
+  ];
+}
+
 #endif // FARRIER_PASSES_COLLECTIVES

@@ -2,7 +2,7 @@
 
 #include "farrier/Analysis/OpCost.h"
 #include "farrier/Analysis/ScalarEval.h"
-#include "passes/fusion/Axis.h"
+#include "farrier/Analysis/Axis.h"
 #include "passes/fusion/Build.h"
 
 #include "mlir/Interfaces/SideEffectInterfaces.h"

@@ -3,7 +3,7 @@
 #ifndef FARRIER_PASSES_FUSION_ROLES_H
 #define FARRIER_PASSES_FUSION_ROLES_H
 
-#include "passes/fusion/Axis.h"
+#include "farrier/Analysis/Axis.h"
 
 #include "llvm/ADT/DenseMap.h"
 

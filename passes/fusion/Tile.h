@@ -11,7 +11,7 @@
 #ifndef FARRIER_PASSES_FUSION_TILE_H
 #define FARRIER_PASSES_FUSION_TILE_H
 
-#include "passes/fusion/Axis.h"
+#include "farrier/Analysis/Axis.h"
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 

@@ -175,3 +175,44 @@ def test_mistakes_are_named(options, message):
 def test_plans_are_json():
     text = json.dumps(driver._plan(rewrite=None, compiler_options={"a": 1}))
     assert driver.CollectivesDriver().compiling(json.loads(text)).options == {"a": 1}
+
+
+@pytest.mark.parametrize("numerics", ["bitwise", "bounded"])
+def test_layers_in_halves_compute_the_same(numerics):
+    """Tensor parallelism on whole numbers, which add up exactly in any order and by any kernel."""
+    mesh = jax.make_mesh((8,), ("t",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def local(x, weights):
+        def loss(weights):
+            y = x
+            for up, down in weights:
+                y = y + lax.psum(jax.nn.relu(y @ up) @ down, "t")
+            return jnp.sum(y), y
+
+        return jax.value_and_grad(loss, has_aux=True)(weights)
+
+    weight = [(P(None, "t"), P("t"))] * 2
+
+    def f(x, weights):
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=(P(), weight), out_specs=((P(), P()), weight), check_vma=False
+        )(x, weights)
+
+    rng = np.random.default_rng(0)
+
+    def whole(*shape):
+        return jnp.asarray(rng.integers(-2, 3, shape), jnp.float64)
+
+    with jax.enable_x64(True):
+        x, weights = whole(4, 6, 16), [(whole(16, 32), whole(32, 16)) for _ in range(2)]
+        halves = farrier.Collectives(stress=True, rewrites=("split-batch",), split_min_bytes=1)
+        step = farrier.optimize(f, passes=[halves], numerics=numerics)
+        lowered = step.lower(x, weights)
+        sites = lowered.plan.passes["collectives"]["rewrite"]["sites"]
+        assert sites["halved-collectives"] >= 3 and sites["regions"] == 1
+        assert ("regrouped-sums" in sites) == (numerics == "bounded")
+        assert 'combiner_key = "farrier_half_1"' in lowered.as_text()
+        want, got = jax.jit(f)(x, weights), step(x, weights)
+        for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+            assert np.any(np.asarray(a))
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -29,6 +29,7 @@ class Collectives:
         part of what the program needs; never more than a process can use of the device. With a budget, what
         is left of it.
       rewrites: which forms of programs that state their collectives (``shard_map``) to try.
+      split_min_bytes: all-reduces with a smaller result, in bytes, are no reason to run layers in halves.
       schedule: whether to put an order of our own in the place of XLA's.
       max_compiles: how many compiles the pass may spend, on top of those of a search for memory.
       stress: apply every rewrite whether it gains or not, and compile nothing: for tests.
@@ -39,6 +40,7 @@ class Collectives:
     parameters: Sequence[str] | None = None
     memory_growth: float = 0.1
     rewrites: Sequence[str] = rewrites.NAMES
+    split_min_bytes: int = 4 << 20
     schedule: bool = True
     max_compiles: int = 4
     stress: bool = False
@@ -92,7 +94,12 @@ class CollectivesDriver:
         (a `SchedulePlan` as JSON, or None) and "simulated" (seconds by parameter set, for reading).
         """
         if self.options.stress:
-            stressed = rewrites.stressed(module, self.options.rewrites)
+            stressed = rewrites.stressed(
+                module,
+                self.options.rewrites,
+                numerics=context.numerics,
+                min_bytes=self.options.split_min_bytes,
+            )
             return stressed and _plan(rewrite=stressed)
         if context.partitions == 1:
             return None
@@ -110,7 +117,13 @@ class CollectivesDriver:
             parameters=sets,
             memory_growth=self.options.memory_growth if budget is None else math.inf,
             limit_bytes=context.target.usable_bytes if budget is None else budget,
-            variants=lambda: rewrites.variants(module, self.options.rewrites, context),
+            variants=lambda: rewrites.variants(
+                module,
+                self.options.rewrites,
+                numerics=context.numerics,
+                min_bytes=self.options.split_min_bytes,
+                given=context.compiler_options,
+            ),
             compiles=self.options.max_compiles,
             compile=context.compile,
             order=self.options.schedule,

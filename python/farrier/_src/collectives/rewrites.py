@@ -8,12 +8,12 @@ from typing import Any
 
 from farrier._src.collectives import drive
 
-# By name: the pass pipeline that makes the form.
-_PIPELINES = {
-    "simplify": "farrier-simplify-collectives",
-    "chain": "farrier-simplify-collectives,farrier-chain-collectives",
-}
-NAMES = tuple(_PIPELINES)
+# Most promising first; each is judged by compiling it.
+NAMES = ("split-batch", "chain", "simplify")
+
+# XLA puts halves of a product on the same weights together again: products that share an operand by the
+# first, kernels that share one by the second.
+_SPLIT_GUARD = {"xla_disable_hlo_passes": "dot-merger,multi_output_fusion"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,13 +24,26 @@ class Form(drive.Variant):
     """"name", "pipeline" and "sites": how much each of the passes' counters found."""
 
 
-def variants(module: Any, names: Sequence[str], context: Any) -> list[Form]:
+def _pipeline(name: str, numerics: str, min_bytes: int) -> str:
+    if name == "split-batch":
+        regroup = str(numerics != "bitwise").lower()
+        return f"farrier-split-batch{{min-bytes={min_bytes} regroup={regroup}}}"
+    if name == "chain":
+        return "farrier-simplify-collectives,farrier-chain-collectives"
+    return "farrier-simplify-collectives"
+
+
+def variants(
+    module: Any, names: Sequence[str], *, numerics: str, min_bytes: int, given: Mapping[str, Any]
+) -> list[Form]:
     """The forms that differ from the program, the most promising first.
 
     Args:
       module: a `farrier._core.Module`, left as it is.
       names: of `NAMES`, those to try.
-      context: the `pipeline.Context`; remarks of the passes go there.
+      numerics: "bitwise" leaves sums in the order that they have.
+      min_bytes: all-reduces with a smaller result are no reason to split.
+      given: the function's own compiler options.
     """
     from farrier._src import interchange
 
@@ -39,17 +52,18 @@ def variants(module: Any, names: Sequence[str], context: Any) -> list[Form]:
         if name not in names:
             continue
         copy = module.clone()
-        plan = _run(copy, name, _PIPELINES[name])
+        plan = _run(copy, name, _pipeline(name, numerics, min_bytes))
         if plan is None or copy.fingerprint in seen:
             continue
         seen.add(copy.fingerprint)
-        found.append(Form(name=name, module=interchange.to_jaxlib(copy), plan=plan))
+        options = _merged(given, _SPLIT_GUARD) if name == "split-batch" else {}
+        found.append(Form(name=name, module=interchange.to_jaxlib(copy), plan=plan, compiler_options=options))
     return found
 
 
-def stressed(module: Any, names: Sequence[str]) -> dict[str, Any] | None:
+def stressed(module: Any, names: Sequence[str], *, numerics: str, min_bytes: int) -> dict[str, Any] | None:
     """The plan that applies all of `names`, one after the other; None when they find nothing."""
-    pipeline = ",".join(_PIPELINES[name] for name in NAMES if name in names)
+    pipeline = ",".join(_pipeline(name, numerics, min_bytes) for name in reversed(NAMES) if name in names)
     return _run(module.clone(), "+".join(names), pipeline) if pipeline else None
 
 
@@ -75,3 +89,10 @@ def _sites(result: Any) -> dict[str, int]:
             if count:
                 found[counter] = found.get(counter, 0) + count
     return dict(sorted(found.items()))
+
+
+def _merged(given: Mapping[str, Any], asked: Mapping[str, str]) -> dict[str, str]:
+    """Options to add: lists of names go on where the function has its own."""
+    return {
+        option: f"{given[option]},{names}" if given.get(option) else names for option, names in asked.items()
+    }

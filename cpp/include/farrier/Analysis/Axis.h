@@ -7,8 +7,8 @@
 //
 //===----------------------------------------------------------------------===//
 
-#ifndef FARRIER_PASSES_FUSION_AXIS_H
-#define FARRIER_PASSES_FUSION_AXIS_H
+#ifndef FARRIER_ANALYSIS_AXIS_H
+#define FARRIER_ANALYSIS_AXIS_H
 
 #include "mlir/IR/BuiltinTypes.h"
 #include "mlir/IR/Operation.h"
@@ -16,7 +16,7 @@
 
 #include <optional>
 
-namespace farrier::fusion {
+namespace farrier {
 
 /// The axis fills the middle of dimension `dim`, whose extent is outer * size * inner (row-major: `outer`
 /// varies slowest). outer == inner == 1 where it has the dimension for itself.
@@ -54,6 +54,6 @@ inline mlir::RankedTensorType tensorType(mlir::Value value) {
   return llvm::dyn_cast<mlir::RankedTensorType>(value.getType());
 }
 
-} // namespace farrier::fusion
+} // namespace farrier
 
-#endif // FARRIER_PASSES_FUSION_AXIS_H
+#endif // FARRIER_ANALYSIS_AXIS_H

@@ -1,4 +1,4 @@
-#include "passes/fusion/Axis.h"
+#include "farrier/Analysis/Axis.h"
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -9,7 +9,7 @@
 
 using namespace mlir;
 
-namespace farrier::fusion {
+namespace farrier {
 
 using Places = SmallVector<std::optional<AxisPlace>, 4>;
 
@@ -161,6 +161,14 @@ static std::optional<AxisFlow> gatherFromOperand(stablehlo::GatherOp gather, uns
   return flow;
 }
 
+static std::optional<AxisFlow> gatherFromResult(stablehlo::GatherOp gather, AxisPlace place) {
+  RankedTensorType indices = tensorType(gather.getStartIndices());
+  for (int64_t dim = 0; dim < indices.getRank(); ++dim)
+    if (auto flow = gatherFromOperand(gather, 1, moved(place, dim)); flow && flow->results[0] == place)
+      return flow;
+  return std::nullopt;
+}
+
 static std::optional<AxisFlow> scatterFromInput(stablehlo::ScatterOp scatter, AxisPlace place) {
   if (scatter.getInputs().size() != 1)
     return std::nullopt;
@@ -296,6 +304,8 @@ std::optional<AxisFlow> flowFromResult(Operation *op, unsigned result, AxisPlace
       dim += r <= dim;
     return reduceFlow(reduce, moved(place, dim));
   }
+  if (auto gather = dyn_cast<stablehlo::GatherOp>(op))
+    return gatherFromResult(gather, place);
   if (auto scatter = dyn_cast<stablehlo::ScatterOp>(op))
     return scatterFromInput(scatter, place);
   if (isa<stablehlo::SliceOp, stablehlo::PadOp, stablehlo::ConcatenateOp, stablehlo::ReverseOp>(op))
@@ -316,4 +326,4 @@ RankedTensorType chunkedType(RankedTensorType type, AxisPlace place, int64_t chu
   return RankedTensorType::get(shape, type.getElementType());
 }
 
-} // namespace farrier::fusion
+} // namespace farrier
