@@ -1,54 +1,111 @@
-"""The full matrix: workloads x rivals x budgets. Hours on a laptop; a cluster's job (--scheduler).
+"""The full matrix: workloads x rivals x budgets, and the collective workloads x flags.
 
-Frontiers come from one device (memory against recomputed FLOPs); exposed communication from
-eight devices of one host. Budgets are fractions of what the un-annotated program needs, set
-down here in bytes so that a result is the answer to a question that does not move.
+Models keep their published widths and have fewer layers than published ones: what a pass decides for a layer
+repeats, a compile of four layers takes seconds, and the matrix is about 300 compiles as it is. A cluster runs it
+at once (--scheduler).
+
+`budgets.toml` beside this file holds the budgets of `farrier.optimize`, in bytes, per case: the memory of each
+`jax.checkpoint` policy that no other policy beats, so that farrier answers the very question that the policy
+answers. `benchmarks/matrix.py budgets` writes it from the policies' results.
 """
 
 from __future__ import annotations
 
 import pathlib
 import sys
+import tomllib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from common import workload
 from farrier.bench import OptionSet
-from workloads import names, rivals
+from workloads import rivals
 
 TARGETS = ["h100"]
 REFERENCE = "unannotated"
+EIGHT = ["h100:1x1x8"]
 
-# Total device memory per workload, bytes of the un-annotated step times these.
-BUDGETS_GB = (60, 40, 30, 20, 16, 12, 10, 8)
+BUDGETS: dict[str, list[int]] = tomllib.loads(
+    pathlib.Path(__file__).with_name("budgets.toml").read_text(encoding="utf-8")
+)
+
+# Models whose layers name their values take policies by name; the others only those of JAX.
+EVERY_POLICY = rivals.checkpoint_policies()
+NAMES = rivals.checkpoint_policies(["nothing", "dots", "names-attention-middle", "names-qkv-attention-up"])
+FLASH_NAMES = rivals.checkpoint_policies(["nothing", "dots", "names-flash-middle", "names-qkv-flash-up"])
+OF_JAX = rivals.checkpoint_policies(["nothing", "dots"])
+# Below these parts of 0.8 x the device's memory XLA's own pass starts to act on programs of this size.
+XLA = rivals.xla_rematerialization((15, 10, 5))
+XLA_5 = XLA[-1:]
+# Needs enzyme_ad beside farrier, see docs/benchmarks.md; unsupported where it is not.
+ENZYME = OptionSet("enzyme", transform="enzyme:optimize")
+FUSION = OptionSet("farrier-fusion", optimize={"passes": ("fusion",)})
+FLAGS = rivals.overlap_flags()
+SOME_FLAGS = rivals.overlap_flags(together=False)
+COLLECTIVES = OptionSet("farrier-collectives", optimize={"passes": ("collectives",)})
+
+# case: (workload, its options, targets, rivals)
+FRONTIERS = {
+    "llm-1b": ("llm-1b", {"layers": 4}, TARGETS, [*EVERY_POLICY, *XLA, ENZYME, FUSION]),
+    "llm-1b-scan": ("llm-1b-scan", {"layers": 4}, TARGETS, [*EVERY_POLICY, *XLA, FUSION]),
+    "llm-1b-naive": ("llm-1b-naive", {"layers": 4}, TARGETS, [*NAMES, *XLA_5, ENZYME, FUSION]),
+    "llm-1b-chunked": ("llm-1b-chunked", {"layers": 4}, TARGETS, [*NAMES, *XLA_5, FUSION]),
+    "llm-1b-accumulate": ("llm-1b-accumulate", {"layers": 4}, TARGETS, [*FLASH_NAMES, *XLA_5, FUSION]),
+    "llm-1b-dropout": ("llm-1b-dropout", {"layers": 4}, TARGETS, [*OF_JAX, *XLA_5]),
+    "llama3-8b-fsdp": ("llama3-8b-scan", {"layers": 4}, EIGHT, [*FLASH_NAMES, *XLA_5]),
+    "moe-8x7b-fsdp": ("moe-8x7b-scan", {"layers": 2, "batch": 16}, EIGHT, [*OF_JAX, *XLA_5]),
+    "vit-large": ("vit-large", {}, TARGETS, [*OF_JAX, *XLA_5, FUSION]),
+    "unet": ("unet", {}, TARGETS, [*OF_JAX, *XLA_5]),
+    "resnet-50": ("resnet-50", {}, TARGETS, [*OF_JAX, *XLA_5]),
+    "translator": ("translator", {}, TARGETS, [*OF_JAX, *XLA_5, FUSION]),
+    "lstm": ("lstm", {}, TARGETS, OF_JAX),
+    # The same program on other devices: other rates, other plans.
+    "llm-1b-gb200": ("llm-1b", {"layers": 4}, ["gb200"], OF_JAX),
+    "llm-1b-scan-h200": ("llm-1b-scan", {"layers": 4}, ["h200"], OF_JAX),
+}
+
+# case: (workload, its options, targets, rivals)
+OVERLAP = {
+    "fsdp": ("fsdp", {"layers": 4}, EIGHT, SOME_FLAGS),
+    "fsdp-scan": ("fsdp-scan", {"layers": 4}, EIGHT, FLAGS),
+    "fsdp-manual": ("fsdp-manual", {"layers": 4}, EIGHT, SOME_FLAGS),
+    "fsdp-manual-scan": ("fsdp-manual-scan", {"layers": 4}, EIGHT, SOME_FLAGS),
+    "tensor-manual": ("tensor-manual", {"layers": 2}, EIGHT, SOME_FLAGS),
+    "data": ("data", {"layers": 4}, EIGHT, SOME_FLAGS),
+    "two-axes": ("two-axes", {"layers": 2}, ["h100:1x8x8"], SOME_FLAGS),
+}
 
 
-def farrier_budgets() -> list[OptionSet]:
-    """`farrier.optimize` at each budget."""
+def farrier_within(budget: int) -> list[OptionSet]:
+    """`farrier.optimize` within a budget in bytes: rematerialization alone, and every pass."""
+    size = f"{budget / 1e9:.2f}GB"
     return [
-        OptionSet(f"farrier-{n}GB", optimize={"memory_budget": f"{n}GB"}, budget=f"{n}GB") for n in BUDGETS_GB
+        OptionSet(
+            f"farrier-remat-{size}", optimize={"memory_budget": budget, "passes": ("remat",)}, budget=budget
+        ),
+        OptionSet(f"farrier-{size}", optimize={"memory_budget": budget}, budget=budget),
     ]
 
 
-# Needs `pip install enzyme_ad` beside farrier; unsupported where it is not.
-ENZYME = OptionSet("enzyme", transform="enzyme:optimize")
+def option_sets() -> list[OptionSet]:
+    """Every option set that a case names, once."""
+    sets = [*rivals.unannotated(), *EVERY_POLICY, *XLA, ENZYME, FUSION, *FLAGS, COLLECTIVES]
+    for budget in sorted({b for budgets in BUDGETS.values() for b in budgets}):
+        sets += farrier_within(budget)
+    return list({o.name: o for o in sets}.values())
 
-REMAT = [*rivals.rematerialization(), ENZYME, *farrier_budgets()]
-OVERLAP = [
-    *rivals.overlap_flags(),
-    OptionSet("farrier-collectives", optimize={"passes": ("collectives",)}),
-    OptionSet("farrier-fusion", optimize={"passes": ("fusion",)}),
-]
-OPTION_SETS = [*REMAT, *OVERLAP]
 
-EIGHT = ["h100:1x1x8"]
+OPTION_SETS = option_sets()
 
 
 def cases():
-    remat = [o.name for o in REMAT]
-    overlap = ["unannotated", *(o.name for o in OVERLAP)]
-    for name in names():
-        # Weights of 70B parameters do not fit one device in any way.
-        if "70b" not in name:
-            yield workload(name, option_sets=remat)
-        yield workload(name, case=f"{name}-sharded", targets=EIGHT, option_sets=overlap)
+    for case, (name, options, targets, others) in FRONTIERS.items():
+        chosen = ["unannotated", *(o.name for o in others)]
+        for n, budget in enumerate(BUDGETS.get(case, ())):
+            alone, together = farrier_within(budget)
+            # All passes at every second budget: fusion changes little besides the memory there is to start with.
+            chosen += [alone.name] if n % 2 else [alone.name, together.name]
+        yield workload(name, case=case, targets=targets, option_sets=chosen, **options)
+    for case, (name, options, targets, others) in OVERLAP.items():
+        chosen = ["unannotated", *(o.name for o in others), COLLECTIVES.name]
+        yield workload(name, case=case, targets=targets, option_sets=chosen, **options)

@@ -50,9 +50,13 @@ _THRESHOLDS = (
 )
 
 
-def overlap_flags() -> list[OptionSet]:
+def overlap_flags(*, together: bool = True) -> list[OptionSet]:
     """A grid over the options that steer overlap: how much is combined, how much runs at once, loop
-    buffering."""
+    buffering.
+
+    Args:
+      together: every combination; False: one setting away from XLA's defaults at a time.
+    """
     axes: dict[str, list[tuple[str, dict[str, Any]]]] = {
         "combine": [
             ("combine-default", {}),
@@ -73,7 +77,8 @@ def overlap_flags() -> list[OptionSet]:
     sets = []
     for combination in itertools.product(*axes.values()):
         options = {k: v for _, settings in combination for k, v in settings.items()}
-        if options:
+        changed = sum(bool(s) for _, s in combination)
+        if changed == 1 or (changed and together):
             sets.append(
                 OptionSet("flags-" + "-".join(n for n, s in combination if s), compiler_options=options)
             )

@@ -9,6 +9,7 @@ the search's business (:mod:`farrier._src.search`).
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,11 @@ DRIVERS: dict[str, str] = {
 
 # The search: decides for a module with its drivers and a context, by compiling and measuring.
 SEARCH = "farrier._src.search:plan_step"
+
+# Stands between the search and every driver while it is set: for measuring what passes cost.
+DRIVER_WRAPPER: contextvars.ContextVar[Callable[[Any], Any] | None] = contextvars.ContextVar(
+    "farrier_driver_wrapper", default=None
+)
 
 
 class PassDriver(Protocol):
@@ -173,7 +179,8 @@ def drivers_for(passes: Sequence[Any]) -> list[PassDriver]:
         if name in chosen:
             entry = chosen[name]
             result.append(_load(place)(None if isinstance(entry, str) else entry))
-    return result
+    wrap = DRIVER_WRAPPER.get()
+    return result if wrap is None else [wrap(driver) for driver in result]
 
 
 def search(module: Any, drivers: Sequence[PassDriver], context: Context) -> StepPlan:

@@ -129,6 +129,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     fitting = [a for a in attempts if a.measurement.total_bytes <= budget]
     if fitting:
         best = min(fitting, key=lambda a: (a.seconds, a.measurement.total_bytes))
+        report["planned_bytes"] = fixed + best.predicted_temp
         return StepPlan(
             passes=passes | {remat.name: best.plan},
             measured=report | {"after": _described(best.measurement)},

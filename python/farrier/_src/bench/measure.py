@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farrier._src.bench import environment as env_module
-from farrier._src.bench import lines, overlap
+from farrier._src.bench import lines, overlap, pass_times
 from farrier._src.bench.metric import Metric, exact, sampled
 from farrier._src.bench.result import Result, ResultError, write_text
 from farrier._src.bench.suite import Case, ModuleFile, OptionSet, SuiteError, Unsupported
@@ -405,7 +405,11 @@ class _Function:
         with tempfile.TemporaryDirectory(prefix="farrier-plans-") as folder:
             step = self._optimized(fn, cache_dir=folder)
             traced = clock.time("trace_seconds", lambda: step.trace(*args, **kwargs))
-            lowered = clock.time("plan_seconds", traced.lower)
+            with pass_times.recorded() as passes:
+                lowered = clock.time("plan_seconds", traced.lower)
+            for name, seconds in {"": passes.total, **passes.seconds}.items():
+                metric = f"pass.{name}.seconds" if name else "pass_seconds"
+                clock.add(metric, seconds, clock.calibration["plan_seconds"][-1])
         if lowered.plan is not None:
             jax.clear_caches()
             again = self._optimized(fn, plan=lowered.plan).trace(*args, **kwargs)
@@ -456,10 +460,14 @@ def _read_module(path: pathlib.Path) -> Any:
     return data
 
 
+# The modules that decide what a measurement is; the rest of the runner may change without measuring anew.
+_MEASURING = ("environment", "lines", "measure", "metric", "overlap", "pass_times", "stats", "timing")
+
+
 def _code_digest() -> str:
     from farrier._src import metrics
 
     digest = hashlib.sha256(metrics.code_version().encode())
-    for f in sorted(pathlib.Path(__file__).parent.glob("*.py")):
-        digest.update(f.read_bytes())
+    for name in _MEASURING:
+        digest.update(pathlib.Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
