@@ -1,6 +1,8 @@
 """The benchmark and the gate with the real XLA:GPU compiler, no GPU: what users see, end to end."""
 
 import dataclasses
+import gzip
+import html
 import json
 import os
 import pathlib
@@ -50,7 +52,7 @@ def test_a_users_repository(tmp_path, monkeypatch, capsys):
     assert main([*bench, *quick]) == 0
     assert "train_step" in capsys.readouterr().out
     assert main([*update, *quick]) == 0
-    git("add", "baseline.toml", "baseline.lines.json")
+    git("add", "baseline.toml", "baseline.lines.json", "baseline.reports")
     git("commit", "-qm", "baseline")
     assert main([*gate, *quick]) == 0
     assert "unchanged" in capsys.readouterr().out
@@ -69,9 +71,22 @@ def test_a_users_repository(tmp_path, monkeypatch, capsys):
     regressed = re.search(r"temp_bytes: (.*)", shown)
     assert regressed is not None
     assert regressed[1].startswith(where)
-    (page,) = (tmp_path / "diff").iterdir()
+    # The report's diff of the two compiled programs, in the terminal, on the page and in the comment.
+    answer = re.search(r"train_step@h100/plain: (memory grew by .*)", shown)
+    assert answer is not None
+    assert f"from train.py:{number}" in answer[1]
+    (page,) = (p for p in (tmp_path / "diff").iterdir() if not p.name.endswith(".report.html"))
     assert where in page.read_text()
-    assert where in (tmp_path / "comment.md").read_text()
+    assert answer[1].partition(";")[0] in html.unescape(page.read_text())
+    picture = page.with_name(page.stem + ".report.html")
+    assert picture.name in page.read_text()
+    assert answer[1].partition(";")[0] in html.unescape(picture.read_text())
+    comment = (tmp_path / "comment.md").read_text()
+    assert where in comment
+    assert answer[1] in comment
+    # What is committed names no folder of this machine.
+    for kept in (tmp_path / "baseline.reports").iterdir():
+        assert str(tmp_path) not in gzip.decompress(kept.read_bytes()).decode()
 
 
 SUITE = """

@@ -107,6 +107,10 @@ def main(argv: list[str]) -> int:
     try:
         if job["kind"] == "list":
             out: dict[str, Any] = {"list": _list(job)}
+        elif job["kind"] == "report":
+            from farrier._src.bench import reports
+
+            out = {"report": reports.report_job(job, phase)}
         elif job["kind"] == "steps":
             from farrier._src.bench import device
 

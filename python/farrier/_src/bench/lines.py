@@ -215,7 +215,7 @@ def summarize(
     for (file, line, function), row in table.items():
         code = linecache.getline(file, line).strip() if file and line else ""
         row["buffers"] = sorted(row["buffers"], key=lambda b: (-b["bytes"], b["name"]))[:4]
-        rows.append({"file": _relative(file, root), "line": line, "function": function, "code": code, **row})
+        rows.append({"file": relative(file, root), "line": line, "function": function, "code": code, **row})
     rows.sort(key=lambda r: (*(-r[c] for c in COLUMNS), r["file"], r["line"], r["function"]))
     if len(rows) > limit:
         rest = rows[limit:]
@@ -227,7 +227,8 @@ def summarize(
     return rows
 
 
-def _relative(file: str, root: pathlib.Path | None) -> str:
+def relative(file: str, root: pathlib.Path | None) -> str:
+    """Returns a source file's path relative to ``root`` or to its package folder; else its bare name."""
     if not file:
         return ""
     path = pathlib.Path(file)

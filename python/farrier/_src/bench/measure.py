@@ -16,12 +16,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from farrier._src import errors
 from farrier._src.bench import environment as env_module
 from farrier._src.bench import lines, overlap, pass_times
 from farrier._src.bench.metric import Metric, exact, sampled
 from farrier._src.bench.result import Result, ResultError, write_text
 from farrier._src.bench.suite import Case, ModuleFile, OptionSet, SuiteError, Unsupported
 from farrier._src.bench.timing import Clock
+from farrier._src.collectives import drive, schedule
+from farrier._src.collectives import parameters as parameter_sets
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -185,7 +188,31 @@ def metrics_of(
         modelled["exposed_seconds"] = played.exposed_seconds
         modelled["overlapped_seconds"] = played.overlapped_seconds
     out.update({name: exact(name, value, model=overlap.MODEL) for name, value in modelled.items()})
+    if m.collectives:
+        out.update(simulated(compiled, target))
     return out, played
+
+
+def simulated(compiled: Any, target: Any) -> dict[str, Metric]:
+    """Returns the step and its exposed communication by the simulator that farrier schedules by.
+
+    Unlike :mod:`overlap` it has latencies, bandwidth by message size and what kernels and collectives cost each
+    other (docs/collectives.md), under the likelier of the target's parameter sets. A program that it cannot play
+    has no such metrics.
+    """
+    (parameters, *_) = parameter_sets.for_target(target)
+    try:
+        (played,) = schedule.simulate(compiled.hlo(), target, [parameters])
+    except errors.Error:
+        return {}
+    model = f"simulator/{parameters.name}"
+    return {
+        name: exact(name, value, model=model)
+        for name, value in (
+            ("simulated_seconds", played.seconds),
+            ("simulated_exposed_seconds", played.exposed_seconds),
+        )
+    }
 
 
 def line_summary(first: Dumped, played: overlap.Overlap, root: pathlib.Path | None) -> list[dict[str, Any]]:
@@ -261,9 +288,9 @@ def measure(
     identity = {"case": case.name, "target": target_name, "options": options.name}
     phase("building the program")
     if isinstance(case.build, ModuleFile):
-        program: _Module | _Function = _Module(case, options, target)
+        program: ModuleProgram | FunctionProgram = ModuleProgram(case, options, target)
     else:
-        program = _Function(case, options, target)
+        program = FunctionProgram(case, options, target)
     began = time.monotonic()
     phase("tracing and lowering")
     # By the program as it was written: what farrier makes of it is a function of that,
@@ -311,7 +338,12 @@ def measure(
     return result
 
 
-class _Module:
+def _statistics(target: Any) -> dict[str, Any]:
+    """The XLA options that a measurement adds: estimates of kernels, which the simulator prices them by."""
+    return dict(drive.STATISTICS) if target.device_count > 1 else {}
+
+
+class ModuleProgram:
     """A dumped module as a program to measure."""
 
     def __init__(self, case: Case, options: OptionSet, target: Any):
@@ -320,7 +352,8 @@ class _Module:
         if options.variant or options.optimize is not None:
             raise Unsupported(f"{case.name} is a dumped module: only compiler_options apply to it")
         assert isinstance(case.build, ModuleFile)
-        self._target, self._xla = target, dict(options.compiler_options)
+        self._target = target
+        self._xla = {**_statistics(target), **options.compiler_options}
         self._module = oracle.parse_module(_read_module(case.build.path))
 
     def key(self) -> str:
@@ -342,12 +375,12 @@ class _Module:
         return {}
 
 
-class _Function:
+class FunctionProgram:
     """A function, as it was written or through ``farrier.optimize``, as a program to measure."""
 
     def __init__(self, case: Case, options: OptionSet, target: Any):
         self._case, self._options, self._target = case, options, target
-        self._xla = dict(options.compiler_options)
+        self._xla = {**_statistics(target), **options.compiler_options}
 
     def _build(self) -> tuple[Any, Any, Any]:
         import jax

@@ -88,6 +88,8 @@ SPECS: tuple[MetricSpec, ...] = (
     _spec("exposed_seconds", "s", "lower", "modelled communication nothing hides", rel=0.02, abs=1e-6),
     _spec("overlapped_seconds", "s", "none", "modelled communication hidden by compute", gate=False),
     _spec("modelled_seconds", "s", "lower", "modelled step time", rel=0.02),
+    _spec("simulated_seconds", "s", "lower", "step by farrier's simulator", rel=0.02),
+    _spec("simulated_exposed_seconds", "s", "lower", "communication that waits in it", rel=0.02, abs=1e-6),
     _spec("search_compiles", "count", "lower", "compiles that the search used", abs=0),
     _spec("overhead", "ratio", "lower", "(trace + export + plan + compiles) / plain compile", **_TIME),
     _spec("pass_seconds", "s", "lower", "CPU time of farrier's passes, without XLA's compiles", **_TIME),

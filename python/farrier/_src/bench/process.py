@@ -17,6 +17,8 @@ from typing import Any
 from farrier._src.bench.result import Result
 
 _POLL_S = 0.05
+# Asking for a family's memory reads the whole process table: often enough to catch what grows, no oftener.
+_MEMORY_POLL_S = 0.5
 _TAIL = 2000
 
 
@@ -84,13 +86,17 @@ def run_child(
         outcome: tuple[str, str] | None = None
         try:
             family = psutil.Process(child.pid)
+            asked = -_MEMORY_POLL_S
+            used = 0
             while child.poll() is None:
                 elapsed = time.monotonic() - began
+                if elapsed - asked >= _MEMORY_POLL_S:
+                    asked, used = elapsed, _resident_bytes(family)
                 if stop is not None and stop.is_set():
                     outcome = ("failed", "interrupted")
                 elif elapsed > timeout_s:
                     outcome = ("timeout", f"took longer than the limit of {timeout_s:g} s")
-                elif (used := _resident_bytes(family)) > memory_bytes:
+                elif used > memory_bytes:
                     outcome = (
                         "out-of-memory",
                         f"used {used / 2**30:.2f} GiB, above the limit of {memory_bytes / 2**30:.2f} GiB",

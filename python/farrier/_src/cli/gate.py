@@ -7,15 +7,17 @@ import datetime
 import json
 import os
 import pathlib
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from farrier._src.bench import history, result
+from farrier._src.bench import history, result, runner
 from farrier._src.bench.result import Run, write_text
 from farrier._src.cli.bench import add_run_arguments, run_from
-from farrier._src.gate import acknowledge, baseline, compare, page, render
+from farrier._src.gate import acknowledge, baseline, compare, page, render, reports
 from farrier._src.gate.baseline import GateError
+from farrier._src.report import diff as report_diff
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,14 +107,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(Text(f"acknowledged {len(entries)} regressions in {accepted_path}"))
         accepted += entries
         comparison = compare.compare(known, done, acknowledgements=accepted, **options)
-    pages = page.write_pages(comparison, done, args.pages) if args.pages is not None else {}
+    diffs = _diffs(args, comparison, done) if args.pages is not None else {}
+    pages = page.write_pages(comparison, done, args.pages, diffs) if args.pages is not None else {}
+    answers = {key: d.answer() for key, d in diffs.items() if not isinstance(d, str)}
     render.print_table(comparison, console, verbose=args.verbose)
     for key, path in pages.items():
+        if key in answers:
+            console.print(Text(f"{key}: {answers[key]}", style="red"))
         console.print(Text(f"diff of {key}: {path}"))
     if args.markdown is not None:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
         with args.markdown.open("a", encoding="utf-8") as f:
-            f.write(render.markdown(comparison))
+            f.write(render.markdown(comparison, answers=answers))
     if args.json is not None:
         write_text(args.json, json.dumps(render.to_json(comparison), indent=1) + "\n")
     if args.junit is not None:
@@ -129,8 +135,55 @@ def _update(args: argparse.Namespace, done: Run, subset: bool, console: Console)
     if before is not None:
         moved = compare.compare(before, done, allow_version_change=True, subset=subset)
         render.print_table(moved, console)
+    _update_reports(args, done, before, subset)
     console.print(Text(f"wrote {args.baseline} ({len(done.results)} results): review and commit it"))
     return 0
+
+
+def _option_sets(suite: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """Case, target and option set of each of the suite's results, by result id."""
+    jobs = runner.list_suite(suite)["jobs"]
+    return {
+        f"{j['case']}@{j['target']}/{j['options']['name']}": (j["case"], j["target"], j["options"])
+        for j in jobs
+    }
+
+
+def _update_reports(
+    args: argparse.Namespace, done: Run, before: baseline.Baseline | None, subset: bool
+) -> None:
+    """Writes the reports beside the baseline: those of the programs that are new or others than before."""
+    folder = reports.folder_of(args.baseline)
+    known = {} if before is None else before.fingerprints
+    same = {
+        r.id
+        for r in done.results
+        if r.fingerprint and r.fingerprint == known.get(r.id) and reports.load(folder, r.id) is not None
+    }
+    keep = same | (set(known) if subset else set())
+    stale = {r.id for r in done.results if r.status == "ok" and r.fingerprint} - same
+    jobs = [job for key, job in _option_sets(done.suite).items() if key in stale]
+    reports.save(reports.make(done.suite, jobs, timeout_s=args.timeout), folder, keep=keep - stale)
+
+
+def _diffs(
+    args: argparse.Namespace, comparison: compare.Comparison, done: Run
+) -> dict[str, report_diff.Diff | str]:
+    """The compiled programs of the regressed results compared with the baseline's, or why they are not."""
+    out: dict[str, report_diff.Diff | str] = {}
+    before = {}
+    for key in page.regressed(comparison, done):
+        found = reports.load(reports.folder_of(args.baseline), key)
+        if found is None:
+            out[key] = f"the baseline has no report of it in {reports.folder_of(args.baseline).name}"
+        else:
+            before[key] = found
+    if not before:
+        return out
+    jobs = [job for key, job in _option_sets(done.suite).items() if key in before]
+    for key, after in reports.make(done.suite, jobs, timeout_s=args.timeout).items():
+        out[key] = after if isinstance(after, str) else report_diff.compare(before[key], after)
+    return out
 
 
 def _acknowledge(

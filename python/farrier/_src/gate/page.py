@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +12,14 @@ import jinja2
 from farrier._src.bench.lines import COLUMNS
 from farrier._src.bench.metric import format_value
 from farrier._src.bench.result import Run, write_text
+from farrier._src.errors import MissingPluginError
+from farrier._src.gate import reports
 from farrier._src.gate.compare import Comparison, Row, Verdict, format_change
 from farrier._src.gate.render import line_text
+from farrier._src.report import diff as report_diff
+
+# Rows of a program's diff that a page shows; they come largest first.
+_ROWS = 60
 
 _TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ id }}: regressed</title>
@@ -30,6 +36,14 @@ code { font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
 <h1>{{ id }}</h1>
 {% for line in answers %}<p class="answer">{{ line }}</p>{% endfor %}
 {% for label in labels %}<p>Note: {{ label }}</p>{% endfor %}
+{% if diff %}<h2>What changed in the compiled program</h2>
+<p class="answer">{{ diff.answer }}</p>
+{% if picture %}<p><a href="{{ picture }}">Memory over time, schedule and kernels</a>, with the baseline's memory as
+a dashed line.</p>{% endif %}
+<table><thead><tr><th>what</th><th>change</th><th>source</th></tr></thead><tbody>
+{% for c in diff.changes %}<tr><td>{{ c.what }}</td><td>{{ c.message }}</td><td><code>{{ c.source }}</code></td></tr>
+{% endfor %}</tbody></table>
+{% elif no_diff %}<p>No diff of the compiled programs: {{ no_diff }}.</p>{% endif %}
 <h2>Metrics</h2>
 <table><thead><tr><th>metric</th><th class="n">baseline</th><th class="n">now</th><th class="n">change</th>
 <th>verdict</th><th>note</th></tr></thead><tbody>
@@ -69,8 +83,20 @@ def _signed(value: int, unit: str) -> str:
     return ("+" if value > 0 else "-") + format_value(abs(value), unit)
 
 
-def render(result_id: str, comparison: Comparison, run: Run) -> str:
-    """Returns the page of one result as self-contained HTML."""
+def render(
+    result_id: str,
+    comparison: Comparison,
+    run: Run,
+    *,
+    diff: report_diff.Diff | str | None = None,
+    picture: str = "",
+) -> str:
+    """Returns the page of one result as self-contained HTML.
+
+    Args:
+      diff: the compiled programs compared, or why they are not.
+      picture: link to the report's own page.
+    """
     rows = [r for r in comparison.rows if r.id == result_id]
     changes = sorted(
         comparison.changes.get(result_id, ()),
@@ -83,6 +109,11 @@ def render(result_id: str, comparison: Comparison, run: Run) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     return environment.from_string(_TEMPLATE).render(
         id=result_id,
+        diff=None
+        if diff is None or isinstance(diff, str)
+        else {"answer": diff.answer(), "changes": diff.changes[:_ROWS]},
+        no_diff=diff if isinstance(diff, str) else "",
+        picture=picture,
         answers=answers,
         labels=comparison.labels,
         rows=[_row(r) for r in sorted(rows, key=lambda r: (r.verdict is not Verdict.REGRESSED, r.metric))],
@@ -113,12 +144,36 @@ def _row(r: Row) -> dict[str, str]:
     }
 
 
-def write_pages(comparison: Comparison, run: Run, folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Writes a page for each regressed result that compiled, and returns their paths by id."""
-    out = {}
+def regressed(comparison: Comparison, run: Run) -> list[str]:
+    """Returns the ids of the results that compiled and regressed, sorted: those that get a page."""
     ok = {r.id for r in run.results if r.status == "ok"}
-    for result_id in sorted({r.id for r in comparison.of(Verdict.REGRESSED)} & ok):
-        path = folder / (re.sub(r"[^\w.\-]+", "_", result_id) + ".html")
-        write_text(path, render(result_id, comparison, run))
+    return sorted({r.id for r in comparison.of(Verdict.REGRESSED)} & ok)
+
+
+def write_pages(
+    comparison: Comparison,
+    run: Run,
+    folder: pathlib.Path,
+    diffs: Mapping[str, report_diff.Diff | str] | None = None,
+) -> dict[str, pathlib.Path]:
+    """Writes a page for each regressed result that compiled, and returns their paths by id.
+
+    Args:
+      diffs: by result id the compiled programs compared, or why they are not. A comparison gets the report's
+        own page beside it, if Bokeh is installed.
+    """
+    out = {}
+    for result_id in regressed(comparison, run):
+        name = reports.file_name(result_id)
+        found = (diffs or {}).get(result_id)
+        picture = ""
+        if isinstance(found, report_diff.Diff):
+            folder.mkdir(parents=True, exist_ok=True)
+            # The page stands without its picture.
+            with contextlib.suppress(MissingPluginError):
+                found.after.compare(found.before).save(folder / f"{name}.report.html")
+                picture = f"{name}.report.html"
+        path = folder / f"{name}.html"
+        write_text(path, render(result_id, comparison, run, diff=found, picture=picture))
         out[result_id] = path
     return out

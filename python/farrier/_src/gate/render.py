@@ -107,13 +107,18 @@ def _cell(text: str) -> str:
 
 
 def markdown(
-    comparison: Comparison, *, title: str = "farrier gate", pages: Mapping[str, str] | None = None
+    comparison: Comparison,
+    *,
+    title: str = "farrier gate",
+    pages: Mapping[str, str] | None = None,
+    answers: Mapping[str, str] | None = None,
 ) -> str:
     """Renders a comparison for a pull-request comment or a step summary.
 
     Args:
       title: heading.
       pages: links to the diff pages by result id.
+      answers: what changed in the compiled program, by result id.
     """
     out = [f"### {_MARK[comparison.verdict]} {title}: {comparison.verdict.value}", ""]
     out += [f"> **Note:** {label}" for label in comparison.labels]
@@ -140,6 +145,10 @@ def markdown(
     if blamed:
         out += ["Source lines at fault:", ""]
         out += [f"- `{r.metric}` of `{r.id}`: `{line_text(c)}`" for r, c in blamed]
+        out.append("")
+    if answers:
+        out += ["What changed in the compiled programs:", ""]
+        out += [f"- `{key}`: {_cell(answer)}" for key, answer in sorted(answers.items())]
         out.append("")
     out.append(summary(comparison))
     return "\n".join(out) + "\n"
