@@ -11,6 +11,7 @@ from farrier._src.bench.metric import sampled as sampled
 from farrier._src.bench.result import Result as Result
 from farrier._src.bench.result import Run as Run
 from farrier._src.bench.result import load as load
+from farrier._src.bench.result import with_reference as with_reference
 from farrier._src.bench.runner import run_suite as run_suite
 from farrier._src.bench.suite import Case as Case
 from farrier._src.bench.suite import OptionSet as OptionSet
