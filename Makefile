@@ -95,6 +95,10 @@ browser: build ## the report's page in headless Chromium (installs it on Debian)
 	@$(UV) pip install -q -p $(VENV) --group browser
 	@$(PY) -m pytest -q -m browser tests/python/test_report_browser.py
 
+.PHONY: trace-processor
+trace-processor: build ## the Perfetto trace, asked by Perfetto's own trace processor (its package downloads that)
+	@$(PY) -m pytest -q -m trace_processor tests/python/test_report_forms.py
+
 .PHONY: lint
 lint: $(VENV)/.made ## check style
 	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format -q --check .

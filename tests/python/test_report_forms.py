@@ -1,18 +1,25 @@
 """The files a report is written as, each read back with an independent reader."""
 
+import functools
 import gzip
 import html.parser
 import json
+import os
 import pathlib
 import types
 import typing
 
+import jax
+import jax.export
+import jax.numpy as jnp
 import jsonschema
 import pytest
 import report_programs as programs
 from farrier._src import errors, report
 from farrier._src.cli import main
+from farrier._src.hlo import proto
 from farrier._src.report import perfetto, pprof, units
+from farrier._src.targets import Target
 
 SCHEMA = json.loads((pathlib.Path(__file__).parents[2] / "docs/schema/report.schema.json").read_text())
 
@@ -97,6 +104,26 @@ def test_perfetto_trace_is_valid_and_never_overlaps(name, tmp_path):
     assert counters and max(counters) <= made.peak_bytes
     if name == "sharded":
         assert len(flows) == len(set(flows)) == len(made.collectives)
+
+
+@pytest.mark.trace_processor
+def test_perfetto_reads_the_trace_without_an_error(tmp_path):
+    from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
+
+    made = programs.sharded()[1]
+    path = made.save(tmp_path / "t.pftrace")
+    # Where trace_processor_shell lies; without it the package downloads one.
+    config = TraceProcessorConfig(bin_path=os.environ.get("TRACE_PROCESSOR"))
+    with TraceProcessor(trace=str(path), config=config) as processor:
+
+        def ask(query):
+            return [vars(row) for row in processor.query(query)]
+
+        (count,) = ask("select count(*) as n from slice")
+        assert count["n"] == len(made.data["schedule"]["slices"])
+        assert ask("select name, value from stats where severity = 'error' and value > 0") == []
+        nested = "select count(*) as n from slice join track on slice.track_id = track.id where depth > 0"
+        assert ask(f"{nested} and track.name != 'loops'")[0]["n"] == 0
 
 
 def test_slices_are_cut_where_rounding_would_overlap_them():
@@ -200,3 +227,71 @@ def test_command_line_compiles_a_module(tmp_path, capsys):
     assert main.main(["report", str(path), "--target", "h100", "-o", str(tmp_path / "s.json")]) == 0
     made = report.Report.load(tmp_path / "s.json")
     assert made.peak_bytes == programs.made().peak_bytes
+
+
+def test_command_line_runs_passes_and_lays_their_result_beside_the_module(tmp_path, capsys):
+    """One command: before and after, remarks with the user's lines, the answer."""
+
+    def loss(w, h, labels):
+        logits = (h @ w).astype(jnp.float32)
+        picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - picked)
+
+    place = Target("h100").sharding()
+    array = functools.partial(jax.ShapeDtypeStruct, sharding=place)
+    fn = jax.jit(lambda w, h, labels: w - jax.grad(loss)(w, h, labels), donate_argnums=0)
+    arguments = (
+        array((256, 4096), jnp.bfloat16), array((1024, 256), jnp.bfloat16), array((1024,), jnp.int32),
+    )  # fmt: skip
+    path, out = tmp_path / "step.mlir", tmp_path / "r.jsonl"
+    path.write_text(fn.lower(*arguments).as_text(debug_info=True))
+    command = [
+        "report",
+        str(path),
+        "--target",
+        "h100",
+        "-o",
+        str(out),
+        "-o",
+        str(tmp_path / "r.json"),
+        "--diff",
+    ]
+    assert main.main([*command, "--pipeline", "builtin.module(farrier-fusion{chunks=4})"]) == 0
+    assert "memory shrank by" in capsys.readouterr().out
+    said = [json.loads(line) for line in out.read_text().splitlines()]
+    found = next(r for r in said if r["name"] == "cross-entropy" and r["kind"] == "applied")
+    assert found["pass"] == "fusion" and "test_report_forms.py:" in found["location"]
+    assert found["args"]["Chunks"] == 4 and "dot_general" in found["operation"]
+    assert any(r["kind"] == "missed" for r in said)  # why attention was not substituted
+    made = report.Report.load(tmp_path / "r.json")
+    assert made.data["memory"]["estimate"]["peak"] > 0
+    assert main.main([*command, "--pipeline", "builtin.module(no-such-pass)"]) == 1
+    assert "no-such-pass" in capsys.readouterr().err
+
+
+def test_command_line_reads_an_exported_function(tmp_path):
+    place = Target("h100").sharding()
+    fn = jax.jit(lambda x: jnp.tanh(x) @ x)
+    exported = jax.export.export(fn, platforms=["cuda"])(
+        jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=place)
+    )
+    (tmp_path / "f.export").write_bytes(exported.serialize())
+    out = tmp_path / "r.json"
+    assert main.main(["report", str(tmp_path / "f.export"), "--target", "h100", "-o", str(out)]) == 0
+    assert report.Report.load(out).peak_bytes >= 2 * 256 * 256 * 4
+
+
+def test_command_line_draws_a_dumps_estimate_and_writes_what_ranks_say(tmp_path):
+    artifact = programs.compiled()[1]
+    whole = type(proto.parse_hlo(b""))()
+    whole.hlo_module = artifact.module
+    whole.buffer_assignment.CopyFrom(artifact.assignment)
+    (tmp_path / "step.hlo.pb").write_bytes(whole.SerializeToString())
+    (tmp_path / "step.mlir").write_text(programs.lowered().as_text(debug_info=True))
+    out = tmp_path / "r.json"
+    command = ["report", str(tmp_path / "step.hlo.pb"), "--stablehlo", str(tmp_path / "step.mlir")]
+    assert main.main([*command, "--target", "h100", "-o", str(out)]) == 0
+    assert report.Report.load(out).data["memory"]["estimate"] == programs.made().data["memory"]["estimate"]
+    assert main.main(["report", str(out), str(out), "-o", str(tmp_path / "m.json")]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["agree"] is True
+    assert main.main(["report", str(out), str(out), "-o", str(tmp_path / "m.html")]) == 1

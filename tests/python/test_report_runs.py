@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 import report_programs as programs
 from farrier._src import errors, report
+from farrier._src.fusion import driver as fusion
 from farrier._src.report import measured, merge, page
 
 
@@ -49,6 +50,23 @@ def test_measured_times_of_a_cpu_run(traced):
     assert "Measured on" in str(beside)
 
 
+@pytest.mark.gpu
+def test_measured_times_and_memory_of_a_gpu_run(tmp_path):
+    device = jax.devices("cuda")[0]
+    fn = jax.jit(lambda w, x: jnp.tanh(x @ w) @ w)
+    args = jax.device_put((jnp.ones((1024, 1024)), jnp.ones((512, 1024))), device)
+    made = report.explain(fn.lower(*args))
+    jax.block_until_ready(fn(*args))
+    with jax.profiler.trace(str(tmp_path)):
+        for _ in range(3):
+            jax.block_until_ready(fn(*args))
+    found = measured.read_trace(tmp_path, made)
+    assert found["device"].startswith("/device:GPU") and found["steps"] == 3
+    assert any(o["position"] is not None and o["ns"] > 0 for o in found["ops"])
+    beside = measured.lay_beside(made, found, device=device)
+    assert beside.data["measured"]["allocator"]["peak_bytes_in_use"] >= made.peak_bytes
+
+
 def test_allocator_figures_are_shown_where_the_platform_has_them(traced):
     made, folder = traced
     found = measured.read_trace(folder, made)
@@ -79,8 +97,31 @@ def test_an_optimized_function_reports_on_itself():
     made = step.explain(x).report(budget_bytes=1 << 20)
     assert made.peak_bytes >= 2 * x.nbytes
     assert made.data["memory"]["budget"] == 1 << 20
+    assert made.before is None  # nothing was changed
     with pytest.raises(errors.OptionError, match="no program"):
         type(step.explain(x))("f", None).report()
+
+
+def test_explain_lays_the_step_as_written_beside_the_optimized_one():
+    def step(w, h, labels):
+        def loss(w):
+            logits = (h @ w).astype(jnp.float32)
+            return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=-1))
+
+        return w - jax.grad(loss)(w)
+
+    options = {"target": "h100", "passes": [fusion.Fusion(rewrites=["cross-entropy"], chunks=4)]}
+    explanation = farrier.optimize(jax.jit(step, donate_argnums=0), **options).explain(
+        jax.ShapeDtypeStruct((256, 4096), jnp.bfloat16),
+        jax.ShapeDtypeStruct((1024, 256), jnp.bfloat16),
+        jax.ShapeDtypeStruct((1024,), jnp.int32),
+    )
+    made = explanation.report()
+    assert made.before is not None and made.before.peak_bytes > made.peak_bytes
+    assert made.data["memory"]["estimate"]["peak"] != made.before.data["memory"]["estimate"]["peak"]
+    assert [r["name"] for r in made.remarks if r["kind"] == "applied"] == ["cross-entropy"]
+    assert "test_report_runs.py:" in made.remarks[0]["location"]
+    assert "memory shrank by" in str(made)
 
 
 def test_profile_of_another_program_is_refused(traced, tmp_path):

@@ -1,5 +1,6 @@
 """From a program to a decision: search, cache, plan, fallback, strict mode, what the caller is told."""
 
+import io
 import json
 import warnings
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 import textual
 from farrier._src import interchange, pipeline
 from jax.sharding import NamedSharding, PartitionSpec
@@ -331,6 +333,10 @@ class TestExplain:
         assert "changed by swap" in str(report)
         assert "a <sine> [f.py:3]" in str(report)
         assert "a &lt;sine&gt;" in report._repr_html_()
+        console = rich.console.Console(width=120, record=True, file=io.StringIO())
+        console.print(report)
+        drawn = console.export_text()
+        assert "changed by swap" in drawn and "a <sine>" in drawn and "f.py:3" in drawn
         data = json.loads(json.dumps(report.to_json()))
         assert data["changed"] is True
         assert data["remarks"][0]["location"] == "f.py:3"

@@ -247,7 +247,7 @@ def _buffer_columns(report: model.Report, strings: _Table) -> dict[str, list[Any
 def _notes(b: Mapping[str, Any]) -> str:
     said = ["donated"] * b["donated"] + ["rematerialized"] * b["rematerialized"]
     if b["shared"]:
-        said.append(f"shared with {b['shared']} more value{'s' if b['shared'] > 1 else ''}")
+        said.append(f"holds {b['shared'] + 1} values")
     return ", ".join(said)
 
 

@@ -97,6 +97,7 @@
       this.body.replaceChildren(...rows.slice(0, this.limit).map((row) => element("tr", {}, ...row.map((cell) => {
         const made = element("td", { textContent: text(cell) });
         if (typeof key(cell) === "number") made.className = "number";
+        else if (made.textContent.length > 60) made.className = "long";
         if (Array.isArray(cell) && cell.length > 2) {
           const bar = element("span", { className: "bar" });
           bar.style.width = `${100 * clamp(cell[2], 0, 1)}%`;
