@@ -1,0 +1,1 @@
+"""Random programs, damaged inputs, other people's tests: see docs/trust.md."""
