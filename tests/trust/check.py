@@ -73,7 +73,9 @@ def compile_text(text: str) -> Any:
 def arguments(text: str, seed: int = 0) -> list[np.ndarray]:
     """Data for ``main``: small numbers, so that products of many stay finite."""
     module = parse(text)
-    main = next(op for op in module.body.operations if ir.StringAttr(op.attributes["sym_name"]).value == "main")
+    main = next(
+        op for op in module.body.operations if ir.StringAttr(op.attributes["sym_name"]).value == "main"
+    )
     draw = np.random.default_rng(seed)
     result = []
     for type_ in main.type.inputs:

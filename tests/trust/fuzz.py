@@ -22,9 +22,7 @@ from typing import Any
 TESTS = pathlib.Path(__file__).parents[1]
 KINDS = ("stablehlo", "jax")
 # As conftest.py sets them for pytest.
-FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_allow_excess_precision=false --xla_cpu_max_isa=AVX"
-)
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_allow_excess_precision=false --xla_cpu_max_isa=AVX"
 
 
 def program(kind: str) -> Callable[[Any], str]:
@@ -47,7 +45,8 @@ def examine(
     import hypothesis
     from hypothesis import strategies
 
-    from trust import check, pipelines as passes
+    from trust import check
+    from trust import pipelines as passes
 
     counts: collections.Counter[str] = collections.Counter()
     failure: dict[str, Any] = {}
@@ -120,7 +119,14 @@ def main() -> int:
             seed = arguments.seed + number
             count = min(arguments.batch, arguments.programs - number * arguments.batch)
             command = [sys.executable, "-m", "trust.fuzz", "--kind", arguments.kind, "--programs", str(count)]
-            command += ["--pipelines", str(arguments.pipelines), "--seed", str(seed), "--current", str(current)]
+            command += [
+                "--pipelines",
+                str(arguments.pipelines),
+                "--seed",
+                str(seed),
+                "--current",
+                str(current),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 kept = pathlib.Path.cwd() / f"crash-{arguments.kind}-{seed}.mlir"

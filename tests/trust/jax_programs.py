@@ -306,7 +306,7 @@ def step(random: Any) -> tuple[Callable, tuple]:
     if placement == "manual":
         inner = whole
 
-        def whole(w, tokens, key):  # noqa: F811
+        def whole(w, tokens, key):
             def mapped(w, tokens, key):
                 value, means = inner(w, tokens, key)
                 return lax.pmean(value, "x"), lax.pmean(means, "x")
@@ -347,7 +347,10 @@ def step(random: Any) -> tuple[Callable, tuple]:
     if mesh is not None:
         replicated = NamedSharding(mesh, PartitionSpec())
         jitted = jax.jit(
-            train_step, donate_argnums=(0, 1) if donate else (), in_shardings=replicated, out_shardings=replicated
+            train_step,
+            donate_argnums=(0, 1) if donate else (),
+            in_shardings=replicated,
+            out_shardings=replicated,
         )
     return jitted, (w, (w, w), tokens, shape(2, dtype=jnp.uint32))
 
@@ -357,4 +360,3 @@ def module(random: Any) -> str:
     function, arguments = step(random)
     module = function.lower(*arguments).compiler_ir("stablehlo")
     return module.operation.get_asm(print_generic_op_form=True)
-

@@ -175,9 +175,13 @@ def number(b: Builder) -> Value:
         shape = (120,)  # enough elements to be left behind by the interchange
     count = math.prod(shape)
     if b.chance(2) or count == 1:
-        return b.constant(b.pick(("0.5", "1.5", "-2.0")) if is_float(dtype) else b.pick((0, 1, 3)), shape, dtype)
+        return b.constant(
+            b.pick(("0.5", "1.5", "-2.0")) if is_float(dtype) else b.pick((0, 1, 3)), shape, dtype
+        )
     seed = b.random.randrange(97)
-    flat = [f"{((seed + 7 * i) % 13 - 6) / 4}" if is_float(dtype) else str((seed + i) % 5) for i in range(count)]
+    flat = [
+        f"{((seed + 7 * i) % 13 - 6) / 4}" if is_float(dtype) else str((seed + i) % 5) for i in range(count)
+    ]
     return b.constant(_nested(flat, shape), shape, dtype)
 
 
@@ -219,7 +223,7 @@ def gather(b: Builder) -> Value:
     value = b.any_value(lambda v: len(v.shape) == 2)
     if len(value.shape) != 2:
         value = b.fit(value, (4, 3), value.dtype)
-    rows, width = value.shape
+    _rows, width = value.shape
     count = b.pick((1, 2, 5))
     indices = b.fit(b.any_value(), (count, 1), "i32")
     return b.op(
@@ -376,7 +380,7 @@ def scan_pair(b: Builder) -> Value:
         return b.op("reshape", [one], shape, dtype)
 
     def forward(i, values):
-        x, w, *rest = values
+        _x, w, *rest = values
         wi = read(w, i)
         b.scope.append(wi)
         saved = []

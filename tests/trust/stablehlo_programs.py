@@ -116,7 +116,9 @@ class Builder:
     def constant(self, value: Any, shape: Sequence[int], dtype: str) -> Value:
         return self.op("constant", [], shape, dtype, f"value = dense<{value}> : {tensor(shape, dtype)}")
 
-    def block(self, arguments: Sequence[Value], body: Callable[[], Sequence[Value]], *, isolated: bool) -> str:
+    def block(
+        self, arguments: Sequence[Value], body: Callable[[], Sequence[Value]], *, isolated: bool
+    ) -> str:
         """The text of a region with one block; ``body`` returns what it yields."""
         lines, scope = self.lines, self.scope
         self.lines = []

@@ -265,3 +265,37 @@ def _settings(name: str) -> Iterator[dict[str, Any]]:
             if context is not None:
                 extra.update(stack.enter_context(context))
         yield extra
+
+
+def module_name(module: Any) -> str:
+    """The symbol name of a module, "jit_f" for what ``jax.jit(f)`` lowers to."""
+    attributes = module.operation.attributes
+    return _ir.StringAttr(attributes["sym_name"]).value if "sym_name" in attributes else "unnamed"
+
+
+_before_compiles: list[Callable[[Any, str], Any]] = []
+
+
+def before_compiles(hook: Callable[[Any, str], Any]) -> Callable[[], None]:
+    """Calls ``hook(module, platform)`` for each module that JAX compiles, and compiles what it returns.
+
+    The one door that every compile of JAX goes through, also those of single operations; ``jax.extend`` has
+    hooks on XLA's side of it only. Returns what takes the hook away again.
+    """
+    with _installing:
+        if not getattr(_compiler.compile_or_get_cached, "farrier_asks", False):
+            _compiler.compile_or_get_cached = _compile_what_hooks_return(_compiler.compile_or_get_cached)
+        _before_compiles.append(hook)
+    return lambda: _before_compiles.remove(hook)
+
+
+def _compile_what_hooks_return(compile_or_get_cached: Callable) -> Callable:
+    @functools.wraps(compile_or_get_cached)
+    def compiled(backend, computation, *rest, **named):
+        for hook in tuple(_before_compiles):
+            with computation.context:
+                computation = hook(computation, backend.platform)
+        return compile_or_get_cached(backend, computation, *rest, **named)
+
+    compiled.farrier_asks = True
+    return compiled
