@@ -72,6 +72,7 @@ private:
     users.resize(count);
     waiting.resize(count);
     emitted.assign(count, 0);
+    stamp.assign(count, 0);
     finish.assign(count, kNever);
     isGather.assign(count, 0);
     order.reserve(count);
@@ -173,45 +174,60 @@ private:
   /// Issued by its own rule or on demand, never because its turn came.
   bool isHeldBack(int i) const { return isDone(i) || (isStart(i) && isGather[i]); }
 
+  enum class Walk { Into, Past, Stop };
+
+  /// Visits what is reached from `from` through `next` (what an instruction needs, or who needs it), each
+  /// instruction once. `visit` says whether to go on through it. False when a visit stopped the walk.
+  template <typename Next, typename Visit> bool walk(int from, Next next, Visit visit) const {
+    ++epoch;
+    llvm::SmallVector<int, 32> pending{from};
+    while (!pending.empty()) {
+      int at = pending.pop_back_val();
+      for (int other : next(at)) {
+        if (stamp[other] == epoch)
+          continue;
+        stamp[other] = epoch;
+        Walk way = visit(other);
+        if (way == Walk::Stop)
+          return false;
+        if (way == Walk::Into)
+          pending.push_back(other);
+      }
+    }
+    return true;
+  }
+
+  /// Visits what `from` needs, directly or not.
+  template <typename Visit> bool walkUp(int from, Visit visit) const {
+    return walk(from, [&](int at) -> const std::vector<int> & { return instructions[at].preds; }, visit);
+  }
+
   /// Position of the first kernel that needs the result of `done`.
   int firstUse(int done) const {
     int best = count;
-    llvm::SmallVector<int, 16> pending{done};
-    std::vector<int> seen;
-    while (!pending.empty()) {
-      int at = pending.pop_back_val();
-      for (int user : users[at]) {
-        if (llvm::is_contained(seen, user))
-          continue;
-        seen.push_back(user);
-        if (isView(user) && seen.size() < kHoistDepth)
-          pending.push_back(user);
-        else
+    size_t seen = 0;
+    walk(
+        done, [&](int at) -> llvm::ArrayRef<int> { return users[at]; },
+        [&](int user) {
+          if (isView(user) && ++seen < kHoistDepth)
+            return Walk::Into;
           best = std::min(best, user);
-      }
-    }
+          return Walk::Past;
+        });
     return best;
   }
 
   /// Whether the operand of `start` is there from the beginning, or nearly.
   bool operandIsCheap(int start) const {
-    llvm::SmallVector<int, 32> pending{start}, seen;
     double total = 0;
-    while (!pending.empty()) {
-      int at = pending.pop_back_val();
-      for (int pred : instructions[at].preds) {
-        if (llvm::is_contained(seen, pred))
-          continue;
-        seen.push_back(pred);
-        total += cost[pred];
-        const Role role = instructions[pred].role;
-        if (role == Role::CommDone || role == Role::CommSync || role == Role::While || role == Role::Call ||
-            total > setting.hoistCost || seen.size() > kHoistDepth)
-          return false;
-        pending.push_back(pred);
-      }
-    }
-    return true;
+    size_t seen = 0;
+    return walkUp(start, [&](int pred) {
+      total += cost[pred];
+      const Role role = instructions[pred].role;
+      const bool waits =
+          role == Role::CommDone || role == Role::CommSync || role == Role::While || role == Role::Call;
+      return waits || total > setting.hoistCost || ++seen > kHoistDepth ? Walk::Stop : Walk::Into;
+    });
   }
 
   /// Bytes held while each instruction runs in the given order.
@@ -346,10 +362,10 @@ private:
       }
       if (outstanding > 0 && outstanding + resultBytes(i) > setting.prefetchBytes)
         break;
-      if (!roomFor(i))
-        break;
       double behind = streamFree[stream(i)] - now;
       if (behind > setting.backlog || (setting.yield && shouldYield(i, use, behind)))
+        break;
+      if (!roomFor(i))
         break;
       ++nextGather;
       for (int k = next; k < i && !profile.empty(); ++k)
@@ -401,51 +417,36 @@ private:
 
   /// The time the last of its collectives finishes; never, where one has not been issued.
   double waitsUntil(int i) const {
-    llvm::SmallVector<int, 16> pending{i}, seen;
-    double latest = 0;
-    while (!pending.empty()) {
-      int at = pending.pop_back_val();
-      for (int pred : instructions[at].preds) {
-        if (emitted[pred] || llvm::is_contained(seen, pred))
-          continue;
-        seen.push_back(pred);
-        if (isStart(pred) || isCopyStart(pred) || seen.size() > kStallDepth)
-          return kNever;
-        if (isDone(pred)) {
-          if (finish[pred] == kNever)
-            return kNever;
-          latest = std::max(latest, finish[pred]);
-          continue;
-        }
-        pending.push_back(pred);
-      }
-    }
-    if (isDone(i))
-      latest = std::max(latest, finish[i]);
-    return latest;
+    double latest = isDone(i) ? finish[i] : 0;
+    size_t seen = 0;
+    const bool known = walkUp(i, [&](int pred) {
+      if (emitted[pred])
+        return Walk::Past;
+      if (isStart(pred) || isCopyStart(pred) || ++seen > kStallDepth)
+        return Walk::Stop;
+      if (!isDone(pred))
+        return Walk::Into;
+      latest = std::max(latest, finish[pred]); // never, if not issued
+      return latest == kNever ? Walk::Stop : Walk::Past;
+    });
+    return known ? latest : kNever;
   }
 
   /// Whether all that `i` still needs is free of charge: views, finished collectives. `until` is when it may
   /// run.
   bool canRun(int i, double &until) const {
-    llvm::SmallVector<int, 16> pending{i}, seen;
     until = 0;
-    while (!pending.empty()) {
-      int at = pending.pop_back_val();
-      for (int pred : instructions[at].preds) {
-        if (emitted[pred] || llvm::is_contained(seen, pred))
-          continue;
-        seen.push_back(pred);
-        if (isDone(pred) && finish[pred] != kNever) {
-          until = std::max(until, finish[pred]);
-          continue;
-        }
-        if (!isView(pred) || seen.size() > kStallDepth)
-          return false;
-        pending.push_back(pred);
+    size_t seen = 0;
+    return walkUp(i, [&](int pred) {
+      if (emitted[pred])
+        return Walk::Past;
+      ++seen;
+      if (isDone(pred) && finish[pred] != kNever) {
+        until = std::max(until, finish[pred]);
+        return Walk::Past;
       }
-    }
-    return true;
+      return !isView(pred) || seen > kStallDepth ? Walk::Stop : Walk::Into;
+    });
   }
 
   bool moreUrgent(int a, int b) const {
@@ -512,6 +513,8 @@ private:
   std::vector<llvm::SmallVector<int, 4>> users;
   std::vector<int> waiting, produced, critical;
   std::vector<char> emitted, isGather;
+  mutable std::vector<int> stamp; ///< the last walk that came by
+  mutable int epoch = 0;
   std::vector<std::pair<int, int>> gathers; ///< (first use, start)
 
   std::vector<int> order, ready, collectable;
