@@ -4,7 +4,7 @@ import copy
 import pathlib
 
 import report_programs as programs
-from farrier._src.report import Report, diff
+from farrier._src.report import Report, diff, page
 
 
 def test_same_program_has_no_changes():
@@ -77,6 +77,20 @@ def test_moved_code_is_not_a_change():
         for item in items:
             item["source"] = moved(item["source"])
     assert diff.compare(before, Report.from_json(data)).changes == ()
+
+
+def test_versions_and_options_that_differ_are_named():
+    before = programs.made()
+    data = {
+        **before.to_json(),
+        "versions": {**before.data["versions"], "jax": "0.4.1"},
+        "options": {"xla_gpu_autotune_level": "0"},
+    }
+    d = diff.compare(before, Report.from_json(data))
+    now = before.data["versions"]["jax"]
+    assert d.circumstances() == [f"jax {now} -> 0.4.1", "xla_gpu_autotune_level unset -> 0"]
+    assert "also different: jax" in str(d) and "also different: jax" in page.render(d.after.compare(before))
+    assert diff.compare(before, before).circumstances() == []
 
 
 def test_diff_as_json_and_text():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ def explain(
     _, artifact = dump.compile_with_dump(lowered, compiler_options=compiler_options)
     report = from_artifact(
         artifact, target=target, budget_bytes=budget_bytes, remarks=remarks, stablehlo=_module(lowered),
-        origins=origins, title=title,
+        origins=origins, title=title, compiler_options=_options(compiler_options),
     )  # fmt: skip
     if before is None:
         return report
@@ -62,6 +63,7 @@ def from_artifact(
     remarks: Iterable[Any] = (),
     stablehlo: Any = None,
     origins: Mapping[str, str] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
     title: str = "",
 ) -> model.Report:
     """A report on a program that XLA described; see `explain`.
@@ -69,6 +71,7 @@ def from_artifact(
     Args:
       stablehlo: the module that was compiled, a `farrier._core.Module`; the estimate that plans are made with is
         drawn then. `explain` gives it.
+      compiler_options: XLA options that it was compiled with; a diff names those that differ.
     """
     module = hlo.Module(artifact.module)
     program = Program(module)
@@ -88,6 +91,7 @@ def from_artifact(
             "instructions": sum(len(c.instructions) for c in module.computations),
         },
         "versions": {name: _version(name) for name in ("farrier", "jax", "jaxlib")},
+        "options": {name: str(value) for name, value in sorted((compiler_options or {}).items())},
         "target": target.to_json() if target is not None else None,
         "program": {
             "names": [i.name for i in program.steps],
@@ -145,6 +149,12 @@ def from_artifact(
     data["program"]["source_table"] = list(sources)
     data["program"]["shape_table"] = list(shapes)
     return model.Report(_plain(data))
+
+
+def _options(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """XLA options of a compile in this process: those of the environment too."""
+    flags = {"XLA_FLAGS": os.environ["XLA_FLAGS"]} if os.environ.get("XLA_FLAGS") else {}
+    return {**flags, **(given or {})}
 
 
 def _module(lowered: Any) -> Any:

@@ -79,6 +79,21 @@ class Diff:
             said.append(f"the predicted step is {time(abs(now - was))} {word}{why}")
         return "; ".join(said)
 
+    def circumstances(self) -> list[str]:
+        """What else differs: versions, compiler options, target."""
+        a, b = self.before.data, self.after.data
+        out = []
+        for what in ("versions", "options"):
+            was, now = a.get(what) or {}, b.get(what) or {}
+            for name in sorted(set(was) | set(now)):
+                if was.get(name) != now.get(name):
+                    out.append(f"{name} {was.get(name, 'unset')} -> {now.get(name, 'unset')}")
+        was, now = ((x["target"] or {}) for x in (a, b))
+        named = [f"{t.get('name', 'none')} {t.get('topology', '')}".strip() for t in (was, now)]
+        if named[0] != named[1]:
+            out.append(f"target {named[0]} -> {named[1]}")
+        return out
+
     def _causes(self, grown: int) -> list[str]:
         lost = [c for c in self.of(DONATION) if (c.delta > 0) == (grown > 0)]
         explained = sum(c.delta for c in lost)
@@ -102,11 +117,16 @@ class Diff:
         """The answer and every change."""
         return {
             "answer": self.answer(),
+            "circumstances": self.circumstances(),
             "changes": [{**dataclasses.asdict(c), "delta": c.delta} for c in self.changes],
         }
 
     def __str__(self) -> str:
-        return "\n".join([self.answer(), *(f"  {c.message}" for c in self.changes)])
+        return "\n".join([self.answer(), *self._also(), *(f"  {c.message}" for c in self.changes)])
+
+    def _also(self) -> list[str]:
+        found = self.circumstances()
+        return [f"also different: {', '.join(found)}"] if found else []
 
     def __rich__(self) -> Any:
         from rich.console import Group
@@ -116,7 +136,7 @@ class Diff:
             table.add_column(column, overflow="fold")
         for c in self.changes[:60]:
             table.add_row(c.what, c.message, short_source(c.source))
-        return Group(Text(self.answer(), style="bold"), table)
+        return Group(Text(self.answer(), style="bold"), *map(Text, self._also()), table)
 
 
 def compare(before: model.Report, after: model.Report) -> Diff:

@@ -220,7 +220,9 @@ def _answer(report: model.Report) -> str:
         return ""
     from farrier._src.report import diff
 
-    return diff.compare(report.before, report).answer()
+    found = diff.compare(report.before, report)
+    also = found.circumstances()
+    return found.answer() + (f" (also different: {', '.join(also)})" if also else "")
 
 
 class _Table:
