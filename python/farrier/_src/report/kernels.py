@@ -12,7 +12,8 @@ from farrier._src.report import origin, schedule
 from farrier._src.report.memory import shape_text
 from farrier._src.report.program import Program
 
-_NUMBER = re.compile(r"([._]\d+)+(?:_clone)?$|\.clone$")
+# XLA numbers what it copies, and names what it computes again ``.remat``, ``.remat2``, ...
+_NUMBER = re.compile(r"([._]\d+|\.remat\d*)+(?:_clone)?$|\.clone$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Collective:
 def stem(name: str) -> str:
     """An instruction's name without the number that makes it unique.
 
-    >>> stem("gemm_fusion_dot.83"), stem("loop_add_fusion")
-    ('gemm_fusion_dot', 'loop_add_fusion')
+    >>> stem("gemm_fusion_dot.83"), stem("loop_add_fusion"), stem("all-gather.67.remat2.1.remat3")
+    ('gemm_fusion_dot', 'loop_add_fusion', 'all-gather')
     """
     return _NUMBER.sub("", name)
 
