@@ -7,6 +7,8 @@ import numpy as np
 import textual
 from farrier._src import compat as compat
 from farrier._src import pipeline
+from farrier._src.collectives import check
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 
@@ -28,7 +30,28 @@ def run(scenario, rank, count, plan):
         textual.SwapDriver.apply = apply
 
 
+def _collectives(scenario, rank, count):
+    """What every process hears about the collectives of an executable before its first call."""
+    mesh = jax.make_mesh((count,), ("x",))
+    swapped = scenario == "hang" and rank == 2
+
+    def local(x):
+        if swapped:
+            return lax.psum(lax.all_gather(x, "x", tiled=True), "x")
+        return lax.all_gather(lax.psum(x, "x"), "x", tiled=True)
+
+    def step(x):
+        specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec(), "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, **specs)(x)
+
+    x = jax.ShapeDtypeStruct((count * 2,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+    verdict = check.check_live(jax.jit(step).lower(x).compile(), timeout_s=60)
+    return {"status": verdict.status, "message": verdict.message}
+
+
 def _run(scenario, rank, count, plan):
+    if scenario in ("same", "hang"):
+        return _collectives(scenario, rank, count)
     sharding = NamedSharding(jax.make_mesh((count,), ("x",)), PartitionSpec("x"))
     values = np.arange(count * 2.0, dtype=np.float32)
     x = jax.make_array_from_callback((count * 2,), sharding, lambda index: values[index])
