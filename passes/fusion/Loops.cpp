@@ -1,8 +1,8 @@
 #include "passes/fusion/Loops.h"
 
+#include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/OpCost.h"
 #include "farrier/Analysis/ScalarEval.h"
-#include "farrier/Analysis/Axis.h"
 #include "passes/fusion/Build.h"
 
 #include "mlir/Interfaces/SideEffectInterfaces.h"

@@ -24,6 +24,7 @@ static constexpr int maxTrials = 4;
 static void ignoreMissed(Operation *, StringRef) {}
 
 static int64_t estimate(ModuleOp module) {
+  inferShards(module); // of what the rewriting made
   int64_t peak = 0;
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic() && function.getBody().hasOneBlock())

@@ -30,7 +30,7 @@ using MissedFn = llvm::function_ref<void(mlir::Operation *, llvm::StringRef reas
 
 struct LoopOptions {
   /// Bytes per device of a value.
-  SizeFn size = unshardedSize;
+  SizeFn size = deviceSize;
   /// True forbids running a second copy of the operation.
   std::function<bool(mlir::Operation *)> forbid;
   /// Plan anew what the backward loop already recomputes (jax.checkpoint); false keeps those choices.

@@ -81,4 +81,21 @@ def RematerializeLoops : Pass<"farrier-remat-loops", "::mlir::ModuleOp"> {
   ];
 }
 
+def NumberOperations : Pass<"farrier-number-operations", "::mlir::ModuleOp"> {
+  let summary = "Inline calls and number every operation, for an analysis that another library makes";
+  let description = [{
+    jaxlib runs Shardy's propagation on the numbered program; by the numbers (`farrier.op`) the planner learns over
+    how many devices each value is split. Nothing that is compiled comes out of this pass.
+
+    Input:
+    ```mlir
+    %0 = stablehlo.tanh %x : tensor<8xf32>
+    ```
+    Output:
+    ```mlir
+    %0 = stablehlo.tanh %x {farrier.op = 0 : i64} : tensor<8xf32>
+    ```
+  }];
+}
+
 #endif // FARRIER_PASSES_REMAT

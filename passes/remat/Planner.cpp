@@ -304,7 +304,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   std::mt19937_64 random(options.stress.value_or(0));
 
   for (const NamedBlock &named : plannableBlocks(module)) {
-    StraightLine unit(*named.block, costs, options.smallBytes, unshardedSize, forbid);
+    StraightLine unit(*named.block, costs, options.smallBytes, deviceSize, forbid);
     std::vector<int64_t> profile = unit.getLiveness().profile();
     int64_t peak = profile.empty() ? 0 : *std::max_element(profile.begin(), profile.end());
     bool outermost = !StringRef(named.path).contains('/');

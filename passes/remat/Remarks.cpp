@@ -29,7 +29,8 @@ static std::string shapeText(Type type) {
 }
 
 static std::string sizeText(double bytes) {
-  return bytes >= 1e9 ? llvm::formatv("{0:f2} GB", bytes / 1e9).str() : llvm::formatv("{0:f2} MB", bytes / 1e6).str();
+  return bytes >= 1e9 ? llvm::formatv("{0:f2} GB", bytes / 1e9).str()
+                      : llvm::formatv("{0:f2} MB", bytes / 1e6).str();
 }
 
 /// Counters and indices are not worth a line.
@@ -46,9 +47,10 @@ void DecisionRemarks::add(const Candidate &candidate, bool recomputed, int64_t c
   std::string kind = llvm::formatv("{0}|{1}|{2}|{3}", recomputed, allowed, part, stem).str();
   auto [it, fresh] = rowOf.try_emplace(kind, rows.size());
   if (fresh)
-    rows.push_back({sourceLine(value.getLoc()).empty() ? around->getLoc() : value.getLoc(), nameStack(value.getLoc()),
-                    shapeText(value.getType()), op ? op->getName().getStringRef().str() : "carried by the loop",
-                    part.str(), recomputed, allowed, !op});
+    rows.push_back({sourceLine(value.getLoc()).empty() ? around->getLoc() : value.getLoc(),
+                    nameStack(value.getLoc()), shapeText(value.getType()),
+                    op ? op->getName().getStringRef().str() : "carried by the loop", part.str(), recomputed,
+                    allowed, !op});
   Row &row = rows[it->second];
   row.count += count;
   row.bytes += candidate.bytes * count;
@@ -71,14 +73,16 @@ void DecisionRemarks::addUntouched(const Problem &problem, StringRef part) {
 
 void DecisionRemarks::emit() const {
   for (const Row &row : rows) {
-    std::string what = llvm::formatv("{0} x {1} ({2})", row.count, row.type, row.scope.empty() ? row.operation : row.scope);
+    std::string what =
+        llvm::formatv("{0} x {1} ({2})", row.count, row.type, row.scope.empty() ? row.operation : row.scope);
     if (!row.part.empty())
       what += " in " + row.part;
     std::string price = llvm::formatv("{0:f3} ms, {1:f3} TFLOP", row.seconds * 1e3, row.flops / 1e12);
     auto describe = [&](auto note, const std::string &text) {
-      note << text << remark::metric("Value", StringRef(row.scope)) << remark::metric("Type", StringRef(row.type))
-           << remark::metric("Count", row.count) << remark::metric("Bytes", row.bytes)
-           << remark::metric("Seconds", row.seconds) << remark::metric("FLOPs", row.flops);
+      note << text << remark::metric("Value", StringRef(row.scope))
+           << remark::metric("Type", StringRef(row.type)) << remark::metric("Count", row.count)
+           << remark::metric("Bytes", row.bytes) << remark::metric("Seconds", row.seconds)
+           << remark::metric("FLOPs", row.flops);
     };
     if (row.recomputed)
       describe(remark::passed(row.loc, remark::RemarkOpts::name("recomputed").category("remat")),
@@ -88,12 +92,13 @@ void DecisionRemarks::emit() const {
                "kept " + what + ": holds " + sizeText(row.bytes) + ", what is computed again starts from it");
     else if (row.allowed)
       describe(remark::analysis(row.loc, remark::RemarkOpts::name("kept").category("remat")),
-               "kept " + what + ": holds " + sizeText(row.bytes) + ", computing it again would cost " + price);
+               "kept " + what + ": holds " + sizeText(row.bytes) + ", computing it again would cost " +
+                   price);
     else
-      describe(remark::missed(row.loc, remark::RemarkOpts::name("kept").category("remat")),
-               "kept " + what + ": holds " + sizeText(row.bytes) + "; '" +
-                   row.operation +
-                   "' is not known to give the same result without a second effect, so it is never run twice");
+      describe(
+          remark::missed(row.loc, remark::RemarkOpts::name("kept").category("remat")),
+          "kept " + what + ": holds " + sizeText(row.bytes) + "; '" + row.operation +
+              "' is not known to give the same result without a second effect, so it is never run twice");
   }
 }
 

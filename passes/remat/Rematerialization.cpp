@@ -17,9 +17,17 @@ namespace farrier::remat {
 
 #define GEN_PASS_DECL_REMATERIALIZATION
 #define GEN_PASS_DEF_REMATERIALIZATION
+#define GEN_PASS_DEF_NUMBEROPERATIONS
 #include "passes/remat/Passes.h.inc"
 
 namespace {
+
+struct NumberOperations : impl::NumberOperationsBase<NumberOperations> {
+  void runOnOperation() override {
+    inlineCalls(getOperation());
+    numberOperations(getOperation());
+  }
+};
 
 struct Rematerialization : impl::RematerializationBase<Rematerialization>, CounterSet {
   Rematerialization() = default;
@@ -77,11 +85,22 @@ private:
   }
 };
 
-/// remat.plan: {"budget", "machine", "objective", "keep", "small_bytes", "stress"} -> a plan.
-FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
+/// What queries look at: calls inlined and, given {"shards"} (Sharding.h), one device's part known.
+FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::Object &options) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
-  return makePlan(*copy, PlanOptions::fromJSON(options));
+  if (const llvm::json::Object *shards = options.getObject("shards"))
+    if (failed(setShards(*copy, *shards)))
+      return failure();
+  return copy;
+}
+
+/// remat.plan: {"budget", "machine", "objective", "keep", "small_bytes", "stress", "shards"} -> a plan.
+FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
+  FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
+  if (failed(copy))
+    return failure();
+  return makePlan(**copy, PlanOptions::fromJSON(options));
 }
 
 /// Predicted temporary bytes over the program, as columns: for each operation "bytes" while it runs and, for
@@ -108,16 +127,17 @@ llvm::json::Object curve(Block &block) {
                             {"manual", manual}};
 }
 
-/// memory.estimate: {"top": n, "curve": bool} -> {"temp": predicted temporary bytes of one run, "live": the n
-/// biggest buffers at the peak, each with "key", "source", "bytes", and "curve", if asked for}.
+/// memory.estimate: {"top": n, "curve": bool, "shards"} -> {"temp": predicted temporary bytes of one run,
+/// "live": the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve", if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
-  OwningOpRef<ModuleOp> copy(module.clone());
-  inlineCalls(*copy);
+  FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
+  if (failed(copy))
+    return failure();
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
   int64_t peak = 0;
   Block *largest = nullptr;
   llvm::json::Array live;
-  for (auto function : copy->getOps<func::FuncOp>()) {
+  for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
     MemoryEstimate estimate(function.getBody().front());
@@ -144,9 +164,13 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   return llvm::json::Value(std::move(answer));
 }
 
-/// cost.total: {"machine"} -> {"flops", "seconds"} of one run of the program, loops times their trip counts.
+/// cost.total: {"machine", "shards"} -> {"flops", "seconds"} of one run of the program, loops times their
+/// trip counts.
 FailureOr<llvm::json::Value> costQuery(ModuleOp module, const llvm::json::Object &options) {
-  OpCost cost = CostModel(module, Machine::fromJSON(options.getObject("machine"))).total();
+  FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
+  if (failed(copy))
+    return failure();
+  OpCost cost = CostModel(**copy, Machine::fromJSON(options.getObject("machine"))).total();
   return llvm::json::Value(llvm::json::Object{{"flops", cost.flops}, {"seconds", cost.seconds}});
 }
 
@@ -154,6 +178,7 @@ FailureOr<llvm::json::Value> costQuery(ModuleOp module, const llvm::json::Object
 
 void registerPasses() {
   PassRegistration<Rematerialization>();
+  PassRegistration<NumberOperations>();
   registerLoopsPass();
   registerQuery("remat.plan", planQuery);
   registerQuery("memory.estimate", estimateQuery);

@@ -54,7 +54,7 @@ class StraightLine {
 public:
   /// Values smaller than `smallBytes` are kept whatever is chosen.
   StraightLine(mlir::Block &block, CostModel &costs, int64_t smallBytes = defaultSmallBytes,
-               SizeFn size = unshardedSize, ForbidFn forbid = nullptr);
+               SizeFn size = deviceSize, ForbidFn forbid = nullptr);
 
   /// Whether anything big crosses from a forward to a backward part at all.
   bool worthwhile() const { return boundaryBytes > 0; }

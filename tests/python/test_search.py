@@ -32,8 +32,11 @@ class Planner:
     name = "remat"
     needs_budget = True
 
-    def __init__(self, floor=100):
-        self.floor, self.asked = floor, []
+    def __init__(self, floor=100, knows_shards=False):
+        self.floor, self.asked, self.knows_shards = floor, [], knows_shards
+
+    def sizes(self, module, context):
+        return {"shards": {}} if self.knows_shards else {}
 
     def plan(self, module, context, *, temp_budget):
         self.asked.append(temp_budget)
@@ -101,6 +104,12 @@ def test_a_partitioned_program_is_planned_in_global_sizes():
     )
     assert planner.asked == [4000]
     assert plan.measured["after"]["total_bytes"] == FIXED + 500
+
+
+def test_a_partitioned_program_whose_shards_are_known_is_planned_in_its_own_sizes():
+    planner = Planner(knows_shards=True)
+    search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp, partitions=8))
+    assert planner.asked == [500]
 
 
 def test_an_impossible_budget_names_the_smallest_that_was_measured():

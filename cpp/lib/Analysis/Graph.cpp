@@ -11,8 +11,6 @@ using namespace mlir;
 
 namespace farrier {
 
-int64_t unshardedSize(Value value) { return byteSize(value); }
-
 BlockGraph::BlockGraph(Block &block, SizeFn size) : block(block) {
   auto add = [&](Value value, int op) {
     valueIds[value] = values.size();

@@ -2,6 +2,7 @@
 
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/ScalarEval.h"
+#include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -173,9 +174,9 @@ OpCost CostModel::cost(Operation *op) {
   }
 
   for (Value operand : op->getOperands())
-    result.bytes += static_cast<double>(byteSize(operand));
+    result.bytes += static_cast<double>(deviceSize(operand));
   for (Value value : op->getResults())
-    result.bytes += static_cast<double>(byteSize(value));
+    result.bytes += static_cast<double>(deviceSize(value));
   if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(op))
     result.flops = dotFlops(dot);
   else if (auto conv = dyn_cast<stablehlo::ConvolutionOp>(op))
@@ -183,6 +184,8 @@ OpCost CostModel::cost(Operation *op) {
   else if (auto custom = dyn_cast<stablehlo::CustomCallOp>(op);
            custom && custom.getCallTargetName().contains("fmha"))
     result.flops = attentionFlops(custom);
+  if (result.flops > 0)
+    result.flops *= deviceShare(op);
   result.seconds = std::max(result.flops / peakFor(op, machine), result.bytes / machine.bytesPerSecond);
   if (classify(op) == OpClass::Materialised)
     result.seconds = std::max(result.seconds, machine.kernelSeconds);

@@ -82,7 +82,8 @@ def _described(measurement: Any) -> dict[str, Any]:
 
 def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> StepPlan:
     budget = context.budget_bytes
-    estimate = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    sizes = remat.sizes(module, context)
+    estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"]
     if context.measure is None:
         plan = remat.plan(module, context, temp_budget=budget)
         return StepPlan(passes=passes | ({remat.name: plan} if plan else {}), measured={"estimate": estimate})
@@ -95,8 +96,10 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
 
     # Parameters and results stay what they are: the plan moves temporaries only.
     fixed = before.total_bytes - before.temp_bytes
-    # The planner sees a partitioned program in global sizes; the first compile says how much of them a device has.
-    scale = estimate / before.temp_bytes if context.partitions > 1 and before.temp_bytes else 1.0
+    # Where the planner sees a partitioned program in global sizes, the first compile says how much of them a
+    # device has.
+    in_global_sizes = context.partitions > 1 and not sizes
+    scale = estimate / before.temp_bytes if in_global_sizes and before.temp_bytes else 1.0
     attempts: list[_Attempt] = []
     seen: set[str] = set()
     planner_budget = budget - fixed

@@ -10,6 +10,8 @@
 #ifndef FARRIER_ANALYSIS_GRAPH_H
 #define FARRIER_ANALYSIS_GRAPH_H
 
+#include "farrier/Analysis/Sharding.h"
+
 #include "mlir/IR/Block.h"
 #include "mlir/IR/Operation.h"
 #include "llvm/ADT/DenseMap.h"
@@ -23,14 +25,13 @@ namespace farrier {
 /// Buffers smaller than this do not decide whether a step fits: statistics, norms, counters.
 constexpr int64_t defaultSmallBytes = 4 << 20;
 
-/// Bytes of a value on one device; sharded programs pass their own.
+/// Bytes of a value on one device.
 using SizeFn = std::function<int64_t(mlir::Value)>;
-int64_t unshardedSize(mlir::Value value);
 
 /// One block with integer ids: arguments first, then results in program order.
 class BlockGraph {
 public:
-  explicit BlockGraph(mlir::Block &block, SizeFn size = unshardedSize);
+  explicit BlockGraph(mlir::Block &block, SizeFn size = deviceSize);
 
   using Ids = llvm::SmallVector<unsigned, 4>;
 

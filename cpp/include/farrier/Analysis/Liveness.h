@@ -17,7 +17,7 @@ namespace farrier {
 ///  - results of the program are not temporaries (donated or output buffers).
 class Liveness {
 public:
-  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = unshardedSize);
+  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = deviceSize);
 
   struct Range {
     unsigned first = 0; ///< op that defines the root (0 for arguments)
@@ -47,7 +47,7 @@ private:
 /// The estimate of one block: what XLA:GPU's buffer assignment will need beside arguments and results.
 class MemoryEstimate {
 public:
-  explicit MemoryEstimate(mlir::Block &block, SizeFn size = unshardedSize);
+  explicit MemoryEstimate(mlir::Block &block, SizeFn size = deviceSize);
 
   int64_t peak() const { return peakBytes; }
   /// Roots live during the operation where the peak is, the biggest first.
@@ -73,7 +73,7 @@ void visitEstimate(mlir::Block &block, llvm::function_ref<void(mlir::Operation *
                    const SizeFn &size = unshardedSize);
 
 /// Predicted temporary bytes of running `block` once.
-inline int64_t estimatePeak(mlir::Block &block, SizeFn size = unshardedSize) {
+inline int64_t estimatePeak(mlir::Block &block, SizeFn size = deviceSize) {
   return MemoryEstimate(block, std::move(size)).peak();
 }
 

@@ -45,8 +45,8 @@ struct OpCost {
 std::optional<int64_t> tripCount(mlir::Operation *whileOp);
 
 /// Cost of running `op` once, loops inside it times their trip counts (once where the count is not
-/// constant), branches at their most expensive, calls at their callee's. Global shapes: divide by the
-/// sharding yourself.
+/// constant), branches at their most expensive, calls at their callee's. Of a partitioned program whose
+/// shards are known (Sharding.h), the part that one device does.
 class CostModel {
 public:
   explicit CostModel(mlir::ModuleOp module, Machine machine = {}) : symbols(module), machine(machine) {}

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors
+from farrier._src import errors, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,25 @@ class RematDriver:
 
     def __init__(self, options: Remat | None = None):
         self.options = options or Remat()
+        self._known: tuple[Any, dict[str, Any]] = (None, {})
 
     @property
     def needs_budget(self) -> bool:
         """Whether there is nothing to decide without a memory budget."""
         return self.options.stress is None
+
+    def sizes(self, module: Any, context: Any) -> dict[str, Any]:
+        """What the queries must be told about ``module`` to count one device's bytes and work.
+
+        {"shards": ...} under automatic sharding; empty where the module's own shapes are a device's, or
+        where nobody can say.
+        """
+        if context.partitions == 1:
+            return {}
+        if self._known[0] is not module:
+            found = sharding.shards(module)
+            self._known = module, {} if found is None else {"shards": found}
+        return self._known[1]
 
     def plan(self, module: Any, context: Any, *, temp_budget: int | None = None) -> Mapping[str, Any] | None:
         """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them.
@@ -65,6 +79,7 @@ class RematDriver:
             "keep": list(self.options.keep),
             "small_bytes": self.options.small_bytes,
             "machine": machine(context.target),
+            **self.sizes(module, context),
         }
         if self.options.stress is not None:
             request["stress"] = self.options.stress

@@ -1,0 +1,82 @@
+"""Under automatic sharding the planner counts what one device holds."""
+
+import json
+
+import farrier
+import jax
+import jax.numpy as jnp
+import pytest
+from farrier._src import interchange, oracle, sharding
+from jax.sharding import NamedSharding, PartitionSpec
+
+LAYERS, WIDTH, HIDDEN, TOKENS = 4, 512, 2048, 65536
+
+
+def loss(weights, x, constrain=lambda h: h):
+    def layer(x, w):
+        up, down = w
+        return x + constrain(jnp.tanh(x @ up)) @ down, None
+
+    return jnp.sum(jnp.square(jax.lax.scan(layer, x, weights)[0].astype(jnp.float32)))
+
+
+def lowered(target):
+    """Weights over "model", tokens over "data": values are split over 1, 2, 4 and 8 devices."""
+    mesh = target.mesh((4, 2), ("data", "model"))
+
+    def array(*shape, spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def constrain(h):
+        return jax.lax.with_sharding_constraint(h, NamedSharding(mesh, PartitionSpec("data", "model")))
+
+    weights = (
+        array(LAYERS, WIDTH, HIDDEN, spec=(None, None, "model")),
+        array(LAYERS, HIDDEN, WIDTH, spec=(None, "model", None)),
+    )
+    x = array(TOKENS, WIDTH, spec=("data",))
+    step = jax.jit(jax.grad(lambda w, x: loss(w, x, constrain)))
+    return step, (weights, x), step.lower(weights, x)
+
+
+@pytest.fixture(scope="module")
+def partitioned():
+    target = farrier.Target("h100", topology="1x1x8")
+    return target, *lowered(target)
+
+
+def test_shards_follow_propagation(partitioned):
+    module = interchange.to_core(partitioned[3].compiler_ir("stablehlo"))
+    found = sharding.shards(module)
+    assert found["arguments"] == [2, 2, 4]
+    counts = {tuple(each) for each in found["operations"].values()}
+    assert (8,) in counts  # a layer's hidden activations
+    assert (4,) in counts  # what a layer hands on
+
+
+def test_the_estimate_is_of_one_device(partitioned):
+    target, _, _, program = partitioned
+    module = interchange.to_core(program.compiler_ir("stablehlo"))
+    sizes = {"shards": sharding.shards(module)}
+    estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"]
+    measured = oracle.measure(program, target).temp_bytes
+    assert estimate == pytest.approx(measured, rel=0.1)
+    whole = json.loads(module.query("cost.total", "{}"))["flops"]
+    part = json.loads(module.query("cost.total", json.dumps(sizes)))["flops"]
+    assert part == pytest.approx(whole / 8)
+
+
+def test_a_budget_per_device_is_kept(partitioned):
+    target, step, arguments, program = partitioned
+    written = oracle.measure(program, target)
+    budget = written.total_bytes - written.temp_bytes // 3
+    plan = farrier.optimize(step, memory_budget=budget, target=target, passes=["remat"]).plan(*arguments)
+    assert plan.measured["after"]["total_bytes"] <= budget
+    assert plan.measured["attempts"][0]["predicted_temp_bytes"] == pytest.approx(
+        plan.measured["attempts"][0]["measured_temp_bytes"], rel=0.15
+    )
+
+
+def test_a_program_on_one_device_has_no_shards():
+    module = interchange.to_core(jax.jit(jnp.tanh).lower(jnp.ones(4)).compiler_ir("stablehlo"))
+    assert sharding.shards(module) is None
