@@ -70,7 +70,7 @@ private:
 /// block's peak. `materialised` says whether the operation's results are buffers, rather than parts of a
 /// fusion.
 void visitEstimate(mlir::Block &block, llvm::function_ref<void(mlir::Operation *, int64_t, bool)> visit,
-                   const SizeFn &size = unshardedSize);
+                   const SizeFn &size = deviceSize);
 
 /// Predicted temporary bytes of running `block` once.
 inline int64_t estimatePeak(mlir::Block &block, SizeFn size = deviceSize) {

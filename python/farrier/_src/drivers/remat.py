@@ -127,10 +127,10 @@ def machine(target: Any) -> dict[str, float]:
         return gemm * next((peak[name] for name in names if name in peak), 0.0)
 
     rates = {
-        "flops_half": flops("bf16", "f16"),
-        "flops_full": flops("tf32", "f32"),
-        "flops_double": flops("f64"),
-        "flops_byte": flops("f8", "fp8", "f8e4m3fn", "s8"),
+        "flops_half": flops("bfloat16", "float16"),
+        "flops_full": flops("tensorfloat32", "float32"),
+        "flops_double": flops("float64"),
+        "flops_byte": flops("float8_e4m3fn", "int8"),
         "bytes_per_second": 0.85 * target.hbm_bytes_per_s,
     }
     return {name: rate for name, rate in rates.items() if rate}
