@@ -20,6 +20,8 @@ class Patch:
 
 
 def run(scenario, rank, count, plan):
+    if scenario == "remat":
+        return rematerialize(count, plan)
     search = textual.install(Patch())
     apply = textual.SwapDriver.apply
     try:
@@ -85,4 +87,54 @@ def _run(scenario, rank, count, plan):
         "plan": lowered.plan.fingerprint,
         "json": lowered.plan.to_json(),
         "text": lowered.as_text(),
+    }
+
+
+def rematerialize(count, plan):
+    """A train step over all processes, under a budget that only recomputation keeps."""
+    search, searches = pipeline.search, []
+
+    def counted(*arguments):
+        searches.append(arguments)
+        return search(*arguments)
+
+    pipeline.search = counted
+    mesh = jax.make_mesh((count,), ("x",))
+
+    def put(values, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    draw = np.random.default_rng(0)
+    weights = [put(draw.normal(size=(32, 32)).astype(np.float32), PartitionSpec()) for _ in range(6)]
+    x = put(draw.normal(size=(64 * count, 32)).astype(np.float32), PartitionSpec("x"))
+
+    def loss(weights, x):
+        for w in weights:
+            x = jnp.tanh(x @ w) + jnp.sin(x)
+        return jnp.mean(x * x)
+
+    def step(weights, x):
+        value, gradients = jax.value_and_grad(loss)(weights, x)
+        return [w - 0.1 * g for w, g in zip(weights, gradients, strict=True)], value
+
+    memory = jax.jit(step).lower(weights, x).compile().memory_analysis()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    optimized = farrier.optimize(
+        step,
+        memory_budget=total - memory.temp_size_in_bytes // 4,
+        passes=[farrier.Remat(small_bytes=0)],
+        plan=plan,
+        strict=True,
+    )
+    lowered = optimized.lower(weights, x)
+    return {
+        "value": [float(optimized(weights, x)[1])],
+        "plain": float(jax.jit(step)(weights, x)[1]),
+        "source": lowered.decision.source,
+        "changed": lowered.decision.changed,
+        "plan": lowered.plan.fingerprint,
+        "json": lowered.plan.to_json(),
+        "text": lowered.as_text(),
+        "searches": len(searches),
     }

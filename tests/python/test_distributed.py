@@ -112,3 +112,18 @@ def test_one_process_that_cannot_apply_the_plan(job, tmp_path):
     assert [a["error"] for a in answers] == ["DistributedError"] * COUNT
     assert all("process 1: failed with RuntimeError: cannot apply" in a["message"] for a in answers)
     assert max(a["seconds"] for a in answers) < 30
+
+
+def test_rematerialization_by_one_plan(tmp_path):
+    """A real rewrite: searched by the first process, then applied from the saved plan by another job."""
+    first = run_job(tmp_path / "first", "-", "remat")["remat"]
+    assert [a["searches"] for a in first] == [1, 0, 0, 0]
+    assert all(a["changed"] and list(a["json"]["passes"]) == ["remat"] for a in first)
+    path = tmp_path / "step.plan.json"
+    path.write_text(json.dumps(first[0]["json"]))
+    second = run_job(tmp_path / "second", path, "remat")["remat"]
+    assert [a["searches"] for a in second] == [0] * COUNT
+    assert {a["source"] for a in second} == {"plan"}
+    assert len({a["text"] for a in [*first, *second]}) == 1
+    # One sharded program of all processes: the plain one's loss, up to the order of its sums.
+    assert values(first) == pytest.approx([a["plain"] for a in first], rel=1e-6)

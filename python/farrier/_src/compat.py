@@ -216,6 +216,9 @@ def key_value_get(client: Any, key: str, seconds: float) -> str | None:
         raise
 
 
+compile_and_load = _compiler.backend_compile_and_load
+"""XLA's compile as JAX has it, below everything that is put around JAX's own compiles here."""
+
 _around_compiles: list[Callable[[str], Any]] = []
 _installing = threading.Lock()
 
@@ -298,4 +301,37 @@ def _compile_what_hooks_return(compile_or_get_cached: Callable) -> Callable:
         return compile_or_get_cached(backend, computation, *rest, **named)
 
     compiled.farrier_asks = True
+    return compiled
+
+
+_instead_of_compiles: list[Callable[[str, Any, Any, Any], Any]] = []
+
+
+def instead_of_compiles(answer: Callable[[str, Any, Any, Any], Any]) -> None:
+    """Has ``answer(module name, module, devices, options)`` asked before XLA compiles, from now on.
+
+    It answers None, or the executable that the compile would give. Compiles with host callbacks, and those that
+    :func:`around_compiles` has something to do around, are not asked about.
+
+    Args:
+      answer: must not raise; asked on the compiling thread.
+    """
+    with _installing:
+        if not _instead_of_compiles:
+            _compiler.backend_compile_and_load = _compile_unless_answered(_compiler.backend_compile_and_load)
+        if answer not in _instead_of_compiles:
+            _instead_of_compiles.append(answer)
+
+
+def _compile_unless_answered(backend_compile_and_load: Callable) -> Callable:
+    @functools.wraps(backend_compile_and_load)
+    def compiled(backend, module, executable_devices, options, host_callbacks):
+        name = _ir.StringAttr(module.operation.attributes["sym_name"]).value
+        if not host_callbacks and all(around(name) is None for around in _around_compiles):
+            for answer in _instead_of_compiles:
+                found = answer(name, module, list(executable_devices), options)
+                if found is not None:
+                    return found
+        return backend_compile_and_load(backend, module, executable_devices, options, host_callbacks)
+
     return compiled

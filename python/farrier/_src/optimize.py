@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from farrier._src import compat, errors, primitive, retarget
+from farrier._src import compat, errors, primitive, retarget, reuse
 from farrier._src.explain import Explanation
 from farrier._src.options import Options
 from farrier._src.plan import Plan
@@ -208,6 +208,7 @@ class _Methods:
           farrier.BudgetError: the budget cannot be met.
         """
         plan = self._for_target(args, kwargs).plan
+        reuse.forget()
         if plan is None:
             raise errors.PlanError(
                 f"there is nothing to plan for {self._site.name}: it has no pass that applies",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors, fingerprint, hlo, metrics, metrics_cache
+from farrier._src import compat, errors, fingerprint, hlo, metrics, metrics_cache, reuse
 from farrier._src.hlo.stablehlo_flops import stablehlo_flops
 from farrier._src.targets import Target
 
@@ -64,6 +64,7 @@ def compile_module(
     *,
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
+    reusable: bool = False,
 ) -> Compiled:
     """Compiles a StableHLO module for a target; donation and shardings are what the module's attributes say.
 
@@ -73,6 +74,7 @@ def compile_module(
       devices: the devices to compile for, in the order of the assignment: attached ones, or the target's in
         another order. By default the target's in its own order.
       compiler_options: XLA options for this compile only.
+      reusable: whether the same compile, asked for by JAX next, may take this executable (see `reuse`).
 
     Raises:
       farrier.Error: the text is not StableHLO, the device counts differ, or XLA refuses the program.
@@ -97,7 +99,7 @@ def compile_module(
             num_partitions=partitions,
             device_assignment=np.array(devices, dtype=object).reshape(1, partitions),
             env_options_overrides=dict(compiler_options or {}),
-            detailed_logging=False,
+            detailed_logging=compiler.use_detailed_logging(module),
             backend=devices[0].client,
         )
         build = options.executable_build_options
@@ -108,10 +110,12 @@ def compile_module(
         copy = clone_module(module)
         start = time.perf_counter()
         with copy.context:
-            executable = compiler.backend_compile_and_load(
+            executable = compat.compile_and_load(
                 devices[0].client, copy, jaxlib_client.DeviceList(tuple(devices)), options, []
             )
         seconds = time.perf_counter() - start
+    if reusable:
+        reuse.keep(module, devices, options, executable)
     return _measured(executable, module, seconds, target)
 
 
@@ -122,6 +126,7 @@ def measure(
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     cache: metrics_cache.MeasurementCache | bool | None = True,
+    reusable: bool = False,
 ) -> metrics.Measurement:
     """Measures a program, from the cache when it was measured before.
 
@@ -131,6 +136,7 @@ def measure(
       devices: for a bare module, the devices to compile for, as in `compile_module`.
       compiler_options: XLA options for this compile only.
       cache: a cache, True for the default one, or False to compile anew and store nothing.
+      reusable: of a bare module's compile, as in `compile_module`.
 
     Raises:
       farrier.Error: as `compile_lowered` and `compile_module`.
@@ -151,7 +157,9 @@ def measure(
     if lowered:
         result = compile_lowered(program, target, compiler_options=compiler_options)
     else:
-        result = compile_module(module, target, devices=devices, compiler_options=compiler_options)
+        result = compile_module(
+            module, target, devices=devices, compiler_options=compiler_options, reusable=reusable
+        )
     if store is not None:
         store.put(key, result.measurement)
     return result.measurement

@@ -184,6 +184,8 @@ def _measure(site: Any, target: Any, devices: Any) -> Callable[[Any], Any]:
             devices=devices,
             compiler_options={**site.compiler_options, **(options or {})},
             cache=cache,
+            # What is compiled with settings around it is not what its text says.
+            reusable=options is None,
         )
 
     return measure
