@@ -1,6 +1,7 @@
 """hlo-opt: every input form by its content, every output form, and one clear error for what is broken."""
 
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from farrier._src import errors, interchange
+from farrier._src import errors, interchange, oracle
 from farrier._src.cli import hlo_opt, hlo_opt_child, hlo_opt_forms
 from jax import export
 from jax._src.lib import _jax
@@ -228,3 +229,53 @@ def test_help_and_passes(capfd):
 
 def test_the_command_is_installed():
     assert (pathlib.Path(sys.executable).parent / "hlo-opt").exists()
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory):
+    """What JAX and XLA really write: one process with their own dump flags, and an exported artifact."""
+    folder = tmp_path_factory.mktemp("dumps")
+    script = (
+        "import pathlib, sys, jax, numpy as np\n"
+        "from jax import export\n"
+        "def step(x, w):\n"
+        "    return jax.numpy.tanh(x @ w) + jax.numpy.tanh(x @ w)\n"
+        "x = np.ones((16, 16), np.float32)\n"
+        "jax.jit(step)(x, x).block_until_ready()\n"
+        "pathlib.Path(sys.argv[1]).write_bytes(export.export(jax.jit(step))(x, x).serialize())\n"
+    )
+    environment = {
+        **os.environ,
+        "JAX_DUMP_IR_TO": str(folder / "jax"),
+        "XLA_FLAGS": f"--xla_dump_to={folder / 'xla'} --xla_dump_hlo_as_text --xla_dump_hlo_as_proto",
+    }
+    command = [sys.executable, "-c", script, str(folder / "step.export")]
+    subprocess.run(command, check=True, env=environment)
+    return {
+        "JAX_DUMP_IR_TO": next((folder / "jax").glob("*jit_step*compile.mlir")),
+        "jax.export": folder / "step.export",
+        "HLO text": next((folder / "xla").glob("*jit_step*.before_optimizations.txt")),
+        "HLO proto": next((folder / "xla").glob("*jit_step*.before_optimizations.hlo.pb")),
+    }
+
+
+@pytest.mark.parametrize("written", ["JAX_DUMP_IR_TO", "jax.export", "HLO text", "HLO proto"])
+def test_what_jax_and_xla_write(dumps, written):
+    done = run(dumps[written], "--cse")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode()
+    assert text.count("stablehlo.dot") == text.count("stablehlo.tanh") == 1
+    assert oracle.compile_module(text, devices=jax.devices()[:1]).measurement.flops >= 2 * 16**3
+
+
+@pytest.mark.parametrize("form", [*FORMS, "empty"])
+def test_half_a_file_is_one_error(forms, form, tmp_path):
+    data = forms.get(form, b"")
+    source, out = tmp_path / "x", tmp_path / "out"
+    source.write_bytes(data[: len(data) // 2])
+    done = run(source, "-o", out)
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert [line.startswith("hlo-opt: error: ") for line in lines] == [True] + [False] * (len(lines) - 1)
+    assert len(lines) <= 3
+    assert not out.exists()
