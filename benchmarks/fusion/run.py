@@ -14,6 +14,8 @@ import json
 import pathlib
 import sys
 
+import jax
+import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -23,29 +25,67 @@ sys.path.insert(0, str(ROOT))
 from farrier import Target  # noqa: E402
 from farrier._src import interchange, oracle  # noqa: E402
 from jax.interpreters import mlir  # noqa: E402
-from workloads import decoder  # noqa: E402
+from workloads import decoder, moe  # noqa: E402
 
 LARGE_VOCABULARY = "1b-128k"
 decoder.SIZES[LARGE_VOCABULARY] = dataclasses.replace(decoder.SIZES["1b"], vocabulary=131072)
 
-# name -> (options of the decoder workload, pass options or None for "as written")
+EXPERTS = 8
+TOKENS, WIDTH, HIDDEN, CHOSEN = 8192, 1024, 2816, 2
+
+
+def step(**options):
+    """The decoder workload's training step."""
+    return lambda target, layers: decoder.build(target, layers=layers, **options).lower()
+
+
+def experts(target: Target, layers: int):
+    """One expert layer, forward and every gradient; bf16."""
+    del layers
+
+    def loss(x, weights):
+        return jnp.sum(moe.ragged(x, weights, CHOSEN).astype(jnp.float32) ** 2)
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=target.sharding())
+
+    weights = {
+        "router": array(WIDTH, EXPERTS),
+        "gate": array(EXPERTS, WIDTH, HIDDEN),
+        "up": array(EXPERTS, WIDTH, HIDDEN),
+        "down": array(EXPERTS, HIDDEN, WIDTH),
+    }
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(array(TOKENS, WIDTH), weights)
+
+
+IDEAL_EXPERTS = 3 * 3 * 2 * TOKENS * CHOSEN * WIDTH * HIDDEN
+"""Of the experts' three products and their gradients, FLOPs: each token once for each of its experts."""
+
+SCANNED = {"attention": "cudnn", "style": "scanned"}
+# name -> (program, pass options or None for "as written")
 CASES = {
-    "cross-entropy 128k, as written": ({"size": LARGE_VOCABULARY}, None),
-    "cross-entropy 128k, rewritten": ({"size": LARGE_VOCABULARY}, "rewrites=cross-entropy"),
-    "attention, naive": ({"attention": "naive"}, None),
-    "attention, naive rewritten": ({"attention": "naive"}, "rewrites=attention"),
-    "attention, written with cuDNN": ({"attention": "cudnn"}, None),
-    "attention in a scan, naive": ({"attention": "naive", "style": "scanned"}, None),
+    "cross-entropy 128k, as written": (step(size=LARGE_VOCABULARY), None),
+    # Chunks as `optimize` chooses them for this memory; see farrier._src.fusion.driver.
+    "cross-entropy 128k, rewritten": (
+        step(size=LARGE_VOCABULARY),
+        f"rewrites=cross-entropy chunk-bytes={Target('h100').memory_bytes // 64}",
+    ),
+    "attention, naive": (step(attention="naive"), None),
+    "attention, naive rewritten": (step(attention="naive"), "rewrites=attention"),
+    "attention, written with cuDNN": (step(attention="cudnn"), None),
+    "attention in a scan, naive": (step(attention="naive", style="scanned"), None),
     "attention in a scan, naive rewritten": (
-        {"attention": "naive", "style": "scanned"},
+        step(attention="naive", style="scanned"),
         "rewrites=attention",
     ),
-    "attention in a scan, written with cuDNN": ({"attention": "cudnn", "style": "scanned"}, None),
+    "attention in a scan, written with cuDNN": (step(**SCANNED), None),
+    "experts with ragged_dot, as written": (experts, None),
+    "experts with ragged_dot, rewritten": (experts, "rewrites=ragged-dot"),
 }
 
 
-def measure(options: dict, rewrite: str | None, target: Target):
-    lowered = decoder.build(target, **options).lower()
+def measure(program, layers: int, rewrite: str | None, target: Target):
+    lowered = program(target, layers)
     if rewrite is None:
         return oracle.measure(lowered, target), None
     module = interchange.to_core(lowered.compiler_ir("stablehlo"))
@@ -67,16 +107,18 @@ def main() -> None:
     target = Target("h100")
     path = ROOT / "results" / "fusion.json"
     stored = json.loads(path.read_text()) if path.exists() else {"rows": {}}
-    for name, (options, rewrite) in CASES.items():
+    for name, (program, rewrite) in CASES.items():
         if arguments.only not in name:
             continue
-        measured, run = measure({**options, "layers": arguments.layers}, rewrite, target)
-        stored["rows"][f"{name}, {arguments.layers} layers"] = {
+        measured, run = measure(program, arguments.layers, rewrite, target)
+        row = name if program is experts else f"{name}, {arguments.layers} layers"
+        stored["rows"][row] = {
             "temp_bytes": measured.temp_bytes,
             "total_bytes": measured.total_bytes,
             "flops": measured.flops,
             "bytes_moved": measured.bytes_moved,
             "kernels": measured.kernels,
+            **({"ideal_flops": IDEAL_EXPERTS} if program is experts else {}),
             "pass": run,
         }
         packages = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13")

@@ -43,6 +43,7 @@ void eraseDead(mlir::Operation *root);
 /// Each returns the number of sites rewritten.
 unsigned rewriteCrossEntropy(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteAttention(mlir::ModuleOp module, const Settings &settings);
+unsigned rewriteRaggedDot(mlir::ModuleOp module, const Settings &settings);
 
 } // namespace farrier::fusion
 

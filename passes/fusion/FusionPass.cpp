@@ -74,6 +74,9 @@ public:
     if (auto partitions = module->getAttrOfType<IntegerAttr>("mhlo.num_partitions"))
       settings.partitions = std::max<int64_t>(1, partitions.getInt());
 
+    if (enabled("ragged-dot"))
+      raggedDot += fusion::rewriteRaggedDot(module, settings);
+
     // Matching needs a flat program. It happens on a copy, so that a program with nothing to gain comes out
     // as it went in, calls and all.
     bool candidate = false;
@@ -105,9 +108,9 @@ public:
 private:
   LogicalResult read(fusion::Settings &settings) {
     for (const std::string &name : rewrites)
-      if (name != "cross-entropy" && name != "attention")
+      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot"}, name))
         return emitError(UnknownLoc::get(&getContext()))
-               << "farrier-fusion has no rewrite '" << name << "': cross-entropy, attention";
+               << "farrier-fusion has no rewrite '" << name << "': cross-entropy, attention, ragged-dot";
     auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
                      .Case("bitwise", fusion::Numerics::Bitwise)
                      .Case("bounded", fusion::Numerics::Bounded)
@@ -132,6 +135,7 @@ private:
 
   Counter crossEntropy{this, "cross-entropy"};
   Counter attention{this, "attention"};
+  Counter raggedDot{this, "ragged-dot"};
 };
 
 } // namespace

@@ -27,11 +27,15 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
       attention custom calls. The part is found by axis roles and checked by evaluating it on sampled rows
       against the definition of attention; masks are evaluated, not matched.
 
+    - `ragged-dot`: `chlo.ragged_dot` and its gradients, which XLA:GPU computes as one masked dense product per
+      group, become a grouped matrix product: a Triton kernel, generated here and compiled by XLA, in which each
+      program looks up its group. Tiles start where groups start, so that results are deterministic.
+
     A scope or operation with the frontend attribute `farrier.fuse = "off"` is left alone.
   }];
   let options = [
     ListOption<"rewrites", "rewrites", "std::string",
-               "Rewrites to try, in this order of application: cross-entropy, attention. Default: all">,
+               "Rewrites to try: cross-entropy, attention, ragged-dot. Default: all">,
     Option<"numerics", "numerics", "std::string", "\"bounded\"",
            "bitwise: only what keeps every bit; bounded: also regrouped sums and kernels with f32 accumulation "
            "and a documented bound; relaxed: also narrower intermediates">,

@@ -19,8 +19,8 @@ def lower(attend, sizes=cases.Sizes(), gradients=True, dtype=jnp.bfloat16):  # n
     return jax.jit(function).lower(*sizes.arguments(dtype))
 
 
-def check(attend, sizes, seed=0):
-    """Both programs against an f32 truth: output and gradients together, each alone within twice."""
+def check(attend, sizes, seed=0, exact=False):
+    """Both programs against an f32 truth; `exact`: also without the roundings that are the kernel's own."""
     arguments = sizes.arguments(seed=seed)
     lowered = lower(attend, sizes)
     module, result = cases.rewrite(lowered, "rewrites=attention")
@@ -32,17 +32,23 @@ def check(attend, sizes, seed=0):
     old = cases.run_original(lowered, *arguments)[1:]
     new = cases.run_rewritten(module, *arguments)[1:]
     errors = [(cases.error(a, t), cases.error(b, t)) for a, b, t in zip(old, new, truth, strict=True)]
-    # The output must not lose anything. In the gradients the kernel rounds score gradients to 16 bits before
-    # its products, which programs that keep them in f32 do not.
-    assert errors[0][1] <= 1.1 * errors[0][0] + 1e-4, errors
-    for before, after in errors[1:]:
+    output, *by_query_and_key, by_value = errors
+    for before, after in (output, by_value):
+        assert after <= 1.1 * before + 1e-4, errors
+    # The kernel's backward rounds twice where the program does not: the output that enters the row sums, and
+    # the score gradients. That is flash attention's own definition, and all of the difference: see below.
+    for before, after in by_query_and_key:
         assert after <= 1.3 * before + 1e-3, errors
+    if exact:
+        new = cases.run_rewritten(module, *arguments, exact=True)[1:]
+        for a, b, t in zip(old, new, truth, strict=True):
+            assert cases.error(b, t) <= 1.1 * cases.error(a, t) + 1e-4
     return module
 
 
 @pytest.mark.parametrize("name", cases.MATCHED)
 def test_every_way_of_writing_it_is_found_and_computes_the_same(name):
-    module = check(cases.MATCHED[name], cases.Sizes())
+    module = check(cases.MATCHED[name], cases.Sizes(), exact=True)
     calls = cases.calls(module)
     assert calls.count(BACKWARD) == 1
     assert calls.count(FORWARD) == (2 if name == "checkpoint" else 1)

@@ -1,5 +1,6 @@
 """The fusion pass as a whole: options, cost, and leaving alone what has nothing to gain."""
 
+import re
 import time
 
 import farrier
@@ -90,7 +91,7 @@ def test_an_unknown_hint_is_refused():
 class _Context:
     """What a driver may know, for a test."""
 
-    platform, numerics, target = "cuda", "bounded", None
+    platform, numerics, target, budget_bytes = "cuda", "bounded", None, None
 
     def __init__(self):
         self.remarks = []
@@ -112,6 +113,21 @@ def test_the_driver_plans_applies_and_knows_a_stale_plan():
     # cuDNN's calls do not exist elsewhere.
     context.platform = "cpu"
     assert driver.plan(cases.interchange.to_core(lowered.compiler_ir("stablehlo")), context) is None
+
+
+def test_the_size_of_chunks_follows_the_memory():
+    context, driver = _Context(), FusionDriver()
+
+    def chunk_bytes():
+        return int(re.search(r"chunk-bytes=(\d+)", driver._pipeline(["cross-entropy"], context)).group(1))
+
+    assert chunk_bytes() == 512 << 20
+    context.target = farrier.Target("h100")
+    assert chunk_bytes() == context.target.memory_bytes // 64
+    context.budget_bytes = 16 << 30
+    assert chunk_bytes() == 256 << 20
+    driver = FusionDriver(Fusion(chunk_bytes=1 << 20))
+    assert chunk_bytes() == 1 << 20
 
 
 def test_options_are_checked():

@@ -108,10 +108,20 @@ bool hasCollective(Operation *op) {
       .wasInterrupted();
 }
 
+/// farrier's own kernels are functions of their operands; of another's text nothing is known.
+static bool isOwnKernel(stablehlo::CustomCallOp call) {
+  auto config = dyn_cast_or_null<DictionaryAttr>(call.getBackendConfigAttr());
+  auto name = config ? config.getAs<StringAttr>("name") : StringAttr();
+  return call.getCallTargetName() == "__gpu$xla.gpu.triton" && name &&
+         name.getValue().starts_with("farrier_grouped_");
+}
+
 /// Custom calls known to be functions of their operands.
 static bool isPureCustomCall(stablehlo::CustomCallOp call) {
   if (call.getHasSideEffect().value_or(false))
     return false;
+  if (isOwnKernel(call))
+    return true;
   return llvm::StringSwitch<bool>(call.getCallTargetName())
       .Cases({"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}, true)
       // cuDNN's forward attention; its dropout variant draws its own random numbers.

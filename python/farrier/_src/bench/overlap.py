@@ -20,6 +20,7 @@ from typing import Any
 
 from farrier._src import hlo
 from farrier._src.hlo import totals
+from farrier._src.hlo.custom_calls import LAUNCH_NOTHING
 from farrier._src.hlo.flops import instruction_flops
 from farrier._src.hlo.traffic import kernel_bytes
 
@@ -222,7 +223,7 @@ def _dot_type(i: Any) -> int:
 
 def _free(i: Any) -> bool:
     if i.opcode == "custom-call":
-        return i.proto.custom_call_target in totals._FREE_CUSTOM_CALLS
+        return i.proto.custom_call_target in LAUNCH_NOTHING
     return i.opcode in totals._FREE or i.opcode.endswith(("-done", "-update"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from farrier._src.collectives import groups
 from farrier._src.collectives.costs import CostModel
 from farrier._src.hlo import Computation, Instruction, Module
+from farrier._src.hlo.custom_calls import LAUNCH_NOTHING
 from farrier._src.hlo.totals import COLLECTIVES
 
 FREE, COMPUTE, COMM_START, COMM_DONE, COMM_SYNC, COPY_START, COPY_DONE, WHILE, CALL = range(9)
@@ -31,21 +32,6 @@ _FREE_OPCODES = frozenset(
         "partition-id",
         "replica-id",
         "get-dimension-size",
-    )
-)
-_FREE_CUSTOM_CALLS = frozenset(
-    (
-        "AllocateBuffer",
-        "AllocatePersistentBuffer",
-        "CreateBuffer",
-        "MoveToDevice",
-        "MoveToHost",
-        "PinToDeviceSram",
-        "Sharding",
-        "SPMDFullToShardShape",
-        "SPMDShardToFullShape",
-        "annotate_device_placement",
-        "__nop",
     )
 )
 _VIEWS = frozenset(["bitcast", "opt-barrier", "optimization-barrier", "add-dependency", "domain", "reshape"])
@@ -277,7 +263,7 @@ class _Columns:
             return
         if opcode in _FREE_OPCODES or opcode in _ORDERED or opcode.endswith(("-done", "-update")):
             return  # a done gets its role from its start
-        if opcode == "custom-call" and i.proto.custom_call_target in _FREE_CUSTOM_CALLS:
+        if opcode == "custom-call" and i.proto.custom_call_target in LAUNCH_NOTHING:
             return
         column["role"][k] = COMPUTE
         column["cost"][k] = self.builder.costs.kernel(i)

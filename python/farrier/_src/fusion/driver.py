@@ -9,7 +9,8 @@ from typing import Any
 
 from farrier._src import errors
 
-REWRITES = ("cross-entropy", "attention")
+REWRITES = ("cross-entropy", "attention", "ragged-dot")
+_GPU_ONLY = ("attention", "ragged-dot")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,9 +18,12 @@ class Fusion:
     """Options of kernel substitution and restructuring, for ``optimize(passes=[Fusion(...), ...])``.
 
     Attributes:
-      rewrites: which to try; by default all. "attention" needs cuDNN and is tried on GPUs only.
+      rewrites: which to try; by default all. "attention" (cuDNN) and "ragged-dot" (a Triton kernel) are
+        tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
-      chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0.
+      chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0. None:
+        a 64th of the memory budget, or of the target's memory without one. Every chunk reads the weights and
+        adds to the sum of their gradient once more, so that fewer chunks move fewer bytes.
       min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
     """
 
@@ -27,7 +31,7 @@ class Fusion:
 
     rewrites: Sequence[str] = REWRITES
     chunks: int = 0
-    chunk_bytes: int = 512 << 20
+    chunk_bytes: int | None = None
     min_bytes: int = 256 << 20
 
     def __post_init__(self):
@@ -36,6 +40,8 @@ class Fusion:
                 raise errors.OptionError.unknown(rewrite, REWRITES, of="Fusion(rewrites=...)")
         for field in ("chunks", "chunk_bytes", "min_bytes"):
             value = getattr(self, field)
+            if field == "chunk_bytes" and value is None:
+                continue
             if not isinstance(value, int) or value < 0:
                 raise errors.OptionError(f"Fusion({field}={value!r}): expected a count, 0 or more")
 
@@ -49,7 +55,7 @@ class FusionDriver:
         self.options = options or Fusion()
 
     def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
-        rewrites = [r for r in self.options.rewrites if r != "attention" or context.platform == "cuda"]
+        rewrites = [r for r in self.options.rewrites if r not in _GPU_ONLY or context.platform == "cuda"]
         if not rewrites:
             return None
         pipeline = self._pipeline(rewrites, context)
@@ -81,13 +87,21 @@ class FusionDriver:
             "numerics": context.numerics,
             "deterministic": str(_deterministic()).lower(),
             "chunks": self.options.chunks,
-            "chunk-bytes": self.options.chunk_bytes,
+            "chunk-bytes": _chunk_bytes(context)
+            if self.options.chunk_bytes is None
+            else self.options.chunk_bytes,
             "min-bytes": self.options.min_bytes,
             # As jax.nn.dot_product_attention: wider heads from Hopper on.
             "max-head-width": 256 if _is_hopper_or_later(context.target) else 128,
         }
         text = " ".join(f"{name}={value}" for name, value in options.items())
         return f"builtin.module(farrier-fusion{{{text}}})"
+
+
+def _chunk_bytes(context: Any) -> int:
+    """Bytes of f32 logits in one chunk: with their gradient and its copies they take about a 16th of memory."""
+    memory = context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
+    return min(max(memory // 64, 64 << 20), 2 << 30) if memory else 512 << 20
 
 
 def _sites(result: Any) -> dict[str, int]:

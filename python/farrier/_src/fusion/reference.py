@@ -17,8 +17,9 @@ from jax import lax
 from jax.interpreters import mlir
 
 from farrier._src import errors
+from farrier._src.hlo import custom_calls
 
-__all__ = ["attention_backward", "attention_forward", "with_references"]
+__all__ = ["attention_backward", "attention_forward", "grouped_product", "with_references"]
 
 ir = mlir.ir
 
@@ -94,14 +95,20 @@ def attention_backward(
     scale: float,
     causal: bool = False,
     window: int = 0,
+    exact: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of `attention_forward` by the query, the key and the value.
+
+    The kernel rounds in two places where a program that keeps score gradients in f32 does not: it subtracts
+    the row sum of gradient * output with the output already rounded (Dao et al. 2022, section B.4, keeps no
+    other), and it rounds score gradients to the inputs' type before their products.
 
     Args:
       query, key, value, bias, scale, causal, window: as in the forward.
       statistics: [B, H, S], the forward's second result.
       gradient: [B, S, H, D], by the output.
       output: [B, S, H, D].
+      exact: leave those two roundings out, to tell them from a wrong substitution.
 
     Returns:
       [B, H, S, D], [B, K, T, D] and [B, K, T, D] in the type of the query.
@@ -117,11 +124,17 @@ def attention_backward(
         "bkgst,bskgd->bktd", weights.astype(query.dtype), gradient, preferred_element_type=wide
     )
     by_weights = jnp.einsum("bskgd,btkd->bkgst", gradient, value, preferred_element_type=wide)
-    inner = jnp.einsum("bskgd,bskgd->bkgs", gradient.astype(wide), output.astype(wide))
-    by_scores = (weights * (by_weights - inner[..., None])).astype(query.dtype)
-    by_query = scale * jnp.einsum("bkgst,btkd->bkgsd", by_scores, key, preferred_element_type=wide)
+    if exact:
+        narrow, inner = wide, jnp.sum(weights * by_weights, -1)
+    else:
+        narrow = query.dtype
+        inner = jnp.einsum("bskgd,bskgd->bkgs", gradient.astype(wide), output.astype(wide))
+    by_scores = (weights * (by_weights - inner[..., None])).astype(narrow)
+    by_query = scale * jnp.einsum(
+        "bkgst,btkd->bkgsd", by_scores, key.astype(narrow), preferred_element_type=wide
+    )
     by_key = scale * jnp.einsum(
-        "bkgst,bskgd->bktd", by_scores, query.reshape(split), preferred_element_type=wide
+        "bkgst,bskgd->bktd", by_scores, query.reshape(split).astype(narrow), preferred_element_type=wide
     )
     return (
         by_query.astype(query.dtype).reshape(batch, heads, length, width),
@@ -130,7 +143,39 @@ def attention_backward(
     )
 
 
-def _attention(target: str, config: dict[str, Any]):
+def grouped_product(
+    lhs: jax.Array, rhs: jax.Array, sizes: jax.Array, *, lhs_axes: str, rhs_axes: str, result: Any
+) -> jax.Array:
+    """The grouped matrix product that replaces `jax.lax.ragged_dot` and its gradients.
+
+    Args:
+      lhs: axes m (rows, sorted by group) and k, in the order of `lhs_axes`.
+      rhs: axes g, k and n: one matrix per group; or m and n: a row for each row of `lhs`.
+      sizes: [g] int32, how many consecutive rows belong to each group.
+      lhs_axes, rhs_axes: letters of the axes.
+      result: the result's type.
+
+    Returns:
+      [m, n], zero in rows behind the last group; or [g, k, n], the sum over each group's rows. Products are
+      accumulated in f32 and rounded once.
+    """
+    end = jnp.cumsum(sizes)
+    row = lax.broadcasted_iota(jnp.int32, (lhs.shape[lhs_axes.index("m")],), 0)
+    member = (row[None] >= (end - sizes)[:, None]) & (row[None] < end[:, None])  # [g, m]
+
+    def product(group: jax.Array) -> jax.Array:
+        x = jnp.where(member[group][:, None], jnp.einsum(f"{lhs_axes}->mk", lhs), 0)
+        if "m" in rhs_axes:
+            w = jnp.where(member[group][:, None], jnp.einsum(f"{rhs_axes}->mn", rhs), 0)
+            return jnp.einsum("mk,mn->kn", x, w, preferred_element_type=jnp.float32)
+        w = lax.dynamic_index_in_dim(rhs, group, rhs_axes.index("g"), keepdims=False)
+        return jnp.einsum(f"mk,{rhs_axes.replace('g', '')}->mn", x, w, preferred_element_type=jnp.float32)
+
+    each = lax.map(product, jnp.arange(sizes.shape[0]))
+    return (each if "m" in rhs_axes else each.sum(0)).astype(result)
+
+
+def _attention(target: str, config: dict[str, Any], exact: bool):
     """The reference of a cuDNN attention call: a function of its operands giving its results."""
     fmha = config["cudnn_fmha_backend_config"]
     options = {
@@ -146,19 +191,39 @@ def _attention(target: str, config: dict[str, Any]):
 
         def backward(query, key, value, statistics, gradient, *rest):
             bias, output = (rest[0], rest[1]) if biased else (None, rest[0])
-            results = attention_backward(query, key, value, statistics, gradient, output, bias, **options)
+            results = attention_backward(
+                query, key, value, statistics, gradient, output, bias, exact=exact, **options
+            )
             return (*results, jnp.zeros_like(bias), workspace) if biased else (*results, workspace)
 
         return backward
     return lambda *operands: (*attention_forward(*operands, **options), workspace)
 
 
-_TARGETS = {
-    "__cudnn$fmhaSoftmax": _attention,
-    "__cudnn$fmhaSoftmaxBackward": _attention,
-    "__cudnn$fmhaScaleBiasSoftmax": _attention,
-    "__cudnn$fmhaScaleBiasSoftmaxBackward": _attention,
-}
+_ATTENTION = (
+    "__cudnn$fmhaSoftmax",
+    "__cudnn$fmhaSoftmaxBackward",
+    "__cudnn$fmhaScaleBiasSoftmax",
+    "__cudnn$fmhaScaleBiasSoftmaxBackward",
+)
+
+
+def _reference(op: Any, exact: bool) -> Any:
+    """The function that `op` computes, if it is a call of a substituted kernel, else None."""
+    if op.name != "stablehlo.custom_call":
+        return None
+    target = _text(op.attributes["call_target_name"])
+    if target in _ATTENTION:
+        return _attention(target, json.loads(_text(op.attributes["backend_config"])), exact)
+    kernel = (
+        custom_calls.grouped(str(op.attributes["backend_config"])) if target == custom_calls.TRITON else None
+    )
+    if kernel is None:
+        return None
+    result = _abstract(op.results[0].type).dtype
+    return lambda *operands: (
+        grouped_product(*operands, lhs_axes=kernel.lhs, rhs_axes=kernel.rhs, result=result),
+    )
 
 
 def _abstract(type_: ir.Type) -> jax.ShapeDtypeStruct:
@@ -179,8 +244,12 @@ def _walk(operation: Any):
                 yield from _walk(op.operation)
 
 
-def with_references(module: ir.Module) -> ir.Module:
+def with_references(module: ir.Module, *, exact: bool = False) -> ir.Module:
     """A copy of `module` in which every substituted kernel is a call of its reference; runs anywhere.
+
+    Args:
+      module: a program that the fusion pass rewrote.
+      exact: without the roundings that are the kernels' own; see `attention_backward`.
 
     Raises:
       farrier.InternalError: a kernel that has no reference here.
@@ -191,19 +260,15 @@ def with_references(module: ir.Module) -> ir.Module:
         )
         functions: dict[str, str] = {}
         for op in list(_walk(result.operation)):
-            if op.name != "stablehlo.custom_call":
+            function = _reference(op, exact)
+            if function is None:
                 continue
-            target = _text(op.attributes["call_target_name"])
-            if target not in _TARGETS:
-                continue
-            config = _text(op.attributes["backend_config"])
             operands = [_abstract(value.type) for value in op.operands]
-            key = f"{target}{config}{operands}"
+            results = [str(value.type) for value in op.results]
+            key = f"{op.attributes['call_target_name']}{op.attributes['backend_config']}{operands}{results}"
             if key not in functions:
                 functions[key] = f"farrier_reference_{len(functions)}"
-                _add_function(
-                    result, context, functions[key], _TARGETS[target](target, json.loads(config)), operands
-                )
+                _add_function(result, context, functions[key], function, operands)
             with ir.InsertionPoint(op):
                 call = ir.Operation.create(
                     "func.call",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from farrier._src.hlo import custom_calls
 from farrier._src.hlo.convolution import Axis, convolution_flops
 from farrier._src.hlo.module import Instruction
 
@@ -105,33 +106,12 @@ def custom_call_flops(i: Instruction) -> int | None:
         return _gemm(i)
     if target.startswith("__cudnn$conv"):
         return _cudnn_convolution(i)
-    if target in NO_MATRIX_WORK or target.startswith(("__cub$", "__cudnn$norm")):
+    if target == custom_calls.TRITON:
+        kernel = custom_calls.grouped(i.proto.backend_config.decode(errors="replace"))
+        return kernel.flops(*(o.dims for o in i.operands)) if kernel else None
+    if target in custom_calls.NO_MATRIX_WORK or target.startswith(("__cub$", "__cudnn$norm")):
         return 0
     return None
-
-
-# Custom calls that are bookkeeping or bound by memory.
-NO_MATRIX_WORK = frozenset(
-    {
-        "AllocateBuffer",
-        "AllocatePersistentBuffer",
-        "CreateBuffer",
-        "MoveToDevice",
-        "MoveToHost",
-        "PinToDeviceSram",
-        "Sharding",
-        "SPMDFullToShardShape",
-        "SPMDShardToFullShape",
-        "SliceToDynamic",
-        "PadToStatic",
-        "TopK",
-        "__gpu$TopK",
-        "annotate_device_placement",
-        "cu_threefry2x32_ffi",
-        "__nop",
-        "xla.sdy.FuncResultSharding",
-    }
-)
 
 
 def instruction_flops(i: Instruction) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import chlo, stablehlo
 
+from farrier._src.hlo import custom_calls
 from farrier._src.hlo.convolution import Axis, convolution_flops
 
 
@@ -181,6 +182,10 @@ class _Counter:
                 flops = _attention(op, target)
                 if flops is not None:
                     return flops
+            if target == custom_calls.TRITON:
+                kernel = custom_calls.grouped(str(op.attributes["backend_config"]))
+                if kernel is not None:
+                    return kernel.flops(*(_shape(o) for o in op.operands))
             if "fmha" in target or target.startswith(_OPAQUE):
                 self.unknown[f"flops of {target}"] += 1
             return 0

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 from typing import Any
 
+from farrier._src.hlo.custom_calls import LAUNCH_NOTHING
 from farrier._src.hlo.flops import instruction_flops
 from farrier._src.hlo.module import Computation, Instruction, Module
 from farrier._src.hlo.traffic import kernel_bytes
@@ -47,22 +48,6 @@ _FREE = frozenset(
         "outfeed",
         "get-dimension-size",
         "optimization-barrier",
-    ]
-)
-_FREE_CUSTOM_CALLS = frozenset(
-    [
-        "AllocateBuffer",
-        "AllocatePersistentBuffer",
-        "CreateBuffer",
-        "MoveToDevice",
-        "MoveToHost",
-        "PinToDeviceSram",
-        "Sharding",
-        "SPMDFullToShardShape",
-        "SPMDShardToFullShape",
-        "annotate_device_placement",
-        "__nop",
-        "xla.sdy.FuncResultSharding",
     ]
 )
 # Opcodes whose called computation is a scalar function applied per element: no kernels of its own.
@@ -288,7 +273,7 @@ class Counter:
     def _kernel(self, total: Totals, i: Instruction) -> None:
         opcode = i.opcode
         if opcode == "custom-call":
-            if i.proto.custom_call_target in _FREE_CUSTOM_CALLS:
+            if i.proto.custom_call_target in LAUNCH_NOTHING:
                 return
             total.kernels["custom-call"] += 1
         elif opcode in _FREE or opcode.endswith(("-done", "-update")):
