@@ -21,7 +21,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import matrix_page
 from farrier.bench import Result, load, with_reference
 
-_STEP = 10_000_000
 # Budgets closer than this to one that is there already ask the same question.
 _APART = 0.03
 
@@ -50,7 +49,7 @@ def budgets(results: list[Result], count: int) -> list[int]:
     totals = sorted((matrix_page.total(r) for r in matrix_page.frontier_policies(results)), reverse=True)
     chosen: list[int] = []
     for t in totals:
-        rounded = -(-int(t) // _STEP) * _STEP
+        rounded = -(-int(t) // matrix_page.ROUNDED) * matrix_page.ROUNDED
         if not chosen or rounded < (1 - _APART) * chosen[-1]:
             chosen.append(rounded)
     if len(chosen) <= count:

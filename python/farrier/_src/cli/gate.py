@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--update", action="store_true", help="write this run as the new baseline, to be reviewed"
     )
     parser.add_argument(
+        "--no-reports",
+        action="store_true",
+        help="with --update: write no reports beside the baseline; regressions then have no diff of programs",
+    )
+    parser.add_argument(
         "--allow-version-change", action="store_true", help="compare across jax, XLA or target versions"
     )
     parser.add_argument(
@@ -135,7 +140,8 @@ def _update(args: argparse.Namespace, done: Run, subset: bool, console: Console)
     if before is not None:
         moved = compare.compare(before, done, allow_version_change=True, subset=subset)
         render.print_table(moved, console)
-    _update_reports(args, done, before, subset)
+    if not args.no_reports:
+        _update_reports(args, done, before, subset)
     console.print(Text(f"wrote {args.baseline} ({len(done.results)} results): review and commit it"))
     return 0
 
