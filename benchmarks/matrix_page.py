@@ -86,9 +86,14 @@ def ours(results: list[Result]) -> list[Result]:
     return [r for r in ok(results) if r.options.startswith("farrier") and "budget_bytes" in r.metrics]
 
 
-def duels(results: list[Result]) -> list[Duel]:
-    """farrier against every policy that no other one beats, most memory first."""
-    found = ours(results)
+def duels(results: list[Result], *, alone: bool = False) -> list[Duel]:
+    """farrier against every policy that no other one beats, most memory first.
+
+    Args:
+      results: of one case and target.
+      alone: only farrier's rematerialization, without its other passes.
+    """
+    found = [r for r in ours(results) if not alone or r.options.startswith("farrier-remat-")]
     out = []
     for policy in reversed(frontier_policies(results)):
         room = -(-total(policy) // ROUNDED) * ROUNDED
@@ -229,11 +234,14 @@ def is_overlap(results: list[Result]) -> bool:
 
 def summary(cases: Cases) -> list[str]:
     """Wins and losses in figures, and every loss, excess and failure by name."""
-    out, count, losses, failures = [], collections.Counter(), [], []
+    out, losses, failures = [], [], []
+    alone: collections.Counter[str] = collections.Counter()
+    together: collections.Counter[str] = collections.Counter()
     for (case, target), results in sorted(cases.items()):
         where = f"{case} on {target}"
-        for d in duels(results) if ours(results) else ():
-            count[d.verdict] += 1
+        together.update(d.verdict for d in (duels(results) if ours(results) else ()))
+        for d in duels(results, alone=True) if ours(results) else ():
+            alone[d.verdict] += 1
             if d.verdict == "loses":
                 against = f"`{d.policy.options}` ({_gb(total(d.policy))} GB)"
                 if d.within_memory is None:
@@ -252,12 +260,13 @@ def summary(cases: Cases) -> list[str]:
             if line:
                 (losses if "slower" in line else out).append(line)
     head = [
-        f"Against the {sum(count.values())} policies that no other policy beats, at their own memory: farrier wins "
-        f"{count['wins']}, is even at {count['even']}, loses {count['loses']}.",
+        f"Against the {alone.total()} policies that no other policy beats, at their own memory: rematerialization alone "
+        f"wins {alone['wins']}, is even at {alone['even']}, loses {alone['loses']}; with every pass farrier wins "
+        f"{together['wins']}, is even at {together['even']}, loses {together['loses']}.",
         "",
     ]
     head += [*(f"- {line}" for line in out), ""] if out else []
-    head += ["### Where it does not win", ""]
+    head += ["### Where it does not win", "", "Of rematerialization alone, and of schedules:", ""]
     head += [f"- {line}" for line in losses] or ["Nowhere in this matrix."]
     head += ["", "### Budgets missed, failures", ""]
     head += [f"- {line}" for line in failures] or ["None."]
