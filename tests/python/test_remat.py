@@ -247,3 +247,20 @@ def test_cost_models_get_every_rate_of_a_target(name):
     rates = machine(target)
     assert {"flops_half", "flops_full", "flops_double", "bytes_per_second"} <= rates.keys()
     assert 0.5 * target.peak_flops["bfloat16"] < rates["flops_half"] < target.peak_flops["bfloat16"]
+
+
+def test_a_stack_that_a_loop_only_reads_counts_while_the_loop_runs():
+    """The loop gives the stack back, unread; that result must not hide it from the estimate."""
+
+    def f(x):
+        _, stack = jax.lax.scan(lambda c, _: (jnp.sin(c @ c), c), x, length=16)
+
+        def read(c, y):
+            wide = jnp.concatenate([c, y] * 4) @ c
+            return c + wide[: len(c)] * jnp.sum(wide), None
+
+        return jax.lax.scan(read, x, stack)[0]
+
+    size = 1024 * 1024 * 4
+    estimate = module_of(f, jax.ShapeDtypeStruct((1024, 1024), jnp.float32)).query("memory.estimate", "{}")
+    assert json.loads(estimate)["temp"] > 16 * size + 8 * size

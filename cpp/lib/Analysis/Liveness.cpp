@@ -84,7 +84,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
     if (!writesInPlace(graph.ops[op]))
       continue;
     for (unsigned value : graph.outputs[op]) {
-      if (!roots.isRoot(value))
+      // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands for.
+      if (!roots.isRoot(value) || !used[value])
         continue;
       for (unsigned input : graph.inputs[op]) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
