@@ -56,6 +56,21 @@ def test_builtin_sets_have_sources():
     assert [p.name for p in parameters.for_target(Target("gb200"))] == ["gb", "gb-slow"]
 
 
+def test_one_set_alone_is_guarded_by_itself_at_half_speed():
+    nv, slow = parameters.for_target(Target("h100"))
+    assert parameters.guarded((nv, slow)) == (nv, slow)
+    curve = parameters.Curve(kind="all-gather", network=False, points=((1e6, 1e-5),))
+    measured = dataclasses.replace(nv, curves=(curve,))
+    alone, half = parameters.guarded((measured,))
+    assert alone is measured and half.name == "nv/2"
+    assert (half.link_bytes_per_s, half.network_latency_s) == (
+        nv.link_bytes_per_s / 2,
+        nv.network_latency_s * 2,
+    )
+    assert half.curves[0].points == ((1e6, 2e-5),)
+    assert half.gemm_fraction == nv.gemm_fraction
+
+
 def test_a_file_overrides_a_builtin(tmp_path):
     file = tmp_path / "ours.toml"
     curve = '[[measured]]\nkind = "all-reduce"\npoints = [[1024, 1e-5]]\n'

@@ -178,6 +178,8 @@ def test_nothing_exposed_is_left_untouched():
     found = drive.improve(str(local.compiler_ir("stablehlo")), TARGET)
     assert not found.changed and found.plan is None
     assert found.reason == "no communication worth mentioning is exposed"
+    alone = drive.improve(str(local.compiler_ir("stablehlo")), TARGET, parameters=["nv"])
+    assert [s.parameters for s in alone.simulated_before] == ["nv", "nv/2"]
 
 
 def test_improve_keeps_what_is_better_and_within_memory():

@@ -114,7 +114,7 @@ def improve(
     Raises:
       farrier.Error: the program does not compile, or a parameter set is malformed.
     """
-    sets = parameter_sets.resolve(parameters, target)
+    sets = parameter_sets.guarded(parameter_sets.resolve(parameters, target))
     judge = _Judge(
         target=target,
         sets=sets,

@@ -24,7 +24,8 @@ class Collectives:
 
     Attributes:
       parameters: parameter sets (names such as "nv", paths of TOML files) that a result must not be slower
-        under; None takes the target's two. docs/collectives.md lists them.
+        under; None takes the target's two, and one alone is guarded by itself at half speed. docs/collectives.md lists
+        them.
       memory_growth: without a memory budget, how much more total device memory the result may need, as a
         part of what the program needs; never more than a process can use of the device. With a budget, what
         is left of it.

@@ -168,8 +168,6 @@ class SchedulePlan:
     """What the new order may hold over XLA's at the worst instant, per device."""
     work: int = 600_000
     """Instructions the search may visit; it ends there, the same on every machine."""
-    bucket_bytes: int | None = None
-    """Cap on the result of a combined reduce-scatter; None leaves combining to XLA."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the version."""
@@ -238,7 +236,6 @@ def plan(
     parameters: Sequence[ParameterSet],
     *,
     memory_growth_bytes: int = 0,
-    bucket_bytes: int | None = None,
     frozen: Mapping[str, float] | None = None,
 ) -> SchedulePlan:
     """A plan for programs like `module` (scheduled HLO of a compile without one).
@@ -253,7 +250,6 @@ def plan(
         hbm_bytes_per_s=target.hbm_bytes_per_s,
         costs=dict(sorted(costs.frozen.items())),
         memory_growth_bytes=memory_growth_bytes,
-        bucket_bytes=bucket_bytes,
     )
 
 
