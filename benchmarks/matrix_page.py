@@ -10,6 +10,9 @@ import re
 
 from farrier.bench import Result
 
+ASKED = 0.01
+"""A budget this near to a policy's memory, as a part of it, asks farrier the policy's question."""
+
 Cases = dict[tuple[str, str], list[Result]]
 
 ROUNDED = 10_000_000
@@ -67,15 +70,20 @@ class Duel:
     policy: Result
     within_memory: Result | None
     within_flops: Result | None
+    asked: bool
+    """Whether farrier was given this much memory, or nearly."""
 
     @property
     def verdict(self) -> str:
-        """``wins``, ``even`` or ``loses``: at the policy's memory, as the issue asks first; ties by memory."""
+        """``wins``, ``even``, ``loses`` or ``not asked``: by FLOPs at the policy's memory, ties by memory.
+
+        A plan for less memory can win here; that it does not says nothing where farrier had no such budget.
+        """
         if self.within_memory is None:
-            return "loses"
+            return "loses" if self.asked else "not asked"
         more = flops(self.within_memory) / flops(self.policy) - 1
         if abs(more) > _EVEN:
-            return "wins" if more < 0 else "loses"
+            return "wins" if more < 0 else "loses" if self.asked else "not asked"
         if self.within_flops is not None and total(self.within_flops) < (1 - _EVEN) * total(self.policy):
             return "wins"
         return "even"
@@ -86,6 +94,12 @@ def ours(results: list[Result]) -> list[Result]:
     return [r for r in ok(results) if r.options.startswith("farrier") and "budget_bytes" in r.metrics]
 
 
+def budget_of(r: Result) -> float | None:
+    """The budget in bytes that farrier had, also where it failed; None for other option sets."""
+    m = re.fullmatch(r"farrier-(?:remat-)?([\d.]+)GB", r.options)
+    return 1e9 * float(m[1]) if m else None
+
+
 def duels(results: list[Result], *, alone: bool = False) -> list[Duel]:
     """farrier against every policy that no other one beats, most memory first.
 
@@ -94,6 +108,7 @@ def duels(results: list[Result], *, alone: bool = False) -> list[Duel]:
       alone: only farrier's rematerialization, without its other passes.
     """
     found = [r for r in ours(results) if not alone or r.options.startswith("farrier-remat-")]
+    given = [b for r in results if (b := budget_of(r)) is not None]
     out = []
     for policy in reversed(frontier_policies(results)):
         room = -(-total(policy) // ROUNDED) * ROUNDED
@@ -104,6 +119,7 @@ def duels(results: list[Result], *, alone: bool = False) -> list[Duel]:
                 policy,
                 min(inside, key=lambda r: (flops(r), total(r)), default=None),
                 min(cheap, key=lambda r: (total(r), flops(r)), default=None),
+                any(abs(b - room) <= ASKED * room for b in given),
             )
         )
     return out

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 import matplotlib
-from farrier.bench import Result, load
+from farrier.bench import Metric, Result, load
 
 matplotlib.use("agg")
 from matplotlib.figure import Figure
@@ -23,6 +23,7 @@ FAMILIES = (
     ("jax.checkpoint", r"checkpoint-", "#0072B2", "s"),
     ("XLA rematerialization", r"xla-remat-", "#009E73", "^"),
     ("XLA flags", r"flags-", "#CC79A7", "D"),
+    ("enzyme_ad", r"enzyme", "#F0E442", "P"),
     ("un-annotated", r"unannotated|plain", "#000000", "*"),
 )
 
@@ -52,9 +53,8 @@ def frontier(results: list[Result], title: str) -> Figure:
     base = plain.metrics["flops"].value if plain is not None else None
     families: dict[str, list[tuple[float, float]]] = {}
     for r in results:
-        extra = r.metrics.get("recomputed_flops")
-        flops = 0.0 if extra is None else extra.value
-        point = (r.metrics["total_bytes"].value / 1e9, 100 * flops / base if base else flops)
+        flops = r.metrics["flops"].value
+        point = (r.metrics["total_bytes"].value / 1e9, 100 * (flops / base - 1) if base else flops)
         families.setdefault(family(r.options)[0], []).append(point)
     for name, _, colour, marker in FAMILIES:
         points = families.get(name)
@@ -63,28 +63,37 @@ def frontier(results: list[Result], title: str) -> Figure:
         axes.scatter(*zip(*points, strict=True), color=colour, marker=marker, label=name, s=36, zorder=3)
         axes.step(*zip(*undominated(points), strict=True), where="post", color=colour, lw=1, alpha=0.6)
     axes.set_xlabel("total device memory [GB]")
-    axes.set_ylabel("recomputed FLOPs [% of the un-annotated step]" if base else "recomputed FLOPs")
+    axes.set_ylabel("recomputed FLOPs [% of the un-annotated step]" if base else "FLOPs")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
+# By farrier's simulator where a result has that, else by the benchmark's simple model.
+EXPOSED = ("simulated_exposed_seconds", "exposed_seconds")
+
+
+def _exposed(r: Result) -> Metric:
+    return next(r.metrics[name] for name in EXPOSED if name in r.metrics)
+
+
 def exposed(results: list[Result], title: str) -> Figure:
     """Exposed and hidden communication (ms by the results' cost model), one bar an option set."""
     shown = sorted(
-        (r for r in results if "exposed_seconds" in r.metrics),
-        key=lambda r: r.metrics["exposed_seconds"].value,
+        (r for r in results if EXPOSED[0] in r.metrics or EXPOSED[1] in r.metrics),
+        key=lambda r: _exposed(r).value,
     )
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    out = [1e3 * r.metrics["exposed_seconds"].value for r in shown]
-    hidden = [1e3 * r.metrics["overlapped_seconds"].value for r in shown]
+    out = [1e3 * _exposed(r).value for r in shown]
     names = [r.options for r in shown]
     axes.barh(names, out, color="#D55E00", label="exposed")
-    axes.barh(names, hidden, left=out, color="#56B4E9", label="hidden by compute")
+    if all(EXPOSED[0] not in r.metrics for r in shown):
+        hidden = [1e3 * r.metrics["overlapped_seconds"].value for r in shown]
+        axes.barh(names, hidden, left=out, color="#56B4E9", label="hidden by compute")
     axes.invert_yaxis()
-    model = shown[0].metrics["exposed_seconds"].model
+    model = _exposed(shown[0]).model
     axes.set_xlabel(f"communication of one step [ms, model {model}]")
     axes.set_title(title)
     axes.legend()
