@@ -68,7 +68,11 @@ CASES = {
     # Chunks as `optimize` chooses them for this memory; see farrier._src.fusion.driver.
     "cross-entropy 128k, rewritten": (
         step(size=LARGE_VOCABULARY),
-        f"rewrites=cross-entropy chunk-bytes={Target('h100').memory_bytes // 64}",
+        f"rewrites=cross-entropy chunk-bytes={Target('h100').memory_bytes // 128}",
+    ),
+    "cross-entropy 128k, rewritten in 8 chunks": (
+        step(size=LARGE_VOCABULARY),
+        "rewrites=cross-entropy chunks=8",
     ),
     "attention, naive": (step(attention="naive"), None),
     "attention, naive rewritten": (step(attention="naive"), "rewrites=attention"),
@@ -79,6 +83,7 @@ CASES = {
         "rewrites=attention",
     ),
     "attention in a scan, written with cuDNN": (step(**SCANNED), None),
+    "stacks of a scan without a first value": (step(**SCANNED), "rewrites=stacks"),
     "experts with ragged_dot, as written": (experts, None),
     "experts with ragged_dot, rewritten": (experts, "rewrites=ragged-dot"),
 }

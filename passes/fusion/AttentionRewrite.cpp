@@ -45,7 +45,7 @@ unsigned rewriteAttention(ModuleOp module, const Settings &settings) {
         missed(dot, "attention", obstacle.reason + " (" + place(obstacle.where ? obstacle.where : dot) + ")");
       continue;
     }
-    if (isForbidden(dot)) {
+    if (isForbidden(dot, /*kernel=*/true)) {
       missed(dot, "attention", "a hint forbids it");
       continue;
     }

@@ -28,8 +28,9 @@ struct Settings {
 /// "file:line" of the user's program, or the operation's location as MLIR prints it.
 std::string place(mlir::Operation *op);
 
-/// Whether a hint asks to leave `op` alone (frontend attribute farrier.fuse = "off").
-bool isForbidden(mlir::Operation *op);
+/// Whether a hint asks to leave `op` alone: frontend attribute farrier.fuse = "off" for any rewrite,
+/// farrier.kernel = "off" for one that puts a kernel in its place.
+bool isForbidden(mlir::Operation *op, bool kernel = false);
 
 /// Whether the shapes around `op` are one device's (inside shard_map).
 bool isLocal(mlir::Operation *op);
@@ -44,6 +45,9 @@ void eraseDead(mlir::Operation *root);
 unsigned rewriteCrossEntropy(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteAttention(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteRaggedDot(mlir::ModuleOp module, const Settings &settings);
+unsigned rewriteStacks(mlir::ModuleOp module, const Settings &settings);
+/// Keeps products in scopes with the frontend attribute farrier.fence = "on" from being merged.
+unsigned rewriteFences(mlir::ModuleOp module);
 
 } // namespace farrier::fusion
 

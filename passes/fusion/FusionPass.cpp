@@ -29,10 +29,13 @@ std::string place(Operation *op) {
   return text;
 }
 
-bool isForbidden(Operation *op) {
+bool isForbidden(Operation *op, bool kernel) {
   auto attributes = op->getAttrOfType<DictionaryAttr>("mhlo.frontend_attributes");
-  auto fuse = attributes ? attributes.getAs<StringAttr>("farrier.fuse") : StringAttr();
-  return fuse && fuse.getValue() == "off";
+  auto says = [&](StringRef name) {
+    auto value = attributes ? attributes.getAs<StringAttr>(name) : StringAttr();
+    return value && value.getValue() == "off";
+  };
+  return says("farrier.fuse") || (kernel && says("farrier.kernel"));
 }
 
 bool isLocal(Operation *op) {
@@ -77,10 +80,18 @@ public:
     if (enabled("ragged-dot"))
       raggedDot += fusion::rewriteRaggedDot(module, settings);
 
+    if (enabled("fence"))
+      fence += fusion::rewriteFences(module);
+
+    // Fewer bytes moved, and more memory: only where it is asked for.
+    bool stacksToo = llvm::is_contained(rewrites, "stacks");
+
     // Matching needs a flat program. It happens on a copy, so that a program with nothing to gain comes out
     // as it went in, calls and all.
     bool candidate = false;
-    module.walk([&](stablehlo::ExpOp) { candidate = true; });
+    module.walk([&](Operation *op) {
+      candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && stacksToo);
+    });
     if (!candidate)
       return;
     OwningOpRef<ModuleOp> copy(module.clone());
@@ -97,20 +108,29 @@ public:
       attention += sites;
       applied += sites;
     }
+    if (applied) {
+      fusion::eraseDead(*copy);
+      if (fusion::eraseDeadState(*copy))
+        fusion::eraseDead(*copy); // what the dropped state started from
+    }
+    if (stacksToo) {
+      unsigned sites = fusion::rewriteStacks(*copy, settings);
+      stacks += sites;
+      applied += sites;
+    }
     if (!applied)
       return;
     fusion::eraseDead(*copy);
-    if (fusion::eraseDeadState(*copy))
-      fusion::eraseDead(*copy); // what the dropped state started from
     module.getBodyRegion().takeBody(copy->getBodyRegion());
   }
 
 private:
   LogicalResult read(fusion::Settings &settings) {
     for (const std::string &name : rewrites)
-      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot"}, name))
+      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "fence", "stacks"}, name))
         return emitError(UnknownLoc::get(&getContext()))
-               << "farrier-fusion has no rewrite '" << name << "': cross-entropy, attention, ragged-dot";
+               << "farrier-fusion has no rewrite '" << name
+               << "': cross-entropy, attention, ragged-dot, fence, stacks";
     auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
                      .Case("bitwise", fusion::Numerics::Bitwise)
                      .Case("bounded", fusion::Numerics::Bounded)
@@ -136,6 +156,8 @@ private:
   Counter crossEntropy{this, "cross-entropy"};
   Counter attention{this, "attention"};
   Counter raggedDot{this, "ragged-dot"};
+  Counter fence{this, "fence"};
+  Counter stacks{this, "stacks"};
 };
 
 } // namespace

@@ -30,12 +30,20 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
     - `ragged-dot`: `chlo.ragged_dot` and its gradients, which XLA:GPU computes as one masked dense product per
       group, become a grouped matrix product: a Triton kernel, generated here and compiled by XLA, in which each
       program looks up its group. Tiles start where groups start, so that results are deterministic.
+    - `stacks`: stacks of results that a loop fills slice by slice start as an uninitialised buffer instead of
+      zeros, where every slice is proven to be written before anything can read it. Fewer bytes are moved, but
+      XLA may then keep one stack more alive, so it has to be asked for.
 
-    A scope or operation with the frontend attribute `farrier.fuse = "off"` is left alone.
+    - `fence`: products with the frontend attribute `farrier.fence = "on"` read their operands through a barrier,
+      so that XLA's DotMerger does not join them with others that share an operand. Costs nothing by itself;
+      products that read one operand twice instead of once lose what the merger would have saved.
+
+    A scope or operation with the frontend attribute `farrier.fuse = "off"` is left alone; with
+    `farrier.kernel = "off"` no kernel is put in its place (attention, ragged-dot).
   }];
   let options = [
     ListOption<"rewrites", "rewrites", "std::string",
-               "Rewrites to try: cross-entropy, attention, ragged-dot. Default: all">,
+               "Rewrites to try: cross-entropy, attention, ragged-dot, fence, stacks. Default: all but stacks">,
     Option<"numerics", "numerics", "std::string", "\"bounded\"",
            "bitwise: only what keeps every bit; bounded: also regrouped sums and kernels with f32 accumulation "
            "and a documented bound; relaxed: also narrower intermediates">,

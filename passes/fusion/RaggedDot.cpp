@@ -175,7 +175,7 @@ unsigned rewriteRaggedDot(ModuleOp module, const Settings &settings) {
   unsigned applied = 0;
   for (Operation *op : candidates) {
     Ragged site = read(op, settings);
-    if (site.reason.empty() && isForbidden(op))
+    if (site.reason.empty() && isForbidden(op, /*kernel=*/true))
       site.reason = "a hint forbids it";
     if (!site.reason.empty()) {
       missed(op, "ragged-dot", site.reason);

@@ -1,5 +1,7 @@
 """The fusion pass as a whole: options, cost, and leaving alone what has nothing to gain."""
 
+import contextlib
+import functools
 import re
 import time
 
@@ -9,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from farrier import _core
+from farrier._src import interchange, oracle
 from farrier._src.fusion.driver import Fusion, FusionDriver
 from farrier._src.fusion.hints import hint
+from jax import lax
+from jax.interpreters import mlir
 
 
 def feed_forward(x, w):
@@ -83,8 +88,47 @@ def test_a_hint_forbids_a_rewrite_in_its_scope(rewrite):
     assert all("a hint forbids it" in reason for reason in cases.reasons(result))
 
 
-def test_an_unknown_hint_is_refused():
-    with pytest.raises(farrier.Error, match="off"), hint(fuse="of"):
+def test_a_hint_against_kernels_still_allows_restructuring():
+    options = "rewrites=attention,cross-entropy chunks=4"
+
+    # Without calls inside: calls in a hinted scope keep the hint and stay calls.
+    def log_partition(x, w):
+        return jnp.log(jnp.sum(jnp.exp(lax.dot_general(x, w, (((2,), (0,)), ((), ())))), -1))
+
+    restructured = log_partition, cases.cross_entropy_arguments()[:2]
+    attention = cases.MATCHED["causal"], cases.Sizes().arguments()
+    for (function, arguments), sites in ((restructured, {"cross-entropy": 1}), (attention, {})):
+        assert cases.applied(cases.rewrite(jax.jit(function).lower(*arguments), options)[1])
+        hinted = hint(kernel="off")(function)
+        assert cases.applied(cases.rewrite(jax.jit(hinted).lower(*arguments), options)[1]) == sites
+
+
+def test_a_fence_keeps_the_compiler_from_merging_products():
+    target = farrier.Target("h100")
+
+    def chunks(x, w, fenced):
+        # Both products read w; merged, they are one of all of x.
+        with hint(fence="on") if fenced else contextlib.nullcontext():
+            return [jnp.max(part @ w, -1) for part in jnp.split(x, 4)]
+
+    def measured(fenced):
+        given = [
+            jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=target.sharding())
+            for s in ((2048, 256), (256, 2048))
+        ]
+        lowered = jax.jit(functools.partial(chunks, fenced=fenced)).lower(*given)
+        module, result = cases.rewrite(lowered)
+        assert cases.applied(result) == ({"fence": 4} if fenced else {})
+        return oracle.measure(interchange.to_jaxlib(module, mlir.make_ir_context()), target)
+
+    merged, apart = measured(False), measured(True)
+    assert apart.flops == merged.flops
+    assert apart.temp_bytes <= merged.temp_bytes / 2, (apart.temp_bytes, merged.temp_bytes)
+
+
+@pytest.mark.parametrize("given", [{"fuse": "of"}, {"kernel": "on"}, {"fence": "off"}, {}])
+def test_an_unknown_hint_is_refused(given):
+    with pytest.raises(farrier.Error, match="hint"), hint(**given):
         pass
 
 
@@ -123,8 +167,8 @@ def test_the_size_of_chunks_follows_the_memory():
 
     assert chunk_bytes() == 512 << 20
     context.target = farrier.Target("h100")
-    assert chunk_bytes() == context.target.memory_bytes // 64
-    context.budget_bytes = 16 << 30
+    assert chunk_bytes() == context.target.memory_bytes // 128
+    context.budget_bytes = 32 << 30
     assert chunk_bytes() == 256 << 20
     driver = FusionDriver(Fusion(chunk_bytes=1 << 20))
     assert chunk_bytes() == 1 << 20

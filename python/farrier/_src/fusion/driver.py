@@ -9,8 +9,9 @@ from typing import Any
 
 from farrier._src import errors
 
-REWRITES = ("cross-entropy", "attention", "ragged-dot")
-_GPU_ONLY = ("attention", "ragged-dot")
+REWRITES = ("cross-entropy", "attention", "ragged-dot", "fence", "stacks")
+_DEFAULT = tuple(r for r in REWRITES if r != "stacks")
+_GPU_ONLY = ("attention", "ragged-dot", "fence", "stacks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,18 +19,19 @@ class Fusion:
     """Options of kernel substitution and restructuring, for ``optimize(passes=[Fusion(...), ...])``.
 
     Attributes:
-      rewrites: which to try; by default all. "attention" (cuDNN) and "ragged-dot" (a Triton kernel) are
-        tried on GPUs only.
+      rewrites: which to try; by default all but "stacks". "attention" (cuDNN), "ragged-dot" (a Triton kernel),
+        "fence" (against XLA:GPU's merging of products) and "stacks" (buffers without a first value; moves fewer
+        bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
       chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0. None:
-        a 64th of the memory budget, or of the target's memory without one. Every chunk reads the weights and
+        a 128th of the memory budget, or of the target's memory without one. Every chunk reads the weights and
         adds to the sum of their gradient once more, so that fewer chunks move fewer bytes.
       min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
     """
 
     name = "fusion"
 
-    rewrites: Sequence[str] = REWRITES
+    rewrites: Sequence[str] = _DEFAULT
     chunks: int = 0
     chunk_bytes: int | None = None
     min_bytes: int = 256 << 20
@@ -99,9 +101,9 @@ class FusionDriver:
 
 
 def _chunk_bytes(context: Any) -> int:
-    """Bytes of f32 logits in one chunk: with their gradient and its copies they take about a 16th of memory."""
+    """Bytes of f32 logits in one chunk: with their gradient and its copies they take about a 32nd of memory."""
     memory = context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
-    return min(max(memory // 64, 64 << 20), 2 << 30) if memory else 512 << 20
+    return min(max(memory // 128, 64 << 20), 2 << 30) if memory else 512 << 20
 
 
 def _sites(result: Any) -> dict[str, int]:
