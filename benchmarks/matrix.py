@@ -19,6 +19,7 @@ from collections.abc import Iterable
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import matrix_page
+from farrier._src.bench.suite import load_suite
 from farrier.bench import Result, load, with_reference
 
 # Budgets closer than this to one that is there already ask the same question.
@@ -73,7 +74,10 @@ def main() -> None:
     args = parser.parse_args()
     results, environment = read(args.results)
     if args.command == "page":
-        text = matrix_page.render(by_case(results), environment, args.output, args.plots)
+        suite = pathlib.Path(__file__).parent / "suites" / "full.py"
+        planned = {(c.name, target, o.name) for c, target, o in load_suite(suite).pairs()}
+        missing = planned - {(r.case, r.target, r.options) for r in results}
+        text = matrix_page.render(by_case(results), environment, args.output, args.plots, missing=missing)
         args.output.write_text(text, encoding="utf-8")
         return
     known = tomllib.loads(args.output.read_text(encoding="utf-8")) if args.output.exists() else {}

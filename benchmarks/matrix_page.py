@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Collection
 
 from farrier.bench import Result
 
@@ -308,7 +309,14 @@ def _overlap_verdict(where: str, results: list[Result]) -> str:
     )
 
 
-def render(cases: Cases, environment: dict[str, str], page: pathlib.Path, plots: pathlib.Path | None) -> str:
+def render(
+    cases: Cases,
+    environment: dict[str, str],
+    page: pathlib.Path,
+    plots: pathlib.Path | None,
+    *,
+    missing: Collection[tuple[str, str, str]] = (),
+) -> str:
     """The page as Markdown.
 
     Args:
@@ -316,6 +324,7 @@ def render(cases: Cases, environment: dict[str, str], page: pathlib.Path, plots:
       environment: versions to state.
       page: where the page will lie, for links.
       plots: folder of `plots.py`'s output.
+      missing: case, target and option set of what the suite has and nobody compiled yet.
     """
     versions = ("farrier", "jax", "jaxlib", "xla_plugin", "cudnn")
     out = [
@@ -332,6 +341,7 @@ def render(cases: Cases, environment: dict[str, str], page: pathlib.Path, plots:
         'both memory and FLOPs. "Planned" is the planner\'s estimate of the plan that was taken, before XLA measured it.',
         "Communication is simulated (`docs/collectives.md`), the step and its exposed part.",
         "",
+        *_incomplete(cases, missing),
         "## In short",
         "",
         *summary(cases),
