@@ -309,6 +309,14 @@ def _overlap_verdict(where: str, results: list[Result]) -> str:
     )
 
 
+def _incomplete(cases: Cases, missing: Collection[tuple[str, str, str]]) -> list[str]:
+    if not missing:
+        return []
+    whole = sorted({case for case, _, _ in missing} - {case for case, _ in cases})
+    text = f"**Incomplete**: {len(missing)} results of the suite are not here yet"
+    return [text + (f", nothing at all of {', '.join(whole)}." if whole else "."), ""]
+
+
 def render(
     cases: Cases,
     environment: dict[str, str],
