@@ -35,6 +35,8 @@ static int64_t estimate(ModuleOp module) {
 static LoopOptions loopOptions(const PlanOptions &options) {
   LoopOptions result;
   result.forbid = forbidFrom(options.keep);
+  result.replan = !options.keepCheckpoints;
+  result.byFlops = options.objective == "flops";
   return result;
 }
 
@@ -162,14 +164,16 @@ static LogicalResult stale(ModuleOp module, const llvm::Twine &what) {
 }
 
 LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
-                         DecisionRemarks &remarks) {
+                         bool keepCheckpoints, DecisionRemarks &remarks) {
+  LoopOptions options;
+  options.replan = !keepCheckpoints;
   for (const llvm::json::Value &value : plan) {
     const llvm::json::Object *entry = value.getAsObject();
     std::optional<StringRef> key = entry ? entry->getString("key") : std::nullopt;
     const llvm::json::Array *parts = entry ? entry->getArray("parts") : nullptr;
     if (!key || !parts)
       return stale(module, "a pair of loops without key or parts");
-    auto pairs = findLoopPairs(module, costs, LoopOptions(), ignoreMissed);
+    auto pairs = findLoopPairs(module, costs, options, ignoreMissed);
     auto found = llvm::find_if(pairs, [&](const auto &pair) { return pair->key() == *key; });
     if (found == pairs.end())
       return stale(module, "the program has no pair of loops '" + *key + "'");

@@ -29,7 +29,7 @@ mlir::FailureOr<LoopPlan> planLoops(mlir::ModuleOp module, CostModel &costs, con
 
 /// Rewrites the pairs that the plan names. Fails with a diagnostic that names what the program does not have.
 mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
-                               DecisionRemarks &remarks);
+                               bool keepCheckpoints, DecisionRemarks &remarks);
 
 /// The loops of all pairs: they are planned as pairs, never run a second time as a whole.
 llvm::DenseSet<mlir::Operation *> pairedLoops(mlir::ModuleOp module, CostModel &costs);

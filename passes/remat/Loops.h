@@ -35,6 +35,8 @@ struct LoopOptions {
   std::function<bool(mlir::Operation *)> forbid;
   /// Plan anew what the backward loop already recomputes (jax.checkpoint); false keeps those choices.
   bool replan = true;
+  /// Price choices by FLOPs, seconds breaking ties; by seconds otherwise.
+  bool byFlops = false;
   /// Let collectives be recomputed, at the price of their communication. Every device runs the same loops,
   /// so all ranks agree.
   bool recomputeCollectives = false;

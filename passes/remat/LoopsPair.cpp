@@ -110,7 +110,8 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     candidate.value = value;
     candidate.key = keys.key(value).str();
     candidate.bytes = options.size(value);
-    candidate.saveSeconds = 2.0 * candidate.bytes / costs.getMachine().bytesPerSecond;
+    double copies = 2.0 * candidate.bytes / costs.getMachine().bytesPerSecond;
+    candidate.saveSeconds = options.byFlops ? priceByFlops(0, copies) : copies;
     candidate.recomputable = false;
     indexOf[value] = prob.candidates.size();
     prob.candidates.push_back(std::move(candidate));
@@ -129,7 +130,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     if (count == 0 || !isRecomputable(&op))
       continue;
     OpCost cost = recomputeCost(&op, costs, options.size);
-    prob.candidates[first].seconds = cost.seconds;
+    prob.candidates[first].seconds = options.byFlops ? priceByFlops(cost.flops, cost.seconds) : cost.seconds;
     prob.candidates[first].flops = cost.flops;
     for (unsigned v = first; v < prob.candidates.size(); ++v) {
       Candidate &candidate = prob.candidates[v];

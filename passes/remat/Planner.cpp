@@ -26,6 +26,7 @@ PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
     for (const llvm::json::Value &entry : *keep)
       if (std::optional<StringRef> text = entry.getAsString())
         options.keep.push_back(text->str());
+  options.keepCheckpoints = object.getBoolean("keep_checkpoints").value_or(false);
   if (std::optional<int64_t> small = object.getInteger("small_bytes"))
     options.smallBytes = std::max<int64_t>(1, *small);
   if (std::optional<int64_t> seed = object.getInteger("stress"))
@@ -186,7 +187,7 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
   Solution solution;
   solution.options.assign(count, untouched);
   auto price = [&](size_t segment, int option) {
-    return byFlops ? evaluation.flops(segment, option) / 1e15 + 1e-3 * evaluation.seconds(segment, option)
+    return byFlops ? priceByFlops(evaluation.flops(segment, option), evaluation.seconds(segment, option))
                    : evaluation.seconds(segment, option);
   };
   int64_t over = excess(evaluation.profile(solution.options), budget);
@@ -373,6 +374,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   return llvm::json::Object{{"version", 1},
                             {"small_bytes", options.smallBytes},
                             {"machine", llvm::json::Object(options.machineFigures)},
+                            {"keep_checkpoints", options.keepCheckpoints},
                             {"loops", std::move(loopPlan.loops)},
                             {"blocks", std::move(blocks)},
                             {"predicted", llvm::json::Object{{"before", asWritten},
@@ -479,7 +481,8 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
   DecisionRemarks remarks;
   if (const llvm::json::Array *loops = plan.getArray("loops"))
-    if (failed(applyLoops(module, costs, *loops, remarks)))
+    if (failed(
+            applyLoops(module, costs, *loops, plan.getBoolean("keep_checkpoints").value_or(false), remarks)))
       return failure();
   // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.
   llvm::StringMap<Block *> byPath;

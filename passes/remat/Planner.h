@@ -23,6 +23,8 @@ struct PlanOptions {
   std::string objective = "time";
   /// Operations whose name stack contains one of these are never computed twice.
   std::vector<std::string> keep;
+  /// Loops keep what `jax.checkpoint` makes them compute again; false decides that anew.
+  bool keepCheckpoints = false;
   /// Values smaller than this are kept whatever is chosen.
   int64_t smallBytes = defaultSmallBytes;
   /// With a seed: arbitrary legal choices instead of good ones, to test the rewriting.
@@ -36,8 +38,8 @@ ForbidFn forbidFrom(const std::vector<std::string> &keep);
 
 /// Plans `module`, whose calls must be inlined; pairs of loops are rewritten in it as they are planned. The
 /// answer is what `applyPlan` takes:
-/// {"version": 1, "small_bytes", "machine", "loops": (LoopPlanner.h), "blocks": [{"path", "boundary", "cuts":
-/// [key], "segments": [null |
+/// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "loops": (LoopPlanner.h), "blocks": [{"path",
+/// "boundary", "cuts": [key], "segments": [null |
 /// {"recompute": [key]}]}],
 ///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "fits": bool}}
 llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);

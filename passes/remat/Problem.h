@@ -54,6 +54,10 @@ struct Candidate {
   bool fuses = false;
 };
 
+/// The price of work where FLOPs count before time, in units near seconds: a millisecond weighs as much as a
+/// GFLOP.
+inline double priceByFlops(double flops, double seconds) { return flops / 1e15 + 1e-3 * seconds; }
+
 /// One way to make everything needed available. Sums are over all instances.
 struct Choice {
   std::vector<bool> saved, recomputed; ///< by candidate

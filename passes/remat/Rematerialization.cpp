@@ -95,7 +95,8 @@ FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::
   return copy;
 }
 
-/// remat.plan: {"budget", "machine", "objective", "keep", "small_bytes", "stress", "shards"} -> a plan.
+/// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "small_bytes", "stress",
+/// "shards"} -> a plan.
 FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
   if (failed(copy))

@@ -192,3 +192,33 @@ def test_stacks_keep_within_their_share():
 def test_rewriting_is_deterministic():
     text, _ = lowered(encoder_decoder)
     assert rewritten(text, "save=0.3") == rewritten(text, "save=0.3")
+
+
+def plan_of(module, **options):
+    request = {"budget": 0, "small_bytes": 64} | options
+    return json.loads(module.query("remat.plan", json.dumps(request)))
+
+
+@pytest.fixture(scope="module")
+def checkpointed():
+    """A scan whose layers say themselves what is computed again."""
+    text, _ = lowered(lambda: decoder(checkpoint=True))
+    return _core.Module.parse(text)
+
+
+def test_checkpoints_are_planned_anew_or_kept(checkpointed):
+    def saved(keep):
+        plans = [plan_of(checkpointed, keep_checkpoints=keep, stress=seed) for seed in range(6)]
+        parts = [part for plan in plans for loop in plan["loops"] for part in loop["parts"]]
+        return {name for part in parts for name in part["save"]}
+
+    assert not any("dot_general" in name for name in saved(keep=True))
+    assert any("dot_general" in name for name in saved(keep=False))
+
+
+def test_flops_or_seconds_decide(checkpointed):
+    """Where FLOPs count, no plan of equal memory has fewer; the prices are what the loop is cut by."""
+    machine = {"flops_full": 1e18, "bytes_per_second": 1e9}
+    budget = json.loads(checkpointed.query("memory.estimate", "{}"))["temp"] // 2
+    by = {o: plan_of(checkpointed, budget=budget, objective=o, machine=machine) for o in ("time", "flops")}
+    assert by["flops"]["predicted"]["flops"] <= by["time"]["predicted"]["flops"]

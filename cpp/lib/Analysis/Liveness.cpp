@@ -84,7 +84,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
     if (!writesInPlace(graph.ops[op]))
       continue;
     for (unsigned value : graph.outputs[op]) {
-      // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands for.
+      // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands
+      // for.
       if (!roots.isRoot(value) || !used[value])
         continue;
       for (unsigned input : graph.inputs[op]) {

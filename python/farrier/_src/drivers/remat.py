@@ -21,6 +21,9 @@ class Remat:
         whose name stack contains one are never computed twice, so what they give is kept.
       objective: "time" or "flops" for this pass alone; None takes the step's.
       small_bytes: values smaller than this, in bytes, are kept whatever is chosen.
+      checkpoint: what becomes of ``jax.checkpoint`` inside scans: "replan" decides anew what is kept and what is
+        computed again, "keep" leaves those decisions and moves only what they left to be saved. In
+        straight-line code what a checkpoint computes again always stays computed again.
       stress: with a seed, arbitrary legal choices instead of good ones, whatever the budget: for tests.
     """
 
@@ -29,6 +32,7 @@ class Remat:
     keep: Sequence[str] = ()
     objective: str | None = None
     small_bytes: int = 4 << 20
+    checkpoint: str = "replan"
     stress: int | None = None
 
     def __post_init__(self):
@@ -36,6 +40,8 @@ class Remat:
             raise errors.OptionError(f"Remat(keep={self.keep!r}): expected a sequence of texts, not one text")
         if self.objective not in (None, "time", "flops"):
             raise errors.OptionError(f"Remat(objective={self.objective!r}): expected 'time' or 'flops'")
+        if self.checkpoint not in ("replan", "keep"):
+            raise errors.OptionError(f"Remat(checkpoint={self.checkpoint!r}): expected 'replan' or 'keep'")
 
 
 class RematDriver:
@@ -77,6 +83,7 @@ class RematDriver:
             "budget": int(temp_budget or 0),
             "objective": self.options.objective or context.objective,
             "keep": list(self.options.keep),
+            "keep_checkpoints": self.options.checkpoint == "keep",
             "small_bytes": self.options.small_bytes,
             "machine": machine(context.target),
             **self.sizes(module, context),
