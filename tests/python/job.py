@@ -25,8 +25,10 @@ def main(rank, count, port, plan, scenarios):
             answer = job.run(scenario, rank, count, None if plan == "-" else plan)
         answer["seconds"] = time.monotonic() - start
         print("ANSWER " + json.dumps(answer), flush=True)
-    # JAX aborts the processes that outlive the first one, so leave together.
+    # JAX aborts the processes that outlive the first one: that one leaves when it is told that the others are gone.
     job.compat.distributed_client()[0].wait_at_barrier("leave", 120_000)
+    if rank == 0:
+        sys.stdin.read()
     os._exit(0)
 
 

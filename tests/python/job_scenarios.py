@@ -67,10 +67,10 @@ def _run(scenario, rank, count, plan):
     def too_much(module, drivers, context):
         raise farrier.BudgetError("does not fit", budget_bytes=1, smallest_bytes=2)
 
-    def differently(self, module, plan):
+    def differently(self, module, plan, *, remark=None):
         module.text = module.text.replace("stablehlo.sine", "stablehlo.tan")
 
-    def badly(self, module, plan):
+    def badly(self, module, plan, *, remark=None):
         raise RuntimeError("cannot apply")
 
     if scenario == "budget":

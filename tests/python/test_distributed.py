@@ -42,13 +42,19 @@ def run_job(directory, plan, *scenarios):
             ]
             with out.open("w") as stdout, err.open("w") as stderr:
                 processes.append(
-                    subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, cwd=HERE)
+                    subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, cwd=HERE
+                    )
                 )
-        codes = [process.wait(timeout=300) for process in processes]
+        # JAX aborts a process that outlives the first one: that one waits for the end of its input.
+        codes = [process.wait(timeout=300) for process in processes[1:]]
+        processes[0].stdin.close()
+        codes.append(processes[0].wait(timeout=60))
     finally:
         for process in processes:
             process.kill()
             process.wait()
+            process.stdin.close()
     assert codes == [0] * COUNT, [err.read_text()[-2000:] for _, err in outputs]
     lines = [
         [json.loads(line[7:]) for line in out.read_text().splitlines() if line.startswith("ANSWER ")]

@@ -59,7 +59,11 @@ def in_a_process(path, *words, cache):
     """What ``plan_in_a_process.py`` answers."""
     done = subprocess.run(
         [sys.executable, str(HERE / "plan_in_a_process.py"), str(path), *map(str, words)],
-        env={**os.environ, "FARRIER_CACHE_DIR": str(cache)},
+        env={
+            **os.environ,
+            "FARRIER_CACHE_DIR": str(cache),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        },
         capture_output=True,
         text=True,
     )

@@ -8,9 +8,12 @@ no data format of one MLIR (booleans are packed in one and not in the other) is 
 """
 
 import hashlib
+import io
+import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
 from jax.interpreters import mlir
 
 from farrier import _core
@@ -145,29 +148,121 @@ def _large_value(op: ir.Operation) -> ir.DenseElementsAttr | None:
 
 
 def _value(op: ir.Operation) -> ir.Attribute | None:
-    try:
-        return op.attributes["value"]
-    except TypeError:
-        # jaxlib has no Python class for complex constants: those stay in the text.
-        return None
+    if isinstance(op.results[0].type.element_type, ir.ComplexType):
+        return _complex_value(op)
+    return op.attributes["value"]
+
+
+def _complex_value(op: ir.Operation) -> ir.Attribute | None:
+    """The constant's data if it is stored densely.
+
+    jaxlib has no Python class for complex constants: whoever asks for one gets an error that quotes it whole, or the
+    process is ended. But it makes them from a buffer, and equal attributes of one context are one: so the data is
+    taken from the bytecode of a copy, and the attribute made from it is the one that the operation has.
+    """
+    kind = op.results[0].type
+    copy = _alone(op)
+    found = _Blobs(math.prod(kind.shape) * (8 if str(kind.element_type) == "complex<f32>" else 16))
+    copy.operation.write_bytecode(found)
+    (held,) = _constant_ops(copy)
+    for blob in found.blobs:
+        value = ir.DenseElementsAttr.get(np.frombuffer(blob, np.uint8), type=kind, context=op.context)
+        held.attributes["value"] = value
+        if held.is_structurally_equivalent(op):
+            return value
+    return None
+
+
+def _alone(op: ir.Operation) -> ir.Module:
+    """A module of a copy of `op`, without its location."""
+    with op.context, ir.Location.unknown():
+        module = ir.Module.create()
+        op.clone(ip=ir.InsertionPoint(module.body))
+        return module
+
+
+def _holding(value: ir.DenseElementsAttr) -> ir.Module:
+    """A module of nothing but a constant."""
+    with value.context, ir.Location.unknown():
+        module = ir.Module.create()
+        ir.Operation.create(
+            "stablehlo.constant",
+            results=[value.type],
+            attributes={"value": value},
+            ip=ir.InsertionPoint(module.body),
+        )
+        return module
+
+
+class _Blobs:
+    """A file that keeps what is written in pieces of `size` bytes. MLIR writes the data of a constant in one piece."""
+
+    def __init__(self, size: int):
+        self._size = size
+        self.blobs: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        if len(data) == self._size:
+            self.blobs.append(data)
+        return len(data)
+
+
+class _Hash:
+    """A file that keeps a hash of bytecode, without the version of MLIR that it begins with."""
+
+    def __init__(self, *before: bytes):
+        self._hash = hashlib.sha256(*before)
+        self._in_header = True
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        if self._in_header:
+            end = data.find(b"\0")
+            if end < 0:
+                return len(data)
+            self._in_header = False
+            rest = rest[end + 1 :]
+        self._hash.update(rest)
+        return len(data)
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
 
 
 def _digest(value: ir.DenseElementsAttr) -> str:
     """32 hexadecimal digits of a hash of type and contents."""
-    digest = hashlib.sha256(str(value.type).encode())
+    kind = str(value.type).encode()
     try:
-        digest.update(memoryview(value).cast("B"))
+        data = memoryview(value).cast("B")
     except (BufferError, TypeError):
-        # No buffer for narrow floats and integers: their text.
-        digest.update(str(value).encode())
+        # jaxlib lends no buffer of narrow floats and integers. Its bytecode holds their data as it is, in the same
+        # bytes for the same contents, and is written piece by piece; text would be two to eight times as long.
+        digest = _Hash(kind)
+        _holding(value).operation.write_bytecode(digest)
+    else:
+        digest = hashlib.sha256(kind)
+        digest.update(data)
     return digest.hexdigest()[:32]
+
+
+def _in_context(value: ir.DenseElementsAttr, context: ir.Context) -> ir.Attribute:
+    """The same constant in another context of this jaxlib, which reads the bytecode that it wrote."""
+    data = io.BytesIO()
+    _holding(value).operation.write_bytecode(data)
+    with context:
+        module = ir.Module.parse(data.getvalue())
+    (op,) = _constant_ops(module)
+    return _value(op)
 
 
 def _restore(module: ir.Module, constants: dict[str, ir.Attribute]) -> None:
     context = module.context
     for op in _constant_ops(module):
-        held = _value(op)
-        if held is None or isinstance(held, ir.DenseElementsAttr):
+        try:
+            held = op.attributes["value"]
+        except TypeError:
+            continue  # complex and in place
+        if isinstance(held, ir.DenseElementsAttr):
             continue
         name = _NAME.search(str(held))
         if name is None:
@@ -176,5 +271,5 @@ def _restore(module: ir.Module, constants: dict[str, ir.Attribute]) -> None:
         if value is None:
             raise errors.InternalError(f"the contents of constant {name[1]} are lost", where=str(op.location))
         if value.context is not context:
-            value = ir.Attribute.parse(str(value), context=context)
+            value = _in_context(value, context)
         op.attributes["value"] = value
