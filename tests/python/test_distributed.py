@@ -43,7 +43,12 @@ def run_job(directory, plan, *scenarios):
             with out.open("w") as stdout, err.open("w") as stderr:
                 processes.append(
                     subprocess.Popen(
-                        command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment, cwd=HERE
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=stdout,
+                        stderr=stderr,
+                        env=environment,
+                        cwd=HERE,
                     )
                 )
         # JAX aborts a process that outlives the first one: that one waits for the end of its input.
