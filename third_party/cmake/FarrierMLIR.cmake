@@ -5,7 +5,7 @@
 # modules with regions fail to verify.
 
 set(FARRIER_MLIR_MAJOR 22)
-set(FARRIER_MLIR_PREFIX "" CACHE PATH "Prefix of an MLIR ${FARRIER_MLIR_MAJOR} installation (default: search)")
+set(FARRIER_MLIR_PREFIX "$ENV{FARRIER_MLIR_PREFIX}" CACHE PATH "Prefix of an MLIR ${FARRIER_MLIR_MAJOR} installation (default: search)")
 
 # find_package(MLIR 22) is rejected by MLIR's version file, so the major is checked by hand.
 find_package(MLIR CONFIG QUIET HINTS
