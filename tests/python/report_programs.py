@@ -126,3 +126,24 @@ def sharded(overlap=True):
     done, artifact = report.compile_with_dump(step)
     stablehlo = interchange.to_core(step.compiler_ir("stablehlo"))
     return done, report.from_artifact(artifact, target=target, stablehlo=stablehlo)
+
+
+@functools.cache
+def partitioned():
+    """A loss over tokens that two devices share, weights on both; partitioned by XLA."""
+    target = Target("h100", topology="1x1x2")
+    mesh = target.mesh((2,), ("x",))
+    spec = jax.sharding.PartitionSpec
+
+    def array(*shape, spec):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    def loss(w, x):
+        for _ in range(3):
+            x = jnp.tanh(x @ w)
+        return jnp.sum(jnp.square(x.astype(jnp.float32)))
+
+    step = jax.jit(jax.grad(loss)).lower(array(1024, 1024, spec=spec()), array(32768, 1024, spec=spec("x")))
+    _, artifact = report.compile_with_dump(step)
+    stablehlo = interchange.to_core(step.compiler_ir("stablehlo"))
+    return report.from_artifact(artifact, target=target, stablehlo=stablehlo)

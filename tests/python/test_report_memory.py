@@ -212,6 +212,13 @@ def test_estimate_of_manual_partitioning_is_per_device_already():
     assert 0 < planned["temp"] < 2**30
 
 
+def test_estimate_of_a_program_that_xla_partitions_is_of_one_device():
+    made = programs.partitioned()
+    planned = made.data["memory"]["estimate"]
+    assert planned["divided_by"] == 1
+    assert abs(planned["peak"] - made.peak_bytes) < 0.2 * made.peak_bytes
+
+
 def test_common_names_pair_in_order():
     a = [("x", 0), ("dot", 3), ("dot", 5), ("y", 7), ("dot", 9)]
     b = [("dot", 2), ("dot", 4), ("z", 5), ("y", 6), ("y", 8)]

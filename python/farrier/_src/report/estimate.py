@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from farrier._src import hlo
+from farrier._src import hlo, sharding
 from farrier._src.report.program import Program
 
 # Operations that XLA neither renames nor melts into another: what both programs have in common.
@@ -35,14 +35,16 @@ def estimate(program: Program, stablehlo: Any, *, fixed_bytes: int) -> dict[str,
         curve stands on these, so that what differs is the estimate alone.
 
     Returns:
-      ``points`` are [position in the compiled program, bytes]. Sizes in a partitioned program are those of the
-      whole; without per-device sizes each is divided by the number of devices (``divided_by``), as if all were
-      sharded over all of them. Inside ``shard_map`` sizes are a device's already.
+      ``points`` are [position in the compiled program, bytes]. Of a partitioned program they are one device's,
+      by Shardy's propagation. Where that cannot be had, sizes of the whole are divided by the number of devices
+      (``divided_by``), as if all were sharded over all of them.
     """
-    answer = json.loads(stablehlo.query("memory.estimate", json.dumps({"curve": True})))
+    count = max(1, program.module.proto.device_assignment.computation_count)
+    split = sharding.shards(stablehlo) if count > 1 else None
+    request = {"curve": True} | ({} if split is None else {"shards": split})
+    answer = json.loads(stablehlo.query("memory.estimate", json.dumps(request)))
     curve = answer.get("curve") or {"bytes": [], "name": [], "names": [], "manual": False}
-    assignment = program.module.proto.device_assignment
-    devices = 1 if curve["manual"] else max(1, assignment.computation_count)
+    devices = 1 if split is not None or curve["manual"] else count
     names, live = curve["names"], curve["bytes"]
     marks = [(names[n], k) for k, n in enumerate(curve["name"]) if n >= 0]
     anchors = _common(marks, list(_named(program)))
