@@ -48,9 +48,10 @@ std::string locationText(Location loc) {
   std::string text;
   llvm::raw_string_ostream os(text);
   loc.print(os);
-  return text;
+  return llvm::json::fixUTF8(text);
 }
 
+/// Texts in it are UTF-8, as Python's must be; a diagnostic quotes the input, which may be anything.
 struct DiagnosticRecord {
   std::string severity;
   std::string message;
@@ -73,8 +74,10 @@ const char *severityName(DiagnosticSeverity severity) {
 }
 
 DiagnosticRecord toRecord(Diagnostic &diagnostic) {
-  DiagnosticRecord record{
-      severityName(diagnostic.getSeverity()), diagnostic.str(), locationText(diagnostic.getLocation()), {}};
+  DiagnosticRecord record{severityName(diagnostic.getSeverity()),
+                          llvm::json::fixUTF8(diagnostic.str()),
+                          locationText(diagnostic.getLocation()),
+                          {}};
   for (Diagnostic &note : diagnostic.getNotes())
     record.notes.push_back(toRecord(note));
   return record;

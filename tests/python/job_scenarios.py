@@ -22,6 +22,8 @@ class Patch:
 def run(scenario, rank, count, plan):
     if scenario == "remat":
         return rematerialize(count, plan)
+    if scenario in ("train", "disagree"):
+        return (train if scenario == "train" else disagree)(rank, count)
     search = textual.install(Patch())
     apply = textual.SwapDriver.apply
     try:
@@ -138,3 +140,56 @@ def rematerialize(count, plan):
         "text": lowered.as_text(),
         "searches": len(searches),
     }
+
+
+def train(rank, count, steps=20):
+    """Losses of ``steps`` steps of a model sharded over all processes, with farrier on and off."""
+    mesh = jax.make_mesh((count,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("x",), ()))
+    draw = np.random.default_rng(0)
+
+    def put(array, sharding):
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    # Weights in shards, batches in shards: gathers forward, reductions backward.
+    data = draw.normal(size=(count * 2, 8)).astype(np.float32)
+    start = [(draw.normal(size=(count * 2, 8)) / 3).astype(np.float32) for _ in range(3)]
+
+    def step(weights, x):
+        def loss(weights):
+            h = x
+            for w in weights:
+                h = jnp.tanh(h @ w.T @ w) + h
+            return (h**2).mean()
+
+        value, gradient = jax.value_and_grad(loss)(weights)
+        return [w - 0.1 * g for w, g in zip(weights, gradient, strict=True)], value
+
+    jitted = jax.jit(step, out_shardings=([rows] * 3, whole))
+    results = {}
+    remat = farrier.Remat(stress=5, small_bytes=1)
+    for name, function in (("off", jitted), ("on", farrier.optimize(jitted, passes=[remat], strict=True))):
+        weights, x, losses = [put(w, rows) for w in start], put(data, rows), []
+        for _ in range(steps):
+            weights, value = function(weights, x)
+            losses.append(float(np.asarray(value.addressable_shards[0].data)))
+        results[name] = losses
+        if name == "on":
+            lowered = function.lower(weights, x)
+            results["changed"] = lowered.decision.changed
+            results["plan"] = lowered.plan.fingerprint
+    return results
+
+
+def disagree(rank, count):
+    """One process asks for another seed: an option that decides."""
+    sharding = NamedSharding(jax.make_mesh((count,), ("x",)), PartitionSpec("x"))
+    values = np.ones((count * 2, 4), np.float32)
+    x = jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+    jitted = jax.jit(lambda x: jnp.tanh(jnp.sin(x)) * 2)
+    passes = [farrier.Fusion()] if rank == 2 else [farrier.Remat(stress=1, small_bytes=1)]
+    try:
+        farrier.optimize(jitted, passes=passes)(x)
+    except farrier.Error as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    return {"error": None, "message": ""}

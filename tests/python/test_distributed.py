@@ -138,3 +138,27 @@ def test_rematerialization_by_one_plan(tmp_path):
     assert len({a["text"] for a in [*first, *second]}) == 1
     # One sharded program of all processes: the plain one's loss, up to the order of its sums.
     assert values(first) == pytest.approx([a["plain"] for a in first], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A job of real passes on a sharded model."""
+    return run_job(tmp_path_factory.mktemp("training") / "job", "-", "train", "disagree")
+
+
+def test_a_sharded_model_trains_the_same(training):
+    answers = training["train"]
+    assert all(a["changed"] for a in answers)
+    assert len({a["plan"] for a in answers}) == 1
+    assert len({tuple(a["on"]) for a in answers}) == 1
+    assert len(answers[0]["on"]) == 20
+    assert answers[0]["on"][-1] < answers[0]["on"][0]
+    # Partitioned and fused anew: the same operations, summed by XLA in an order of its own.
+    assert answers[0]["on"] == pytest.approx(answers[0]["off"], rel=1e-6)
+
+
+def test_one_process_with_another_option_is_refused_everywhere(training):
+    answers = training["disagree"]
+    assert [a["error"] for a in answers] == ["DistributedError"] * COUNT
+    assert all("the options of farrier.optimize" in a["message"] for a in answers)
+    assert max(a["seconds"] for a in answers) < 30

@@ -16,6 +16,7 @@ class TextModule:
     """The part of ``farrier._core.Module`` that the planner uses, over editable text."""
 
     constants = None
+    num_ops = 1
 
     def __init__(self, text):
         self.text = text

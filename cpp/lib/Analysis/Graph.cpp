@@ -56,6 +56,11 @@ static bool readsBuffers(Operation *op) {
   return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp>(op);
 }
 
+/// XLA:GPU fuses no more than this many operands into one kernel (MaxOperandsAndOutputsPerFusion in its
+/// gpu_fusible.cc): what joins more is a buffer. It also bounds the work here: a chain that joins one more root
+/// at each step has sets of every length otherwise.
+static constexpr size_t maxFusionOperands = 96;
+
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
   std::vector<bool> feedsKernel(graph.numValues(), false);
   if (options.materialiseKernelOperands) {
@@ -105,7 +110,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     bool isPart = isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(operation);
     for (unsigned value : graph.outputs[op]) {
       int64_t bytes = graph.bytes[value];
-      bool root = false;
+      bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
         root |= big >= 2 && bytes < bigBytes;
         root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes;

@@ -31,23 +31,24 @@ _rounds: dict[tuple[int, ...], Any] = collections.defaultdict(itertools.count)
 Leader = Callable[[], tuple[Plan, str, int]]
 
 
-def agreement(run: Any, name: str, program: str) -> _Alone | _Group:
+def agreement(run: Any, name: str, program: str, options: str) -> _Alone | _Group:
     """How the decision for one program is shared.
 
     Args:
       run: where it runs, a :class:`farrier._src.where.Run`.
       name: the function's name, for messages.
       program: the fingerprint of the program that this process traced.
+      options: the fingerprint of the options that decide.
 
     Raises:
-      farrier.DistributedError: the processes traced different programs.
+      farrier.DistributedError: the processes traced different programs, or were given different options.
     """
     if len(run.processes) < 2:
         return _Alone()
     client, rank = compat.distributed_client()
     if client is None or rank not in run.processes:
         return _Alone()
-    return _Group(client, rank, run.processes, name, program)
+    return _Group(client, rank, run.processes, name, program, options)
 
 
 class _Alone:
@@ -66,7 +67,7 @@ class _Alone:
 class _Group:
     """The processes that own the devices of one executable."""
 
-    def __init__(self, client: Any, rank: int, ranks: Sequence[int], name: str, program: str):
+    def __init__(self, client: Any, rank: int, ranks: Sequence[int], name: str, program: str, options: str):
         self._client = client
         self._rank = rank
         self._ranks = tuple(ranks)
@@ -74,7 +75,7 @@ class _Group:
         # The same sequence of lowerings happens on every process, so a count names the round.
         number = next(_rounds[self._ranks])
         self._prefix = f"farrier/{'.'.join(map(str, self._ranks))}/{number}"
-        self._compare("program", {"function": name, "fingerprint": program}, "traced")
+        self._compare("program", {"function": name, "fingerprint": program, "options": options}, "traced")
 
     def plan(self, leader: Leader) -> tuple[Plan, str, int]:
         """The plan that the first process makes; the others wait for it and never search."""
@@ -123,8 +124,8 @@ class _Group:
             lines = "".join(f"\n  - process {rank}: {_short(seen[rank])}" for rank in sorted(seen))
             raise errors.DistributedError(
                 f"the processes that run {self._name} do not agree on the program that each {verb}{lines}",
-                hint="make the function, its static arguments, the shapes and shardings the same on every "
-                "process; nothing has run yet",
+                hint="make the function, its static arguments, the shapes and shardings, and the options of "
+                "farrier.optimize the same on every process; nothing has run yet",
             )
 
     def _get(self, key: str, seconds: float, rank: int, purpose: str) -> str:
@@ -166,4 +167,5 @@ def _short(value: dict[str, Any]) -> str:
     if "failed" in value:
         return f"failed with {value['failed']['kind']}: {value['failed']['what']}"
     function = f"{value['function']} " if "function" in value else ""
-    return f"{function}{value['fingerprint'][:16]}"
+    options = f" with options {value['options'][:8]}" if "options" in value else ""
+    return f"{function}{value['fingerprint'][:16]}{options}"

@@ -50,6 +50,10 @@ def optimize(fun: Callable | None = None, /, **options: Any) -> Any:
       numerics: "bitwise", "bounded" (default) or "relaxed": which changes of rounding are allowed.
       plan: a :class:`farrier.Plan` or the path of a saved one, applied without a search.
       max_compiles: how many compiles a search may spend. Default: 3.
+      max_seconds: wall time of the search. When it is up no further plan is tried and the best one so far
+        is taken; a search that does not end within twice that is given up as a failed pass. Default: none.
+      max_pass_seconds: wall time of one decision of one pass. A pass that takes longer is left out.
+        Default: none.
       strict: raise when a pass fails, instead of running the original with a warning.
       cache_dir: where plans and measurements are kept. Default: ``FARRIER_CACHE_DIR``, else this
         system's cache directory.

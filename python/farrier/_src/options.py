@@ -62,6 +62,8 @@ class Options:
     numerics: Literal["bitwise", "bounded", "relaxed"] = "bounded"
     plan: Plan | None = None
     max_compiles: int = 3
+    max_seconds: float | None = None
+    max_pass_seconds: float | None = None
     strict: bool = False
     cache_dir: str | None = None
 
@@ -89,6 +91,12 @@ class Options:
         compiles = given.get("max_compiles", 3)
         if isinstance(compiles, bool) or not isinstance(compiles, int) or compiles < 0:
             raise errors.OptionError(f"max_compiles={compiles!r}: expected a number of compiles, 0 or more")
+        for name in ("max_seconds", "max_pass_seconds"):
+            value = given.get(name)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float) or value <= 0
+            ):
+                raise errors.OptionError(f"{name}={value!r}: expected seconds, more than 0, or None")
         if not isinstance(given.get("strict", False), bool):
             raise errors.OptionError(f"strict={given['strict']!r}: expected True or False")
         directory = given.get("cache_dir")

@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from farrier._src import errors, remarks
+from farrier._src import errors, limits, remarks
 
 __all__ = [
     "DRIVERS",
@@ -115,6 +115,8 @@ class Context:
       compile: ``compile(module, options)`` compiles a ``farrier._core.Module`` or a jaxlib module with XLA
         options on top of the function's own and returns an ``oracle.Compiled``; None as `measure`.
       compiler_options: the function's own XLA options.
+      clock: says when to stop with the best plan so far.
+      pass_seconds: wall time that one decision of one pass may take, or None.
     """
 
     function: str
@@ -130,6 +132,8 @@ class Context:
     remark: Callable[[Any], None]
     compile: Callable[[Any, Mapping[str, Any]], Any] | None = None
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    clock: limits.Clock = dataclasses.field(default_factory=lambda: limits.Clock(None))
+    pass_seconds: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors
+from farrier._src import errors, limits
 from farrier._src.pipeline import Context, StepPlan
 
 # A plan that leaves more of the budget than this unused is tightened while compiles are left: what is
@@ -49,7 +49,9 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
             driver.apply(current, decided.passes[driver.name])
     passes, compiles = dict(decided.passes), decided.compiles
     for driver in late:
-        plan = driver.plan(current, context)
+        if context.clock.expired():
+            break
+        plan = _decision(driver, current, context)
         compiles += driver.compiles
         if plan:
             driver.apply(current, plan)
@@ -65,7 +67,9 @@ def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> Ste
         if getattr(driver, "needs_budget", False):
             remat = driver
             continue
-        plan = driver.plan(current, context)
+        if context.clock.expired():
+            continue
+        plan = _decision(driver, current, context)
         if plan:
             current = current.clone()
             driver.apply(current, plan)
@@ -73,6 +77,34 @@ def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> Ste
     if remat is None or context.budget_bytes is None:
         return StepPlan(passes=passes)
     return _fit(current, remat, passes, context)
+
+
+def _decision(driver: Any, module: Any, context: Context, **budget: Any) -> Any:
+    """What a pass decides; None when it takes longer than it may.
+
+    It decides on a copy where there is a limit: what is given up goes on reading it.
+    """
+    if context.pass_seconds is None:
+        return driver.plan(module, context, **budget)
+    copy = module.clone()
+    try:
+        return limits.within(
+            context.pass_seconds, f"pass {driver.name!r}", lambda: driver.plan(copy, context, **budget)
+        )
+    except errors.PassError as error:
+        context.remark(_LeftOut(driver.name, error.what))
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _LeftOut:
+    """The remark of a pass that took too long."""
+
+    pass_name: str
+    message: str
+    kind: str = "missed"
+    location: str | None = None
+    args: tuple = ()
 
 
 def _described(measurement: Any) -> dict[str, Any]:
@@ -85,7 +117,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     sizes = remat.sizes(module, context)
     estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"]
     if context.measure is None:
-        plan = remat.plan(module, context, temp_budget=budget)
+        plan = _decision(remat, module, context, temp_budget=budget)
         return StepPlan(passes=passes | ({remat.name: plan} if plan else {}), measured={"estimate": estimate})
 
     before = context.measure(module)
@@ -103,8 +135,8 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     attempts: list[_Attempt] = []
     seen: set[str] = set()
     planner_budget = budget - fixed
-    while compiles < max(context.max_compiles, 2) and planner_budget > 0:
-        plan = remat.plan(module, context, temp_budget=int(planner_budget * scale))
+    while compiles < max(context.max_compiles, 2) and planner_budget > 0 and not context.clock.expired():
+        plan = _decision(remat, module, context, temp_budget=int(planner_budget * scale))
         text = json.dumps(plan and [plan["loops"], plan["blocks"]], sort_keys=True)
         if plan is None or text in seen:
             break

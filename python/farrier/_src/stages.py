@@ -24,6 +24,7 @@ from farrier._src import (
     fingerprint,
     in_compiles,
     interchange,
+    limits,
     pipeline,
     store,
     where,
@@ -103,9 +104,10 @@ class FunctionSite:
         return next((d for m, d in reversed(self._decisions) if m is module), None)
 
     def say(self, text: str) -> None:
-        """Warns, once per function and text."""
-        if text not in self._said:
-            self._said.add(text)
+        """Warns, once per function and first line: a step that JAX lowers twice fails twice, in the same way."""
+        first = text.split("\n", 1)[0]
+        if first not in self._said:
+            self._said.add(first)
             at = f" ({self.source})" if self.source else ""
             warnings.warn(f"farrier.optimize: {self.name}{at}: {text}", OptimizeWarning, stacklevel=2)
 
@@ -145,7 +147,8 @@ class FunctionSite:
         of its compile (None: nothing)."""
         original, before = self._read(program)
         drivers = pipeline.drivers_for(self.options.passes)
-        agreement = distributed.agreement(run, self.name, before)
+        options = store.content_key(self.options.describe())
+        agreement = distributed.agreement(run, self.name, before, options)
         given = self.options.plan
         if given is not None and given.platform == run.platform:
             self._check_given(given, program, run)
@@ -301,14 +304,32 @@ class FunctionSite:
             remarks.extend(said)
             return plan, "cache", 0
         try:
-            plan, compiles = self._search(program, run, original, before, drivers, remarks)
+            plan, compiles = self._search_within(program, run, original, before, drivers, remarks)
         except Exception as error:
             if self._raises(error):
                 raise
             self._check_original(program, run, original, error)
             return self._fallback(program, run, before, error), "fallback", 0
-        self._store.put(key, plan, remarks)
+        if self.options.max_seconds is None and self.options.max_pass_seconds is None:
+            # A plan that wall time cut short is not the one that the next search would make.
+            self._store.put(key, plan, remarks)
         return plan, "search" if plan.passes else "nothing to do", compiles
+
+    def _search_within(self, program, run, original, before, drivers, remarks) -> tuple[Plan, int]:
+        """The search, given up when it does not heed its own limit."""
+        limits.check_memory(original.num_ops)
+        most = self.options.max_seconds
+        if most is None:
+            return self._search(program, run, original, before, drivers, remarks)
+        said: list[Any] = []
+        copy = original.clone()
+        found = limits.within(
+            2 * most,
+            f"the search for {self.name}",
+            lambda: self._search(program, run, copy, before, drivers, said),
+        )
+        remarks.extend(said)
+        return found
 
     def _search(self, program, run, original, before, drivers, remarks) -> tuple[Plan, int]:
         context = pipeline.Context(
@@ -321,6 +342,8 @@ class FunctionSite:
             objective=self.options.objective,
             numerics=self.options.numerics,
             max_compiles=self.options.max_compiles,
+            clock=limits.Clock(self.options.max_seconds),
+            pass_seconds=self.options.max_pass_seconds,
             measure=run.measure,
             remark=lambda remark: remarks.append(pipeline.remark_json(remark)),
             compile=run.compile,

@@ -186,7 +186,9 @@ def _death(code: int, log: pathlib.Path, name: str, args: argparse.Namespace) ->
     lines = log.read_text(errors="replace").splitlines()
     if any("MemoryError" in line or "bad_alloc" in line or "out of memory" in line for line in lines):
         return f"{name} needs more than {args.memory_limit:g} GiB to read (--memory-limit)"
-    if code < 0:
+    if code == -signal.SIGPROF:
+        how = "was stopped, because it took longer than any file of this size does"
+    elif code < 0:
         how = f"was killed by {signal.Signals(-code).name}"
     else:
         how = f"ended with status {code}: {lines[-1] if lines else 'no message'}"

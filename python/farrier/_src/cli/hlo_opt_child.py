@@ -10,6 +10,8 @@ import dataclasses
 import json
 import pathlib
 import re
+import resource
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -65,12 +67,43 @@ def _parse(data: str | bytes) -> Any:
         return ir.Module.parse(data)
 
 
+# Processor seconds for reading: what reads at all reads 20 MB a second, and jaxlib's bytecode reader was seen
+# to run for ever, and to fill the memory, on a file of 20 kB with one byte changed.
+READ_SECONDS = 10.0
+READ_BYTES_PER_SECOND = 1e6
+# Address space for reading, beyond what the process has: 67 MB of constants took 19 bytes of memory a byte.
+READ_MEMORY = 3 << 30
+READ_MEMORY_PER_BYTE = 60
+
+
 def read(data: bytes, form: str, name: str) -> Input:
-    """Turns the bytes into a program.
+    """Turns the bytes into a program; ends the process when that takes far too long (SIGPROF) or too much.
 
     Raises:
       Failed: they are damaged.
     """
+    signal.setitimer(signal.ITIMER_PROF, READ_SECONDS + len(data) / READ_BYTES_PER_SECOND)
+    limit, most = resource.getrlimit(resource.RLIMIT_AS)
+    if mapped := _address_space():
+        allowed = mapped + READ_MEMORY + READ_MEMORY_PER_BYTE * len(data)
+        within = allowed if limit == resource.RLIM_INFINITY else min(allowed, limit)
+        resource.setrlimit(resource.RLIMIT_AS, (within, most))
+    try:
+        return _read(data, form, name)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+
+def _address_space() -> int | None:
+    """Bytes that this process has mapped; None where the system does not say (then only hlo-opt's limit holds)."""
+    try:
+        return int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+def _read(data: bytes, form: str, name: str) -> Input:
     try:
         if form == "mlir-text":
             return Input(form, module=_parse(data))

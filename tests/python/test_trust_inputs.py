@@ -1,0 +1,38 @@
+"""Damaged inputs: a result or an error message, never a dead caller, a hang or gigabytes. See tests/trust/mutate.py."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from farrier import _core
+from farrier._src.cli import hlo_opt
+
+TESTS = pathlib.Path(__file__).parents[1]
+
+
+def test_damaged_inputs():
+    # A process of its own: it forks, and this one has threads.
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "trust.mutate", "--cases", "150", "--seed", "7"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    result = json.loads(done.stdout[done.stdout.index("{") :])
+    assert result["bad"] == []
+    assert result["bindings: refused"] > 20
+    assert result["front: refused"] > 50
+    assert done.returncode == 0
+
+
+def test_a_diagnostic_that_quotes_bytes_that_are_no_text():
+    text = b'module { "stablehlo.\xb8\xff"() : () -> () }'
+    with pytest.raises(_core.DiagnosticError):
+        _core.Module.parse(b"#loc = loc(u\xb8)\n" + text)
+
+
+def test_a_reader_that_never_ends_is_stopped_and_says_so(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("")
+    said = hlo_opt._death(-27, log, "step.bc", hlo_opt.parser().parse_args([]))
+    assert "was stopped, because it took longer" in said
