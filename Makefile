@@ -64,7 +64,7 @@ pytest: build ## the Python tests on the newest supported jax
 
 # What touches jax's internals. Everything else is the same code on both; `make pytest-old-all` runs it too.
 OLD_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,\
-  bindings dialect everywhere interchange optimize options oracle plan primitive remat search stages targets versions))
+  bindings dialect interchange optimize options oracle plan primitive remat search stages targets versions))
 
 .PHONY: pytest-old
 pytest-old: build $(OLD_VENV)/.made ## what depends on jax itself, on the oldest supported jax
