@@ -203,12 +203,15 @@ bool Matcher::verifyRows() {
     for (size_t i = 0; i < columns.size(); ++i)
       scoreGradient.push_back(site.scale * probability[i] * (gradient[i] - inner));
 
+    auto bindScores = [&](RowEval &eval) {
+      eval.coordinates = coordinates;
+      eval.columns = columns;
+      eval.bind(site.scores.getResult(), scoreRoles, score);
+      for (auto [value, source] : aliases)
+        eval.alias(value, source);
+    };
     RowEval eval(scoreSizes(), site.column);
-    eval.coordinates = coordinates;
-    eval.columns = columns;
-    eval.bind(site.scores.getResult(), scoreRoles, score);
-    for (auto [value, source] : aliases)
-      eval.alias(value, source);
+    bindScores(eval);
     for (Reader &reader : readers) {
       Value value = reader.dot->getOperand(reader.operand);
       const Roles &roles = reached[value];
@@ -226,11 +229,7 @@ bool Matcher::verifyRows() {
       } else if (gradientOfProbabilities && sample == 0 && numbers) {
         // Does it depend on the gradient? Without it the evaluation stops at that product.
         RowEval without(scoreSizes(), site.column);
-        without.coordinates = coordinates;
-        without.columns = columns;
-        without.bind(site.scores.getResult(), scoreRoles, score);
-        for (auto [value, source] : aliases)
-          without.alias(value, source);
+        bindScores(without);
         reader.readsGradient = !without.evaluate(value, roles);
       }
       if (!numbers)

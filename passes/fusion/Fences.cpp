@@ -13,16 +13,10 @@ using namespace mlir;
 
 namespace farrier::fusion {
 
-static bool isFenced(Operation *op) {
-  auto attributes = op->getAttrOfType<DictionaryAttr>("mhlo.frontend_attributes");
-  auto fence = attributes ? attributes.getAs<StringAttr>("farrier.fence") : StringAttr();
-  return fence && fence.getValue() == "on";
-}
-
 unsigned rewriteFences(ModuleOp module) {
   SmallVector<stablehlo::DotGeneralOp> fenced;
   module.walk([&](stablehlo::DotGeneralOp dot) {
-    if (isFenced(dot))
+    if (hint(dot, "farrier.fence") == "on")
       fenced.push_back(dot);
   });
   unsigned applied = 0;

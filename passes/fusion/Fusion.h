@@ -28,6 +28,9 @@ struct Settings {
 /// "file:line" of the user's program, or the operation's location as MLIR prints it.
 std::string place(mlir::Operation *op);
 
+/// What the user's hint of that name says about `op`, a frontend attribute; "" where there is none.
+llvm::StringRef hint(mlir::Operation *op, llvm::StringRef name);
+
 /// Whether a hint asks to leave `op` alone: frontend attribute farrier.fuse = "off" for any rewrite,
 /// farrier.kernel = "off" for one that puts a kernel in its place.
 bool isForbidden(mlir::Operation *op, bool kernel = false);

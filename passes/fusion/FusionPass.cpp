@@ -29,13 +29,14 @@ std::string place(Operation *op) {
   return text;
 }
 
-bool isForbidden(Operation *op, bool kernel) {
+StringRef hint(Operation *op, StringRef name) {
   auto attributes = op->getAttrOfType<DictionaryAttr>("mhlo.frontend_attributes");
-  auto says = [&](StringRef name) {
-    auto value = attributes ? attributes.getAs<StringAttr>(name) : StringAttr();
-    return value && value.getValue() == "off";
-  };
-  return says("farrier.fuse") || (kernel && says("farrier.kernel"));
+  auto value = attributes ? attributes.getAs<StringAttr>(name) : StringAttr();
+  return value ? value.getValue() : "";
+}
+
+bool isForbidden(Operation *op, bool kernel) {
+  return hint(op, "farrier.fuse") == "off" || (kernel && hint(op, "farrier.kernel") == "off");
 }
 
 bool isLocal(Operation *op) {

@@ -57,8 +57,8 @@ static bool readsBuffers(Operation *op) {
 }
 
 /// XLA:GPU fuses no more than this many operands into one kernel (MaxOperandsAndOutputsPerFusion in its
-/// gpu_fusible.cc): what joins more is a buffer. It also bounds the work here: a chain that joins one more root
-/// at each step has sets of every length otherwise.
+/// gpu_fusible.cc): what joins more is a buffer. It also bounds the work here: a chain that joins one more
+/// root at each step has sets of every length otherwise.
 static constexpr size_t maxFusionOperands = 96;
 
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {

@@ -15,8 +15,7 @@ static constexpr llvm::StringLiteral shardsAttr = "farrier.shards", numberAttr =
                                      moduleAttr = "farrier.sharded";
 
 static DenseI64ArrayAttr recorded(Operation *op) {
-  return op->getDiscardableAttr(shardsAttr) ? op->getAttrOfType<DenseI64ArrayAttr>(shardsAttr)
-                                            : DenseI64ArrayAttr();
+  return dyn_cast_or_null<DenseI64ArrayAttr>(op->getDiscardableAttr(shardsAttr));
 }
 
 int64_t shards(Value value) {
@@ -131,14 +130,9 @@ void inferShards(ModuleOp module) {
         if (known)
           continue;
         if (loop) {
-          bool more = false;
-          for (auto [count, value] :
-               llvm::zip(counts, loop.getBody().front().getTerminator()->getOperands())) {
-            more |= shards(value) > count;
+          for (auto [count, value] : llvm::zip(counts, loop.getBody().front().getTerminator()->getOperands()))
             count = std::max(count, shards(value));
-          }
-          if (more)
-            record();
+          record();
         } else {
           for (Value result : op.getResults())
             counts.push_back(inferred(&op, result));
