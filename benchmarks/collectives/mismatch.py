@@ -11,11 +11,11 @@ reordered there, within the memory that `run.py` allows. Simulated figures, see 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -25,7 +25,7 @@ from farrier import Target
 from farrier._src import hlo, oracle
 from farrier._src.collectives import drive, parameters, schedule
 from jax.extend import xla
-from run import SET, VARIANTS
+from run import SET, VARIANTS, arguments
 
 # The most that a step may lose, as a part of XLA's.
 ALLOWED = 0.003
@@ -100,41 +100,34 @@ def table(results: list[dict]) -> str:
                 f"| {r['letter']} | {r['workload']} | {row['planned']} | {row['scored']} "
                 f"| {row['xla_seconds'] * 1e3:.2f} | {row['seconds'] * 1e3:.2f} | {change:+.2%} |"
             )
-    foreign = [
+    lines += ["", f"Worst where planned and scored differ: {worst(results):+.2%}."]
+    return "\n".join(lines) + "\n"
+
+
+def worst(results: Iterable[dict]) -> float:
+    """The largest growth of a step over XLA's default, where it is planned with one set and scored with another."""
+    return max(
         row["seconds"] / row["xla_seconds"] - 1
         for r in results
         for row in r["rows"]
         if row["planned"] != row["scored"]
-    ]
-    lines += ["", f"Worst where planned and scored differ: {max(foreign):+.2%}."]
-    return "\n".join(lines) + "\n"
+    )
 
 
 def main() -> int:
     """Runs the command line; 1 when a workload loses more than is allowed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join([*SET, *VARIANTS])}")
-    parser.add_argument("--target", default="h100")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/collectives"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = arguments(__doc__.splitlines()[0])
     path = args.out / f"{args.target}-mismatch.jsonl"
     known = {}
     if path.exists():
         known = {r["workload"]: r for r in map(json.loads, path.read_text("utf-8").splitlines())}
-    for name in args.names or [*SET, *VARIANTS]:
+    for name in args.names:
         known[name] = measure(name, args.target)
         results = sorted(known.values(), key=lambda r: r["letter"])
         path.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
         (args.out / "mismatch.md").write_text(table(results), encoding="utf-8")
         print(name, flush=True)
-    worst = max(
-        row["seconds"] / row["xla_seconds"] - 1
-        for r in known.values()
-        for row in r["rows"]
-        if row["planned"] != row["scored"]
-    )
-    return int(worst > ALLOWED)
+    return int(worst(known.values()) > ALLOWED)
 
 
 if __name__ == "__main__":

@@ -137,15 +137,23 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join([*SET, *VARIANTS])}")
+def arguments(description: str) -> argparse.Namespace:
+    """The command line of this folder's benchmarks: ``names`` of workloads, ``target``, and ``out``, which exists."""
+    parser = argparse.ArgumentParser(description=description)
+    everything = [*SET, *VARIANTS]
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(everything)}")
     parser.add_argument("--target", default="h100")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/collectives"))
     args = parser.parse_args()
+    args.names = args.names or everything
     args.out.mkdir(parents=True, exist_ok=True)
-    for name in args.names or [*SET, *VARIANTS]:
+    return args
+
+
+def main() -> int:
+    """Runs the command line."""
+    args = arguments(__doc__.splitlines()[0])
+    for name in args.names:
         result = measure(name, args.target)
         path = args.out / f"{args.target}-{name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

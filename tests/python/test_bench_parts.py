@@ -91,13 +91,13 @@ def test_reports_beside_a_baseline(tmp_path):
 def test_reports_name_no_folder_of_a_machine():
     data = {
         "source_table": [
-            "/home/u/repo/model/layers.py:12",
+            "/checkout/model/layers.py:12",
             "/usr/lib/python3/site-packages/jax/_src/nn.py:3",
         ],
         "stacks": [[["/elsewhere/train.py", "step", 4]]],
         "names": ["fusion.1", 3, None],
     }
-    assert reports.portable(data, pathlib.Path("/home/u/repo")) == {
+    assert reports.portable(data, pathlib.Path("/checkout")) == {
         "source_table": ["model/layers.py:12", "jax/_src/nn.py:3"],
         "stacks": [[["train.py", "step", 4]]],
         "names": ["fusion.1", 3, None],

@@ -220,7 +220,33 @@ compile_and_load = _compiler.backend_compile_and_load
 """XLA's compile as JAX has it, below everything that is put around JAX's own compiles here."""
 
 _around_compiles: list[Callable[[str], Any]] = []
+_before_compiles: list[Callable[[Any, str], Any]] = []
 _installing = threading.Lock()
+
+
+@functools.cache
+def _ask_at_compiles() -> None:
+    """Puts what is registered here in front of every compile that JAX makes; once in a process."""
+    compile_or_get_cached = _compiler.compile_or_get_cached
+
+    @functools.wraps(compile_or_get_cached)
+    def compiled(backend, computation, devices, compile_options, *rest, **named):
+        for hook in tuple(_before_compiles):
+            with computation.context:
+                computation = hook(computation, backend.platform)
+        with _settings(module_name(computation)) as extra:
+            if extra:
+                # Kept as they were given: the caller may use its options again.
+                given = list(compile_options.env_option_overrides)
+                kept = [(option, value) for option, value in given if option not in extra]
+                compile_options.env_option_overrides = [*kept, *extra.items()]
+            try:
+                return compile_or_get_cached(backend, computation, devices, compile_options, *rest, **named)
+            finally:
+                if extra:
+                    compile_options.env_option_overrides = given
+
+    _compiler.compile_or_get_cached = compiled
 
 
 def around_compiles(around: Callable[[str], Any]) -> None:
@@ -234,29 +260,21 @@ def around_compiles(around: Callable[[str], Any]) -> None:
       around: must not raise; asked on the compiling thread.
     """
     with _installing:
-        if not _around_compiles:
-            _compiler.compile_or_get_cached = _compile_with_settings(_compiler.compile_or_get_cached)
+        _ask_at_compiles()
         if around not in _around_compiles:
             _around_compiles.append(around)
 
 
-def _compile_with_settings(compile_or_get_cached: Callable) -> Callable:
-    @functools.wraps(compile_or_get_cached)
-    def compiled(backend, computation, devices, compile_options, *rest, **named):
-        name = _ir.StringAttr(computation.operation.attributes["sym_name"]).value
-        with _settings(name) as extra:
-            if extra:
-                # Kept as they were given: the caller may use its options again.
-                given = list(compile_options.env_option_overrides)
-                kept = [(option, value) for option, value in given if option not in extra]
-                compile_options.env_option_overrides = [*kept, *extra.items()]
-            try:
-                return compile_or_get_cached(backend, computation, devices, compile_options, *rest, **named)
-            finally:
-                if extra:
-                    compile_options.env_option_overrides = given
+def before_compiles(hook: Callable[[Any, str], Any]) -> Callable[[], None]:
+    """Calls ``hook(module, platform)`` for each module that JAX compiles, and compiles what it returns.
 
-    return compiled
+    The one door that every compile of JAX goes through, also those of single operations; ``jax.extend`` has
+    hooks on XLA's side of it only. Returns what takes the hook away again.
+    """
+    with _installing:
+        _ask_at_compiles()
+        _before_compiles.append(hook)
+    return lambda: _before_compiles.remove(hook)
 
 
 @contextlib.contextmanager
@@ -274,34 +292,6 @@ def module_name(module: Any) -> str:
     """The symbol name of a module, "jit_f" for what ``jax.jit(f)`` lowers to."""
     attributes = module.operation.attributes
     return _ir.StringAttr(attributes["sym_name"]).value if "sym_name" in attributes else "unnamed"
-
-
-_before_compiles: list[Callable[[Any, str], Any]] = []
-
-
-def before_compiles(hook: Callable[[Any, str], Any]) -> Callable[[], None]:
-    """Calls ``hook(module, platform)`` for each module that JAX compiles, and compiles what it returns.
-
-    The one door that every compile of JAX goes through, also those of single operations; ``jax.extend`` has
-    hooks on XLA's side of it only. Returns what takes the hook away again.
-    """
-    with _installing:
-        if not getattr(_compiler.compile_or_get_cached, "farrier_asks", False):
-            _compiler.compile_or_get_cached = _compile_what_hooks_return(_compiler.compile_or_get_cached)
-        _before_compiles.append(hook)
-    return lambda: _before_compiles.remove(hook)
-
-
-def _compile_what_hooks_return(compile_or_get_cached: Callable) -> Callable:
-    @functools.wraps(compile_or_get_cached)
-    def compiled(backend, computation, *rest, **named):
-        for hook in tuple(_before_compiles):
-            with computation.context:
-                computation = hook(computation, backend.platform)
-        return compile_or_get_cached(backend, computation, *rest, **named)
-
-    compiled.farrier_asks = True
-    return compiled
 
 
 _instead_of_compiles: list[Callable[[str, Any, Any, Any], Any]] = []
@@ -326,7 +316,7 @@ def instead_of_compiles(answer: Callable[[str, Any, Any, Any], Any]) -> None:
 def _compile_unless_answered(backend_compile_and_load: Callable) -> Callable:
     @functools.wraps(backend_compile_and_load)
     def compiled(backend, module, executable_devices, options, host_callbacks):
-        name = _ir.StringAttr(module.operation.attributes["sym_name"]).value
+        name = module_name(module)
         if not host_callbacks and all(around(name) is None for around in _around_compiles):
             for answer in _instead_of_compiles:
                 found = answer(name, module, list(executable_devices), options)

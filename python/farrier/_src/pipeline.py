@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from farrier._src import errors, limits, remarks
+from farrier._src import errors, limits
 
 __all__ = [
     "DRIVERS",
@@ -29,8 +29,9 @@ __all__ = [
     "search",
 ]
 
-# In the order of application: fusion changes what exists, so it comes before remat, and what memory is
-# left after that is known when collectives are scheduled. One line per driver: its name and where its class lies; imported when a function first asks for it.
+# In the order of application: fusion changes what exists, so it comes before remat, and what memory is left
+# after that is known when collectives are scheduled. One line per driver: its name and where its class
+# lies; imported when a function first asks for it.
 DRIVERS: dict[str, str] = {
     "fusion": "farrier._src.fusion.driver:FusionDriver",
     "remat": "farrier._src.drivers.remat:RematDriver",
@@ -195,11 +196,6 @@ def search(module: Any, drivers: Sequence[PassDriver], context: Context) -> Step
 def _load(place: str) -> Any:
     module, _, attribute = place.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def remark_json(remark: Any) -> dict[str, Any]:
-    """A pass's remark (see :class:`Context`) as JSON data, as `farrier._src.remarks.to_json` describes it."""
-    return remarks.to_json(remark)
 
 
 def apply(

@@ -24,11 +24,11 @@ def shards(module: Any) -> dict[str, Any] | None:
       ``farrier-number-operations``; None if the program has no Shardy mesh (it is partitioned by hand, by
       the older partitioner, or not at all) or this jaxlib cannot propagate.
     """
-    if b"sdy.mesh" not in module.print(locations=False):
-        return None
     numbered = module.clone()
     numbered.run("builtin.module(farrier-number-operations)")
     program = interchange.to_jaxlib(numbered)
+    if not any(op.operation.name == "sdy.mesh" for op in program.body.operations):
+        return None
     with program.context, ir.Location.unknown(program.context):
         try:
             passmanager.PassManager.parse(_PROPAGATION).run(program.operation)

@@ -29,6 +29,7 @@ from farrier._src import (
     store,
     where,
 )
+from farrier._src import remarks as remarks_lib
 from farrier._src.options import Options
 from farrier._src.plan import Plan
 from farrier._src.primitive import Program, ir
@@ -229,7 +230,7 @@ class FunctionSite:
             return None, before
         # A plan that was searched for or remembered brings its remarks along.
         given = plan is self.options.plan
-        say = (lambda said: remarks.append(pipeline.remark_json(said))) if given else None
+        say = (lambda said: remarks.append(remarks_lib.to_json(said))) if given else None
         rewritten = self._apply(original, drivers, plan, before, say)
         after = fingerprint.of_module(rewritten)
         if after == before:
@@ -345,7 +346,7 @@ class FunctionSite:
             clock=limits.Clock(self.options.max_seconds),
             pass_seconds=self.options.max_pass_seconds,
             measure=run.measure,
-            remark=lambda remark: remarks.append(pipeline.remark_json(remark)),
+            remark=lambda remark: remarks.append(remarks_lib.to_json(remark)),
             compile=run.compile,
             compiler_options=self.compiler_options,
         )
@@ -405,8 +406,8 @@ class FunctionSite:
 
 
 def _append_to_name(module: ir.Module, tag: str) -> None:
-    name = ir.StringAttr(module.operation.attributes["sym_name"]).value
-    module.operation.attributes["sym_name"] = ir.StringAttr.get(f"{name}_{tag}", context=module.context)
+    name = f"{compat.module_name(module)}_{tag}"
+    module.operation.attributes["sym_name"] = ir.StringAttr.get(name, context=module.context)
 
 
 def _verified(run: where.Run, drivers: Sequence[Any], found: pipeline.StepPlan, rewritten: Any) -> Any:
