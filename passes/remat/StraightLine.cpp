@@ -274,6 +274,36 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
   return segment;
 }
 
+llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsigned> chain,
+                                                             llvm::ArrayRef<Read> uses, unsigned stage) const {
+  llvm::DenseMap<unsigned, unsigned> place;
+  auto neededAt = [&](unsigned value, unsigned op) {
+    auto [entry, fresh] = place.try_emplace(graph->definition[value], op);
+    if (!fresh)
+      entry->second = std::min(entry->second, op);
+  };
+  for (const Read &use : uses)
+    neededAt(use.value, use.op);
+  llvm::DenseSet<unsigned> cloned(chain.begin(), chain.end());
+  for (unsigned op : llvm::reverse(chain)) {
+    unsigned &at = place.try_emplace(op, stage).first->second;
+    // What would have to wait for the later place, and would be gone before it otherwise.
+    int64_t held = 0, made = 0;
+    for (unsigned value : graph->outputs[op])
+      made += graph->bytes[value];
+    for (unsigned input : graph->inputs[op])
+      if (graph->definition[input] < 0 || !cloned.contains(graph->definition[input]))
+        held += graph->users[input].back() < at ? graph->bytes[input] : 0;
+    if (held > made)
+      at = stage;
+    unsigned needed = at; // neededAt() may move the entry.
+    for (unsigned input : graph->inputs[op])
+      if (graph->definition[input] >= 0 && cloned.contains(graph->definition[input]))
+        neededAt(input, needed);
+  }
+  return place;
+}
+
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
   const std::vector<Segment> &segments = segmentation.segments;
   unsigned cloned = 0;
@@ -376,7 +406,9 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     IRMapping mapping;
     for (auto [leaf, result] : llvm::zip(leaves, barrier->getResults()))
       mapping.map(graph->values[leaf], result);
+    llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, stage);
     for (unsigned op : chain) {
+      builder.setInsertionPoint(graph->ops[place.lookup(op)]);
       // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
       builder.clone(*graph->ops[op], mapping);
       ++cloned;

@@ -97,6 +97,12 @@ private:
   Segment makeSegment(unsigned first, unsigned end, const Segmentation &segmentation, int which) const;
   std::vector<unsigned> chooseCuts(int64_t maxSegmentBytes) const;
 
+  /// Of each operation in `chain` (ascending): the operation that its clone stands before. That is its first
+  /// reader, as XLA's scheduler would have it and the estimate counts it, but `stage` for what would keep more
+  /// alive by waiting than it makes.
+  llvm::DenseMap<unsigned, unsigned> placeClones(llvm::ArrayRef<unsigned> chain, llvm::ArrayRef<Read> uses,
+                                                 unsigned stage) const;
+
   int64_t smallBytes;
   SizeFn size;
   ForbidFn forbid;

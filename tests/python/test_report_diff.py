@@ -105,3 +105,17 @@ def test_public_module_offers_the_parts():
 
     assert report.Report is Report
     assert report.compare(programs.made(), programs.made()).changes == ()
+
+
+def test_lines_stay_where_they_are_when_only_their_kernels_changed():
+    """The same file compiled in another way: no line of it is taken for its neighbour."""
+
+    def report(lines):
+        table = [f"/model.py:{line}" for line in lines]
+        names = [name for kinds in lines.values() for name in kinds]
+        sources = [k for k, kinds in enumerate(lines.values()) for _ in kinds]
+        return Report({"program": {"source_table": table, "names": names, "sources": sources}})
+
+    written = report({3: ["dot.1"], 4: ["dot.2", "cosine"], 5: ["tanh"]})
+    rewritten = report({3: ["dot.1", "sine"], 4: ["dot.2"], 5: ["tanh"]})
+    assert diff.align(written, rewritten) == {f"/model.py:{k}": f"/model.py:{k}" for k in (3, 4, 5)}

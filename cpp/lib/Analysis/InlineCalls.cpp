@@ -12,16 +12,19 @@ using namespace mlir;
 
 namespace farrier {
 
-/// `loc` as seen from a call whose name stack is `prefix`.
-static Location prefixed(Location loc, StringRef prefix) {
+/// `loc` as seen from the call at `caller`, whose name stack is `prefix`. What library code traced without a
+/// line of the user's (jnp.take_along_axis) has the call's line, as XLA's inliner would say.
+static Location prefixed(Location loc, Location caller, StringRef prefix) {
   auto name = dyn_cast<NameLoc>(loc);
   if (!name || prefix.empty())
     return loc;
-  StringRef own = name.getName().getValue();
+  StringAttr stack = name.getName();
   // JAX already writes whole stacks into some callees.
-  if (own.starts_with(prefix))
-    return loc;
-  return NameLoc::get(StringAttr::get(loc.getContext(), prefix + "/" + own), name.getChildLoc());
+  if (!stack.getValue().starts_with(prefix))
+    stack = StringAttr::get(loc.getContext(), prefix + "/" + stack.getValue());
+  auto called = dyn_cast<NameLoc>(caller);
+  bool lineless = called && sourceLine(name.getChildLoc()).empty();
+  return NameLoc::get(stack, lineless ? called.getChildLoc() : name.getChildLoc());
 }
 
 static bool isPlain(func::CallOp call, func::FuncOp callee) {
@@ -62,7 +65,7 @@ unsigned inlineCalls(ModuleOp module) {
       mapping.map(callee.getArguments(), call.getOperands());
       for (Operation &op : callee.getBody().front().without_terminator()) {
         Operation *clone = builder.clone(op, mapping);
-        clone->walk([&](Operation *inner) { inner->setLoc(prefixed(inner->getLoc(), prefix)); });
+        clone->walk([&](Operation *inner) { inner->setLoc(prefixed(inner->getLoc(), call.getLoc(), prefix)); });
       }
       Operation *terminator = callee.getBody().front().getTerminator();
       for (auto [result, value] : llvm::zip(call.getResults(), terminator->getOperands()))

@@ -10,10 +10,10 @@
 // CHECK: %[[A0:[0-9]+]] = "stablehlo.tanh"(%[[H0]])
 // CHECK: %[[H1:[0-9]+]] = "stablehlo.dot_general"(%[[A0]], %arg2)
 // CHECK: %[[KEPT:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[H1]])
-// CHECK: %[[AGAIN0:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#0)
 // CHECK: %[[AGAIN1:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#1)
 // CHECK: "stablehlo.dot_general"(%[[AGAIN1]],
-// CHECK: "stablehlo.dot_general"(%[[AGAIN0]],
+// CHECK: %[[AGAIN0:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#0)
+// CHECK-NEXT: "stablehlo.dot_general"(%[[AGAIN0]],
 
 // TIGHT: %[[KEPT:[0-9]+]]:3 = "stablehlo.optimization_barrier"(%arg3,
 // TIGHT: %[[AGAIN:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#2)

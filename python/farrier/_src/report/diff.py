@@ -168,11 +168,22 @@ def align(before: model.Report, after: model.Report) -> dict[str, str]:
         old = was[same[0]]
         a, b = sorted(old), sorted(lines)
         matcher = difflib.SequenceMatcher(None, [old[k] for k in a], [lines[k] for k in b], autojunk=False)
+        moved = {}
         for tag, a1, a2, b1, b2 in matcher.get_opcodes():
             if tag == "equal" or (tag == "replace" and a2 - a1 == b2 - b1):
-                for x, y in zip(a[a1:a2], b[b1:b2], strict=True):
-                    out[f"{file}:{y}"] = f"{same[0]}:{x}"
+                moved.update(zip(b[b1:b2], a[a1:a2], strict=True))
+        # A file that was not edited, compiled in another way: kernels differ on its lines, its lines do not.
+        unmoved = {k: k for k in old.keys() & lines.keys()}
+        best = max((unmoved, moved), key=lambda pairs: _likeness(old, lines, pairs))
+        out |= {f"{file}:{y}": f"{same[0]}:{x}" for y, x in best.items()}
     return out
+
+
+def _likeness(
+    was: Mapping[int, frozenset[str]], now: Mapping[int, frozenset[str]], pairs: Mapping[int, int]
+) -> float:
+    """How alike the lines are that `pairs` (now -> was) puts together: the sum of their Jaccard indices."""
+    return sum(len(now[y] & was[x]) / len(now[y] | was[x]) for y, x in pairs.items())
 
 
 def _by_file(report: model.Report) -> dict[str, dict[int, frozenset[str]]]:
