@@ -61,7 +61,10 @@ def test_remarks_name_what_was_gained_and_what_still_waits(planned):
     assert set(kinds) == {"applied", "missed"}
     assert "an order of our own: step" in kinds["applied"]["message"]
     assert "all-gather of 8,388,608 bytes over 8 devices, 4 runs" in kinds["missed"]["message"]
-    assert "test_hooks.py:" in kinds["missed"]["location"]
+    assert "test_hooks.py:" in kinds["missed"]["location"] and kinds["missed"]["operation"]
+    gained, waits = kinds["applied"]["args"], kinds["missed"]["args"]
+    assert gained["ExposedSeconds"] < gained["ExposedSecondsBefore"]
+    assert waits["Bytes"] == 8_388_608 and 0 < waits["ExposedSeconds"] <= waits["Seconds"]
 
 
 def test_a_saved_plan_gives_the_same_order_without_a_search(planned, tmp_path):

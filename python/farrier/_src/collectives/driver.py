@@ -74,6 +74,7 @@ class _Remark:
     kind: str
     message: str
     location: str | None = None
+    operation: str = ""
     args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -107,8 +108,8 @@ class CollectivesDriver:
         if context.platform != "cuda" or context.compile is None or context.target is None:
             return None
 
-        def say(kind: str, message: str, location: str | None = None, **args: Any) -> None:
-            context.remark(_Remark(self.name, kind, message, location or None, args))
+        def say(kind: str, message: str, location: str = "", operation: str = "", **args: Any) -> None:
+            context.remark(_Remark(self.name, kind, message, location or None, operation, args))
 
         sets = parameter_sets.resolve(self.options.parameters, context.target)
         budget = context.budget_bytes
@@ -193,7 +194,16 @@ class CollectivesDriver:
                 f"{_ms(b.exposed_seconds)} -> {_ms(a.exposed_seconds)}, bound {_ms(a.bound_seconds)} ({a.parameters})"
                 for b, a in pairs
             )
-            say("applied", f"{what}: {times} (simulated)")
+            before, after = pairs[0]
+            say(
+                "applied",
+                f"{what}: {times} (simulated)",
+                SecondsBefore=before.seconds,
+                Seconds=after.seconds,
+                ExposedSecondsBefore=before.exposed_seconds,
+                ExposedSeconds=after.exposed_seconds,
+                Parameters=after.parameters,
+            )
         for name, why in found.rejected.items():
             say("missed", f"rewrite {name} is not used: {why}")
         for wait in pairs[0][1].waits[:_NAMED]:
@@ -209,7 +219,11 @@ class CollectivesDriver:
                 f"{wait.kind} of {wait.bytes:,} bytes over {wait.group} devices, {wait.runs} runs, still waits "
                 f"{_ms(wait.exposed_seconds)} of {_ms(wait.seconds)} ms ({hide})",
                 wait.source,
-                op_name=wait.op_name,
+                wait.op_name,
+                Bytes=wait.bytes,
+                Runs=wait.runs,
+                Seconds=wait.seconds,
+                ExposedSeconds=wait.exposed_seconds,
             )
 
 
