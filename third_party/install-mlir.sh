@@ -11,7 +11,7 @@ if command -v apt-get >/dev/null; then
   sudo=""; [ "$(id -u)" -eq 0 ] || sudo="sudo"
   echo "installing ${packages[*]}"
   log=$(mktemp)
-  if { $sudo apt-get update && $sudo DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
+  if { $sudo apt-get update && $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } >"$log" 2>&1; then
     rm -f "$log"; exit 0
   fi
   tail -n 20 "$log" >&2
