@@ -112,7 +112,7 @@ def test_large_constants_of_every_kind(dtype):
 
 @pytest.mark.parametrize(
     ("element", "carrier"),
-    [("f32", "uint32"), ("bf16", "uint16"), ("complex<f32>", "uint64")],
+    [("f32", "uint32"), ("bf16", "uint16"), ("f8E4M3FN", "uint8"), ("complex<f32>", "uint64")],
 )
 def test_memory_of_large_constants(element, carrier):
     """67 MB of constants cost at most half as much again in extra memory."""
