@@ -23,7 +23,7 @@ from farrier._src.bench.suite import load_suite
 from farrier.bench import Result, load, with_reference
 
 # Budgets closer than this to one that is there already ask the same question.
-_APART = 0.03
+_APART = 0.02
 
 
 def read(paths: Iterable[pathlib.Path]) -> tuple[list[Result], dict[str, str]]:

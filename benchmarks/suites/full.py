@@ -1,12 +1,22 @@
 """The full matrix: workloads x rivals x budgets, and the collective workloads x flags.
 
-Models keep their published widths and have fewer layers than published ones: what a pass decides for a layer
-repeats, a compile of four layers takes seconds, and the matrix is about 300 compiles (searches included) as it is. A cluster runs it
-at once (--scheduler).
+What is in it, and what is not:
 
-`budgets.toml` beside this file holds the budgets of `farrier.optimize`, in bytes, per case: the memory of each
-`jax.checkpoint` policy that no other policy beats, so that farrier answers the very question that the policy
-answers. `benchmarks/matrix.py budgets` writes it from the policies' results.
+* Models keep their published widths and have fewer layers than published ones: what a pass decides for a layer
+  repeats, and a compile of four layers takes seconds.
+* `llm-1b`, unrolled and scanned, meets every rival there is. The other workloads ask whether the same holds for
+  another architecture, sharding or device: they meet the two ends of JAX's own policies (`nothing_saveable`,
+  `dots_saveable`), the best policy by names where the layers name their values, and XLA's own rematerialization at
+  its tightest.
+* Of the collective workloads the three whose communication waits by itself (manual FSDP and tensor parallelism, an
+  automatically sharded scan) meet the flags. Data parallelism and unrolled FSDP wait for 0.0 and 0.5 ms of a step
+  of 21 and 26 ms: no flag has anything to win there (`benchmarks/results/collectives` has both).
+* Every flag is set alone; `rivals.overlap_flags()` has the products of all of them.
+
+`budgets.toml` beside this file holds the budgets of `farrier.optimize`, in bytes, per case: the memory of
+`jax.checkpoint` policies that no other policy beats, all of them for `llm-1b`, the two ends elsewhere, so that
+farrier answers the very question that the policy answers. `benchmarks/matrix.py budgets` writes it from the
+policies' results.
 """
 
 from __future__ import annotations
@@ -29,12 +39,14 @@ BUDGETS: dict[str, list[int]] = tomllib.loads(
     pathlib.Path(__file__).with_name("budgets.toml").read_text(encoding="utf-8")
 )
 
-# Models whose layers name their values take policies by name; the others only those of JAX.
 EVERY_POLICY = rivals.checkpoint_policies()
-FLASH_NAMES = rivals.checkpoint_policies(
+MANY = rivals.checkpoint_policies(
     ["nothing", "dots", "names-mlp", "names-flash-middle", "names-qkv-flash-up", "names-flash-all"]
 )
+# Attention that is written out has no residuals of its own to name.
 NAMES = rivals.checkpoint_policies(["nothing", "dots", "names-attention-middle"])
+FLASH = rivals.checkpoint_policies(["nothing", "dots", "names-flash-middle"])
+# Models whose layers do not name their values take only JAX's policies.
 OF_JAX = rivals.checkpoint_policies(["nothing", "dots"])
 # Below these parts of 0.8 x the device's memory XLA's own pass starts to act on programs of this size.
 XLA = rivals.xla_rematerialization((15, 10, 5))
@@ -43,36 +55,33 @@ XLA_5 = XLA[-1:]
 ENZYME = OptionSet("enzyme", transform="enzyme:optimize")
 FUSION = OptionSet("farrier-fusion", optimize={"passes": ("fusion",)})
 # One setting away from XLA's defaults at a time.
-SOME_FLAGS = [
-    f for f in rivals.overlap_flags(together=False) if not f.name.endswith(("8M", "128M", "loops-double"))
-]
+FLAGS = [f for f in rivals.overlap_flags(together=False) if not f.name.endswith(("8M", "128M"))]
 COLLECTIVES = OptionSet("farrier-collectives", optimize={"passes": ("collectives",)})
 
 # case: (workload, its options, targets, rivals)
 FRONTIERS = {
     "llm-1b": ("llm-1b", {"layers": 4}, TARGETS, [*EVERY_POLICY, *XLA, ENZYME, FUSION]),
-    "llm-1b-scan": ("llm-1b-scan", {"layers": 4}, TARGETS, [*FLASH_NAMES, *XLA, FUSION]),
+    "llm-1b-scan": ("llm-1b-scan", {"layers": 4}, TARGETS, [*MANY, *XLA, FUSION]),
     "llm-1b-naive": ("llm-1b-naive", {"layers": 4}, TARGETS, [*NAMES, *XLA_5, ENZYME, FUSION]),
-    "llm-1b-chunked": ("llm-1b-chunked", {"layers": 2}, TARGETS, [*NAMES, FUSION]),
-    "llm-1b-accumulate": ("llm-1b-accumulate", {"layers": 4}, TARGETS, [*NAMES, FUSION]),
-    "llama3-8b-fsdp": ("llama3-8b-scan", {"layers": 4}, EIGHT, [*OF_JAX, *XLA_5]),
-    "moe-8x7b-fsdp": ("moe-8x7b-scan", {"layers": 2, "batch": 16}, EIGHT, OF_JAX),
+    "llm-1b-accumulate": ("llm-1b-accumulate", {"layers": 4}, TARGETS, [*FLASH, *XLA_5]),
+    "llama3-8b-fsdp": ("llama3-8b-scan", {"layers": 4}, EIGHT, [*FLASH, *XLA_5]),
+    "moe-8x7b-fsdp": ("moe-8x7b-scan", {"layers": 2, "batch": 16}, EIGHT, [*FLASH, *XLA_5]),
     "vit-large": ("vit-large", {}, TARGETS, [*OF_JAX, *XLA_5]),
     "unet": ("unet", {}, TARGETS, [*OF_JAX, *XLA_5]),
-    "resnet-50": ("resnet-50", {}, TARGETS, [*OF_JAX, *XLA_5]),
     "translator": ("translator", {}, TARGETS, [*OF_JAX, *XLA_5]),
-    # The same program on other devices: other rates, other plans.
-    "llm-1b-gb200": ("llm-1b", {"layers": 2}, ["gb200"], OF_JAX),
-    "llm-1b-scan-h200": ("llm-1b-scan", {"layers": 4}, ["h200"], OF_JAX),
+    "lstm": ("lstm", {}, TARGETS, [*OF_JAX, *XLA_5]),
+    # The same programs on other devices: other rates, other plans.
+    "llm-1b-gb200": ("llm-1b", {"layers": 2}, ["gb200"], FLASH),
+    "llm-1b-h200": ("llm-1b", {"layers": 2}, ["h200"], FLASH),
+    "llm-1b-scan-gb200": ("llm-1b-scan", {"layers": 4}, ["gb200"], FLASH),
+    "llm-1b-scan-h200": ("llm-1b-scan", {"layers": 4}, ["h200"], FLASH),
 }
 
 # case: (workload, its options, targets, rivals)
 OVERLAP = {
-    "fsdp": ("fsdp", {"layers": 2}, EIGHT, SOME_FLAGS),
-    "fsdp-scan": ("fsdp-scan", {"layers": 4}, EIGHT, SOME_FLAGS),
-    "fsdp-manual-scan": ("fsdp-manual-scan", {"layers": 4}, EIGHT, SOME_FLAGS),
-    "tensor-manual": ("tensor-manual", {"layers": 2}, EIGHT, SOME_FLAGS),
-    "data": ("data", {"layers": 2}, EIGHT, SOME_FLAGS),
+    "fsdp-manual-scan": ("fsdp-manual-scan", {"layers": 4}, EIGHT, FLAGS),
+    "fsdp-scan": ("fsdp-scan", {"layers": 4}, EIGHT, FLAGS),
+    "tensor-manual": ("tensor-manual", {"layers": 2}, EIGHT, FLAGS),
 }
 
 
@@ -89,7 +98,7 @@ def farrier_within(budget: int) -> list[OptionSet]:
 
 def option_sets() -> list[OptionSet]:
     """Every option set that a case names, once."""
-    sets = [*rivals.unannotated(), *EVERY_POLICY, *XLA, ENZYME, FUSION, *SOME_FLAGS, COLLECTIVES]
+    sets = [*rivals.unannotated(), *EVERY_POLICY, *XLA, ENZYME, FUSION, *FLAGS, COLLECTIVES]
     for budget in sorted({b for budgets in BUDGETS.values() for b in budgets}):
         sets += farrier_within(budget)
     return list({o.name: o for o in sets}.values())
@@ -101,10 +110,11 @@ OPTION_SETS = option_sets()
 def cases():
     for case, (name, options, targets, others) in FRONTIERS.items():
         chosen = ["unannotated", *(o.name for o in others)]
-        for n, budget in enumerate(BUDGETS.get(case, ())):
+        budgets = BUDGETS.get(case, ())
+        for n, budget in enumerate(budgets):
             alone, together = farrier_within(budget)
             # All passes at one budget: fusion changes little besides the memory there is to start with.
-            chosen += [alone.name, together.name] if n == 1 else [alone.name]
+            chosen += [alone.name, together.name] if n == len(budgets) // 2 else [alone.name]
         yield workload(name, case=case, targets=targets, option_sets=chosen, **options)
     for case, (name, options, targets, others) in OVERLAP.items():
         chosen = ["unannotated", *(o.name for o in others), COLLECTIVES.name]
