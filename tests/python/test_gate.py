@@ -395,6 +395,11 @@ def test_the_command(base, tmp_path, capsys):
     (tmp_path / "cut.json").write_text(good.read_text()[:100])
     assert main([*gate, "--results", str(tmp_path / "cut.json")]) == 1
     assert "not JSON" in capsys.readouterr().err
+    # A mistyped option is no regression.
+    with pytest.raises(SystemExit) as e:
+        main([*gate, "--resluts", str(good)])
+    assert e.value.code == 1
+    assert "--resluts" in capsys.readouterr().err
 
 
 def test_the_examples_call_commands_that_exist():

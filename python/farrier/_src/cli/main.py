@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -35,9 +36,17 @@ def _version() -> str:
         return "unknown"
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse ends a wrong command line with 2, which is `farrier gate`'s exit code for a regression."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(1, f"{self.prog}: {message}\n")
+
+
 def parser(command: str | None = None) -> argparse.ArgumentParser:
     """Builds the argument parser; only the module of ``command`` is imported."""
-    top = argparse.ArgumentParser(prog="farrier", description="Compiler passes for JAX programs on GPUs.")
+    top = _Parser(prog="farrier", description="Compiler passes for JAX programs on GPUs.")
     top.add_argument("--version", action="version", version=f"farrier {_version()}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module, text in COMMANDS:
