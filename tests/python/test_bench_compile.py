@@ -323,9 +323,8 @@ def test_step_times_are_interleaved(tmp_path):
             def build(target, times=1):
                 @partial(jax.jit, donate_argnums=0)
                 def step(state, batch):
-                    for _ in range(100 * times):
-                        state = jnp.tanh(state @ batch)
-                    return state
+                    # A loop: a hundred products in a row take XLA minutes to compile.
+                    return jax.lax.fori_loop(0, 100 * times, lambda _, x: jnp.tanh(x @ batch), state)
                 a = jax.ShapeDtypeStruct((128, 128), jnp.float32)
                 return step, (a, jnp.eye(128))
 

@@ -1,6 +1,7 @@
-"""Parts of the benchmark that need no compile: pass times, reports beside a baseline, the matrix' page."""
+"""Parts of the benchmark that need no compile: pass times, forks, reports beside a baseline, the matrix' page."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 from farrier._src import pipeline
-from farrier._src.bench import pass_times, reports
+from farrier._src.bench import pass_times, reports, runner
 from farrier._src.bench.metric import exact
 from farrier._src.bench.result import Result
 from farrier._src.gate import reports as gate_reports
@@ -170,3 +171,49 @@ def test_collectives_are_judged_against_the_best_flags():
     rows[-1] = timed("farrier-collectives", 0.0095)
     text = "\n".join(matrix_page.summary({("step", "h100"): rows}))
     assert text.index("Where it does not win") < text.index("slower (+5.6 %)")
+
+
+FORKS = """
+import os, signal
+from farrier.bench import Case, exact
+
+def where(target, options, repeats):
+    words = [str(os.getppid()), os.getcwd(), os.environ.get("SOMETHING", ""), os.environ.get("JAX_THING", "")]
+    open(os.environ["SEEN"], "a").write(" ".join(words) + "\\n")
+    if os.environ.get("SOMETHING") == "kill":
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    return {"temp_bytes": exact("temp_bytes", 1)}
+
+def cases():
+    yield Case("where", measure=where)
+"""
+
+
+def test_jobs_are_forks_of_one_process_and_see_their_own_surroundings(tmp_path, monkeypatch):
+    (tmp_path / "suite.py").write_text(FORKS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("SEEN", str(tmp_path / "seen"))
+
+    def ran(**variables):
+        for k, v in variables.items():
+            monkeypatch.setenv(k, v)
+        (found,) = runner.run_suite(str(tmp_path / "suite.py"), use_cache=False).results
+        return found, (tmp_path / "seen").read_text().splitlines()[-1].split(" ")
+
+    first, (server, folder, *values) = ran(SOMETHING="a")
+    assert (first.status, folder, values) == ("ok", os.getcwd(), ["a", ""])
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    _, seen = ran(SOMETHING="b")
+    assert seen == [server, str(tmp_path / "elsewhere"), "b", ""]
+    # The server dies with a job: that job is lost, and said to be; the next one gets another server.
+    killed, _ = ran(SOMETHING="kill")
+    assert killed.status == "crashed"
+    assert "SIGKILL" in killed.message
+    again, (other, *_) = ran(SOMETHING="c")
+    assert again.status == "ok"
+    assert other != server
+    # jax reads these when it is imported: a process that has imported it is of no use.
+    _, (third, *_, value) = ran(JAX_THING="x")
+    assert third != other
+    assert value == "x"

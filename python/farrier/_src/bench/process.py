@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from farrier._src.bench import forked
 from farrier._src.bench.result import Result
 
 _POLL_S = 0.05
@@ -37,11 +38,25 @@ def _resident_bytes(process: Any) -> int:
     return total
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: subprocess.Popen[bytes] | forked.Forked) -> None:
     # The whole group: XLA starts helpers such as ptxas.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+
+
+def _start(
+    job: pathlib.Path, out: pathlib.Path, log: pathlib.Path, env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as f:
+        return subprocess.Popen(
+            (sys.executable, "-m", "farrier._src.bench.child", str(job), str(out)),
+            stdin=subprocess.DEVNULL,
+            stdout=f,
+            stderr=f,
+            env=dict(env),
+            start_new_session=True,
+        )
 
 
 def run_child(
@@ -74,15 +89,12 @@ def run_child(
         root = str(pathlib.Path(next(iter(farrier._src.__path__))).parents[1])
         env["PYTHONPATH"] = os.pathsep.join(p for p in (root, env.get("PYTHONPATH", "")) if p)
         began = time.monotonic()
-        with log_path.open("wb") as log:
-            child = subprocess.Popen(
-                (sys.executable, "-m", "farrier._src.bench.child", str(job_path), str(out_path)),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=env,
-                start_new_session=True,
-            )
+        child = None
+        # Not for a device's jobs: what its libraries hold on to is not made for a fork.
+        if not job.get("device"):
+            child = forked.fork(str(job_path), str(out_path), str(log_path), env)
+        if child is None:
+            child = _start(job_path, out_path, log_path, env)
         outcome: tuple[str, str] | None = None
         try:
             family = psutil.Process(child.pid)

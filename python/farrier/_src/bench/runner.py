@@ -204,6 +204,7 @@ def run_suite(
     device: bool = False,
     device_rounds: int = 10,
     progress: Progress | None = None,
+    listing: Mapping[str, Any] | None = None,
 ) -> Run:
     """Runs a suite and returns what it measured; a case that fails is a result too.
 
@@ -224,12 +225,13 @@ def run_suite(
       device: also time the steps on this machine's default device, ``device_rounds`` times,
         the option sets of a case in turn.
       progress: called after each job with (done, total, result).
+      listing: what :func:`list_suite` said of the suite just now; loading a suite costs seconds.
 
     Raises:
       SuiteError: the suite cannot be loaded or nothing is selected.
       RunnerError: the cluster cannot be reached.
     """
-    listing = list_suite(suite)
+    listing = listing or list_suite(suite)
     extra = [t for t in targets if not any(c in t for c in "*?[")]
     matrix = []
     seen = set()

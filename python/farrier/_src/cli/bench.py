@@ -9,7 +9,8 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -110,8 +111,8 @@ def journal_path(suite: str, cache_dir: pathlib.Path | None) -> pathlib.Path:
     return (cache_dir or runner.default_cache_dir()) / "journal" / f"{name}.jsonl"
 
 
-def run_from(args: argparse.Namespace, suite: str) -> Run:
-    """Runs ``suite`` as the arguments of :func:`add_run_arguments` say."""
+def run_from(args: argparse.Namespace, suite: str, listing: Mapping[str, Any] | None = None) -> Run:
+    """Runs ``suite`` as the arguments of :func:`add_run_arguments` say; ``listing`` as `runner.run_suite` takes it."""
     from farrier._src.bench.measure import budget_bytes
 
     with progress_bar() as progress:
@@ -132,6 +133,7 @@ def run_from(args: argparse.Namespace, suite: str) -> Run:
             scheduler=args.scheduler,
             device=args.device,
             progress=progress,
+            listing=listing,
         )
 
 

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +19,9 @@ from farrier._src.cli.bench import add_run_arguments, run_from
 from farrier._src.gate import acknowledge, baseline, compare, page, render, reports
 from farrier._src.gate.baseline import GateError
 from farrier._src.report import diff as report_diff
+
+# Case, target and option set (as JSON) of a result.
+Job = tuple[str, str, dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +82,15 @@ def _suite_of(args: argparse.Namespace) -> str:
     return os.path.relpath(args.baseline.parent / named)
 
 
-def _run(args: argparse.Namespace) -> Run:
+def _run(args: argparse.Namespace) -> tuple[Run, Callable[[], dict[str, Job]]]:
+    """The results to judge, and what gives the suite's jobs by result id."""
     if args.results is not None:
-        return result.load(args.results)
-    return run_from(args, _suite_of(args))
+        done = result.load(args.results)
+        return done, lambda: _jobs(runner.list_suite(done.suite))
+    suite = _suite_of(args)
+    # Loaded once for the run and for the reports: it imports the user's program.
+    listing = runner.list_suite(suite)
+    return run_from(args, suite, listing), lambda: _jobs(listing)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -96,14 +105,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     known = None if args.update else baseline.load(args.baseline)
     accepted_path = args.acknowledged or acknowledge.default_path(args.baseline)
     accepted = acknowledge.load(accepted_path)
-    done = _run(args)
+    done, jobs = _run(args)
     if args.output is not None:
         result.save(done, args.output)
     if args.store is not None:
         history.add(args.store, done)
     subset = bool(args.case or args.target or args.options)
     if args.update:
-        return _update(args, done, subset, console)
+        return _update(args, done, jobs, subset, console)
     assert known is not None
     options = {"allow_version_change": args.allow_version_change, "subset": subset}
     comparison = compare.compare(known, done, acknowledgements=accepted, **options)
@@ -112,7 +121,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.print(Text(f"acknowledged {len(entries)} regressions in {accepted_path}"))
         accepted += entries
         comparison = compare.compare(known, done, acknowledgements=accepted, **options)
-    diffs = _diffs(args, comparison, done) if args.pages is not None else {}
+    diffs = _diffs(args, comparison, done, jobs) if args.pages is not None else {}
     pages = page.write_pages(comparison, done, args.pages, diffs) if args.pages is not None else {}
     answers = {key: d.answer() for key, d in diffs.items() if not isinstance(d, str)}
     render.print_table(comparison, console, verbose=args.verbose)
@@ -131,7 +140,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return comparison.exit_code
 
 
-def _update(args: argparse.Namespace, done: Run, subset: bool, console: Console) -> int:
+def _update(
+    args: argparse.Namespace,
+    done: Run,
+    jobs: Callable[[], dict[str, Job]],
+    subset: bool,
+    console: Console,
+) -> int:
     suite = os.path.relpath(done.suite, args.baseline.resolve().parent)
     before = None
     if args.baseline.exists():
@@ -141,22 +156,25 @@ def _update(args: argparse.Namespace, done: Run, subset: bool, console: Console)
         moved = compare.compare(before, done, allow_version_change=True, subset=subset)
         render.print_table(moved, console)
     if not args.no_reports:
-        _update_reports(args, done, before, subset)
+        _update_reports(args, done, jobs, before, subset)
     console.print(Text(f"wrote {args.baseline} ({len(done.results)} results): review and commit it"))
     return 0
 
 
-def _option_sets(suite: str) -> dict[str, tuple[str, str, dict[str, Any]]]:
+def _jobs(listing: Mapping[str, Any]) -> dict[str, Job]:
     """Case, target and option set of each of the suite's results, by result id."""
-    jobs = runner.list_suite(suite)["jobs"]
     return {
         f"{j['case']}@{j['target']}/{j['options']['name']}": (j["case"], j["target"], j["options"])
-        for j in jobs
+        for j in listing["jobs"]
     }
 
 
 def _update_reports(
-    args: argparse.Namespace, done: Run, before: baseline.Baseline | None, subset: bool
+    args: argparse.Namespace,
+    done: Run,
+    jobs: Callable[[], dict[str, Job]],
+    before: baseline.Baseline | None,
+    subset: bool,
 ) -> None:
     """Writes the reports beside the baseline: those of the programs that are new or others than before."""
     folder = reports.folder_of(args.baseline)
@@ -168,12 +186,15 @@ def _update_reports(
     }
     keep = same | (set(known) if subset else set())
     stale = {r.id for r in done.results if r.status == "ok" and r.fingerprint} - same
-    jobs = [job for key, job in _option_sets(done.suite).items() if key in stale]
-    reports.save(reports.make(done.suite, jobs, timeout_s=args.timeout), folder, keep=keep - stale)
+    wanted = [job for key, job in jobs().items() if key in stale] if stale else []
+    reports.save(reports.make(done.suite, wanted, timeout_s=args.timeout), folder, keep=keep - stale)
 
 
 def _diffs(
-    args: argparse.Namespace, comparison: compare.Comparison, done: Run
+    args: argparse.Namespace,
+    comparison: compare.Comparison,
+    done: Run,
+    jobs: Callable[[], dict[str, Job]],
 ) -> dict[str, report_diff.Diff | str]:
     """The compiled programs of the regressed results compared with the baseline's, or why they are not."""
     out: dict[str, report_diff.Diff | str] = {}
@@ -186,8 +207,8 @@ def _diffs(
             before[key] = found
     if not before:
         return out
-    jobs = [job for key, job in _option_sets(done.suite).items() if key in before]
-    for key, after in reports.make(done.suite, jobs, timeout_s=args.timeout).items():
+    wanted = [job for key, job in jobs().items() if key in before]
+    for key, after in reports.make(done.suite, wanted, timeout_s=args.timeout).items():
         out[key] = after if isinstance(after, str) else report_diff.compare(before[key], after)
     return out
 
