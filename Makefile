@@ -64,7 +64,7 @@ pytest: build ## the Python tests on the newest supported jax
 
 # What touches jax's internals. Everything else is the same code on both; `make pytest-old-all` runs it too.
 OLD_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,\
-  bindings dialect interchange optimize options oracle plan primitive remat search stages targets versions))
+  bindings dialect everywhere interchange optimize options oracle plan primitive remat search stages targets versions))
 
 .PHONY: pytest-old
 pytest-old: build $(OLD_VENV)/.made ## what depends on jax itself, on the oldest supported jax
@@ -73,6 +73,39 @@ pytest-old: build $(OLD_VENV)/.made ## what depends on jax itself, on the oldest
 .PHONY: pytest-old-all
 pytest-old-all: build $(OLD_VENV)/.made ## the whole suite on the oldest supported jax
 	@$(OLD_VENV)/bin/python -m pytest -q -n 2
+
+# --- sanitizers -------------------------------------------------------------------------------------------
+
+ASAN := $(CURDIR)/build/asan
+CLANG = $(or $(shell command -v clang++-22),/usr/lib/llvm-22/bin/clang++)
+# User poisoning is off because LLVM's allocators, compiled into both, poison only in what was instrumented.
+ASAN_SETTINGS := allow_user_poisoning=0:detect_stack_use_after_return=0:quarantine_size_mb=64
+# Python and jaxlib never free what lives as long as the process.
+SANITIZED = PYTHONPATH=$(ASAN)/python ASAN_OPTIONS=$(ASAN_SETTINGS):detect_leaks=0 \
+  LD_PRELOAD=$$($(CLANG) -print-file-name=libclang_rt.asan-$$(uname -m).so)
+
+.PHONY: build-sanitize
+build-sanitize: build/.mlir $(VENV)/.made
+	@test -n "$$(ls $$($(CLANG) -print-resource-dir)/lib/*/libclang_rt.fuzzer* 2> /dev/null)" \
+	  || apt-get install -y -q --no-install-recommends clang-22 libclang-rt-22-dev
+	@test -f $(ASAN)/build.ninja || $(VENV)/bin/cmake -S . -B $(ASAN) -G Ninja -DFARRIER_SANITIZE=ON \
+	  -DCMAKE_CXX_COMPILER=$(CLANG) -DCMAKE_C_COMPILER=$(subst clang++,clang,$(CLANG)) -DCMAKE_CXX_FLAGS_RELEASE=-O1 \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(PY) -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja > build/configure.log \
+	  || { cat build/configure.log; exit 1; }
+	@$(VENV)/bin/cmake --build $(ASAN) > build/build.log || { cat build/build.log; exit 1; }
+	@cd python && git ls-files -z farrier | xargs -0 cp -u --parents -t $(ASAN)/python
+
+.PHONY: sanitize
+sanitize: build-sanitize ## the tests on C++ built with the address and undefined-behaviour sanitizers
+	@ASAN_OPTIONS=$(ASAN_SETTINGS) $(VENV)/bin/lit -q tests/lit --param farrier-opt=$(ASAN)/python/farrier/_bin/farrier-opt
+	@$(SANITIZED) $(PY) -m pytest -q $(SANITIZED_TESTS)
+
+.PHONY: fuzz
+fuzz: build-sanitize ## libFuzzer on the parser and every pipeline: make fuzz SECONDS=900
+	@PYTHONPATH=tests $(PY) -m trust.seeds build/fuzz/seeds
+	@mkdir -p build/fuzz/corpus
+	@cd build/fuzz && ASAN_OPTIONS=$(ASAN_SETTINGS) $(ASAN)/cpp/tools/farrier-fuzz corpus seeds -dict=seeds.dict \
+	  -max_total_time=$(or $(SECONDS),900) -timeout=10 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1
 
 .PHONY: test
 test: lint lit pytest pytest-old ## every test

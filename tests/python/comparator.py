@@ -1,10 +1,10 @@
 """Optimized against original on CPU, bit by bit, with proof that what was recomputed is really there.
 
-Under ``--xla_allow_excess_precision=false --xla_cpu_max_isa=AVX`` XLA:CPU rounds after every operation:
-without the first it keeps bf16 results in f32, without the second it contracts ``x*y+z`` to an FMA
-wherever fusion puts the two together, so a bare barrier would already change results. XLA:CPU reads
-the second when its client starts (as a compile option it is ignored), so conftest.py sets both for
-every test, and :func:`compare` refuses to judge without them.
+Under the flags in ``trust/flags.py`` XLA:CPU rounds after every operation, and sums in one order: without the
+first it keeps bf16 results in f32, without the second it contracts ``x*y+z`` to an FMA wherever fusion puts the
+two together, so a bare barrier would already change results. XLA:CPU reads the second when its client starts (as a
+compile option it is ignored), so conftest.py sets them for every test, and :func:`compare` refuses to judge
+without them.
 
 XLA's algebraic simplifier is off too: it moves a division through a product where nothing stands between
 them, and a barrier does (measured on attention: 1e-6 relative without this, no bit with it).
@@ -20,8 +20,7 @@ import re
 
 import jax
 import numpy as np
-
-EXACT = ("--xla_allow_excess_precision=false", "--xla_cpu_max_isa=AVX")
+from trust import flags
 
 OPTIONS = {"xla_disable_hlo_passes": "algsimp"}
 
@@ -61,7 +60,7 @@ def compare(optimized, *args, steps: int = 1, **kwargs) -> Comparison:
       *args: real arrays at small shapes. None is donated: each program gets copies.
       steps: how often to run, feeding the first result back as the first argument.
     """
-    assert all(flag in os.environ["XLA_FLAGS"] for flag in EXACT), "XLA_FLAGS lacks the exact flags"
+    assert all(flag in os.environ["XLA_FLAGS"] for flag in flags.EXACT), "XLA_FLAGS lacks the exact flags"
     compiled = [
         f.lower(*args, **kwargs).compile(compiler_options=OPTIONS) for f in (optimized.original, optimized)
     ]

@@ -2,17 +2,11 @@
 
 import os
 
+from trust import flags
+
 # Before JAX starts: the sharding tests need several devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        # One rounding per operation, so that results can be compared bit by bit (see comparator.py).
-        "--xla_allow_excess_precision=false",
-        "--xla_cpu_max_isa=AVX",
-    ]
-).strip()
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), flags.DEVICES, *flags.EXACT]).strip()
 
 import pytest
 

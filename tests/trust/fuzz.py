@@ -19,10 +19,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from trust import flags
+
 TESTS = pathlib.Path(__file__).parents[1]
 KINDS = ("stablehlo", "jax")
-# As conftest.py sets them for pytest.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_allow_excess_precision=false --xla_cpu_max_isa=AVX"
+FLAGS = " ".join((flags.DEVICES, *flags.EXACT))
 
 
 def program(kind: str) -> Callable[[Any], str]:

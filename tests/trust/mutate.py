@@ -6,18 +6,21 @@ Programs in every form that hlo-opt reads are mutated and truncated. Two doors:
 * ``front``: any form into what hlo-opt runs in its child. jaxlib's own readers may abort there; nothing may hang,
   or take more than 4 GB.
 
-Each case runs in a fork of a warm process, with limits; so a death is seen, and costs one case.
+Cases run in forks of a warm process, with limits; so a death is seen, and costs one case.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 import os
 import pathlib
 import random
+import re
 import resource
+import select
 import signal
 import sys
 import time
@@ -26,6 +29,8 @@ from typing import Any
 
 SECONDS = 10
 MEMORY = 4 << 30
+# Cases in one process.
+BATCH = 400
 # Small programs that between them have loops, branches, calls, callbacks, shardings, odd types and constants.
 PROGRAMS = ("scans", "branches", "nested_calls", "barriers", "donated", "decoder_step_scanned")
 PIPELINE = (
@@ -135,61 +140,130 @@ def _elsewhere(work: Any) -> Any:
     return {name: [bytes.fromhex(data) for data in group] for name, group in made.items()}
 
 
-OUTCOMES = ("accepted", "refused", "raised")
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """The cases of a seed, each made from its number alone."""
+
+    seed: int
+    forms: dict[str, list[bytes]]
+
+    def __getitem__(self, number: int) -> tuple[str, str, bytes]:
+        """Door, form and bytes."""
+        draw = random.Random(self.seed * 1_000_003 + number)
+        form = draw.choice(("generic text", "generic text", "stablehlo", *sorted(self.forms)))
+        door = "bindings" if form in ("generic text", "stablehlo") and draw.randrange(4) else "front"
+        everything = [data for group in self.forms.values() for data in group]
+        return door, form, mutated(draw.choice(self.forms[form]), draw, everything)
 
 
-def case(door: Any, data: bytes) -> tuple[str, int]:
-    """What became of one input, and the child's peak memory in bytes."""
+DOORS = {"bindings": bindings, "front": front}
+
+
+def _work(cases: Cases, numbers: range, report: int) -> None:
+    """In a fork: tells each case's number before it, and its outcome and peak memory after."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Address space, of which jaxlib alone maps gigabytes.
+    resource.setrlimit(resource.RLIMIT_AS, (3 * MEMORY, 3 * MEMORY))
+    for number in numbers:
+        door, _, data = cases[number]
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        os.write(report, f"start {number}\n".encode())
+        try:
+            outcome = DOORS[door](data)
+        except Exception:
+            outcome = "raised"
+        peak = re.search(r"VmHWM:\s*(\d+)", pathlib.Path("/proc/self/status").read_text())
+        os.write(report, f"end {outcome} {int(peak[1]) * 1024}\n".encode())
+
+
+def _processor_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _batch(cases: Cases, numbers: range) -> Iterator[tuple[int, str, int]]:
+    """Number, outcome and peak memory of each case up to the first that its process does not survive."""
+    read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        code = 2
+        code = 1
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            # Address space, of which jaxlib alone maps gigabytes.
-            resource.setrlimit(resource.RLIMIT_AS, (3 * MEMORY, 3 * MEMORY))
-            # Processor time: other work on the machine is no hang. A wait for ever shows by the clock.
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
-            signal.alarm(12 * SECONDS)
-            code = OUTCOMES.index(door(data))
+            os.close(read)
+            _work(cases, numbers, write)
+            code = 0
         finally:
             os._exit(code)
+    os.close(write)
+    # The case that runs, the process's seconds when it began, and the clock's.
+    current, used, since, killed = None, 0.0, 0.0, False
+    pending = b""
+    while True:
+        if select.select([read], [], [], 0.5)[0]:
+            chunk = os.read(read, 1 << 16)
+            if not chunk:
+                break
+            *lines, pending = (pending + chunk).split(b"\n")
+            for line in lines:
+                word, *rest = line.decode().split()
+                if word == "start":
+                    current = int(rest[0])
+                    used, since = _processor_seconds(pid), time.monotonic()
+                else:
+                    yield current, rest[0], int(rest[1])
+                    current = None
+        elif current is not None:
+            # Processor time: other work on the machine is no hang. A wait for ever shows by the clock.
+            # hlo-opt itself ends a reader after 10 s, which takes a moment.
+            limit = SECONDS if cases[current][0] == "bindings" else SECONDS + 2
+            over = _processor_seconds(pid) - used > limit or time.monotonic() - since > 12 * SECONDS
+            if over and not killed:
+                killed = True
+                os.kill(pid, signal.SIGKILL)
+    os.close(read)
     _, status, usage = os.wait4(pid, 0)
-    memory = usage.ru_maxrss * 1024
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        if number == signal.SIGALRM or (number == signal.SIGPROF and door is bindings):
-            return "hang", memory
-        # hlo-opt's own limit on a reader ends it in the same way.
-        return ("stopped" if number == signal.SIGPROF else signal.Signals(number).name), memory
-    return OUTCOMES[os.WEXITSTATUS(status)] if os.WEXITSTATUS(status) < 3 else "ended", memory
+    if current is not None:
+        number = os.waitstatus_to_exitcode(status)
+        # hlo-opt's own limit on a reader ends it by SIGPROF.
+        name = (
+            "stopped"
+            if number == -signal.SIGPROF
+            else signal.Signals(-number).name
+            if number < 0
+            else "ended"
+        )
+        yield current, "hang" if killed else name, usage.ru_maxrss * 1024
 
 
-def cases(seed: int, count: int) -> Iterator[tuple[str, str, bytes]]:
-    """Door, form and bytes of each case."""
-    forms = _elsewhere(corpus)
-    everything = [data for group in forms.values() for data in group]
-    names = sorted(forms)
-    for number in range(count):
-        draw = random.Random(seed * 1_000_003 + number)
-        form = draw.choice(("generic text", "generic text", "stablehlo", *names))
-        door = "bindings" if form in ("generic text", "stablehlo") and draw.randrange(4) else "front"
-        yield door, form, mutated(draw.choice(forms[form]), draw, everything)
+def outcomes(cases: Cases, numbers: range) -> Iterator[tuple[int, str, int]]:
+    """Number, outcome and peak memory (bytes) of each case.
+
+    Processes of many cases each: a death costs one fork more. A case that ends its process is run once more in one
+    of its own, so that no earlier case has a part in what is said of it.
+    """
+    start = numbers.start
+    while start < numbers.stop:
+        last = start - 1
+        for number, outcome, memory in _batch(cases, range(start, min(start + BATCH, numbers.stop))):
+            if outcome not in ("accepted", "refused") or memory > MEMORY:
+                ((_, outcome, memory),) = _batch(cases, range(number, number + 1))
+            yield number, outcome, memory
+            last = number
+        start = last + 1
 
 
-def run(seed: int, count: int, keep: pathlib.Path | None = None) -> dict[str, Any]:
+def run(seed: int, first: int, count: int, keep: pathlib.Path | None = None) -> dict[str, Any]:
     """Counts by door and outcome; what must not happen is listed under "bad"."""
     counts: collections.Counter[str] = collections.Counter()
     bad, most, start = [], 0, time.monotonic()
     # Loaded before the forks; but no MLIR context is made here: its threads would be missing in a fork.
     from farrier._src.cli import hlo_opt_child  # noqa: F401
 
-    doors = {"bindings": bindings, "front": front}
-    for number, (door, form, data) in enumerate(cases(seed, count)):
-        outcome, memory = case(doors[door], data)
+    cases = Cases(seed, _elsewhere(corpus))
+    for number, outcome, memory in outcomes(cases, range(first, first + count)):
+        door, form, data = cases[number]
         counts[f"{door}: {outcome}"] += 1
         most = max(most, memory)
         died = outcome not in ("accepted", "refused")
@@ -200,7 +274,7 @@ def run(seed: int, count: int, keep: pathlib.Path | None = None) -> dict[str, An
         if number % 1000 == 999:
             print(f"{number + 1}: {dict(counts)}, {len(bad)} bad", file=sys.stderr, flush=True)
     return {
-        "seed": seed, "cases": count, **dict(sorted(counts.items())), "peak_bytes": most,
+        "seed": seed, "first": first, "cases": count, **dict(sorted(counts.items())), "peak_bytes": most,
         "seconds": round(time.monotonic() - start), "bad": bad,
     }  # fmt: skip
 
@@ -208,10 +282,11 @@ def run(seed: int, count: int, keep: pathlib.Path | None = None) -> dict[str, An
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the inputs of bad cases")
     arguments = parser.parse_args()
-    result = run(arguments.seed, arguments.cases, arguments.keep)
+    result = run(arguments.seed, arguments.first, arguments.cases, arguments.keep)
     print(json.dumps(result, indent=1))
     return 1 if result["bad"] else 0
 

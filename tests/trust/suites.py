@@ -19,13 +19,12 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+from trust import flags
+
 TESTS = pathlib.Path(__file__).parents[1]
 ROOT = TESTS.parent
 # XLA rounds after each operation, whatever it fuses: both runs have it, so both see the same failures.
-FLAGS = (
-    "--xla_allow_excess_precision=false --xla_cpu_max_isa=AVX --xla_disable_hlo_passes=algsimp "
-    "--xla_backend_optimization_level=0"
-)
+FLAGS = " ".join((*flags.EXACT, *flags.UNOPTIMIZED))
 NEEDS = [
     "numpy", "flatbuffers", "rich", "protobuf", "platformdirs", "pytest", "absl-py", "parameterized", "dm-tree",
     "cloudpickle", "toolz", "scikit-learn",
