@@ -85,6 +85,7 @@ bool WhileLoop::simulate(std::string &reason) {
         reason = "it runs more than 65536 times";
         return false;
       }
+      llvm::DenseMap<unsigned, int64_t> before = now;
       for (unsigned i : known) {
         std::optional<int64_t> next = step.evaluate(terminator()->getOperand(i));
         if (!next) {
@@ -95,6 +96,10 @@ bool WhileLoop::simulate(std::string &reason) {
       }
       if (dropped >= 0)
         break;
+      if (now == before) {
+        reason = "it never ends";
+        return false;
+      }
       evaluators.push_back(std::move(step));
     }
     if (dropped < 0)

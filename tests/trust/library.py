@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from trust import flags
 
 os.environ.setdefault("XLA_FLAGS", " ".join((flags.DEVICES, *flags.EXACT, *flags.UNOPTIMIZED)))
@@ -31,7 +33,7 @@ Program = tuple[str, Callable, list]
 def _floats(arrays: list) -> tuple[int, ...]:
     import jax
 
-    return tuple(i for i, a in enumerate(arrays) if jax.dtypes.issubdtype(a.dtype, "floating"))
+    return tuple(i for i, a in enumerate(arrays) if jax.dtypes.issubdtype(a.dtype, np.floating))
 
 
 def _scalar(out: Any) -> Any:
@@ -39,7 +41,7 @@ def _scalar(out: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    leaves = [leaf for leaf in jax.tree.leaves(out) if jax.dtypes.issubdtype(leaf.dtype, "floating")]
+    leaves = [leaf for leaf in jax.tree.leaves(out) if jax.dtypes.issubdtype(leaf.dtype, np.floating)]
     return sum(jnp.tanh(leaf.astype(jnp.float32)).sum() for leaf in leaves)
 
 
@@ -53,7 +55,7 @@ def forms(call: Any) -> Iterator[Program]:
     yield call.name, function, arrays
     leaves = jax.tree.leaves(out)
     where = _floats(arrays)
-    if not where or not any(jax.dtypes.issubdtype(leaf.dtype, "floating") for leaf in leaves):
+    if not where or not any(jax.dtypes.issubdtype(leaf.dtype, np.floating) for leaf in leaves):
         return
 
     def differentiable(loss: Callable) -> Callable | None:
@@ -105,7 +107,6 @@ def zoo() -> Iterator[Program]:
 def bits(function: Callable, arguments: list) -> list[tuple[str, bytes]] | str:
     """Type and bytes of every result; the error's first line where it raises."""
     import jax
-    import numpy as np
 
     jitted = function if hasattr(function, "trace") else jax.jit(function)
     given = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, arguments)
@@ -124,8 +125,15 @@ def bits(function: Callable, arguments: list) -> list[tuple[str, bytes]] | str:
     return found
 
 
-def run(only: str, stress: int | None, batch: int) -> dict[str, Any]:
-    """Counts; what differs, and what farrier refused, by name."""
+def run(
+    only: str, modes: dict[str, int | None], batch: int, note: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Counts; what differs, and what farrier refused, by name.
+
+    Args:
+      modes: name to seed of ``farrier.optimize_all``; None is its default mode.
+      note: told of the counts so far after each batch.
+    """
     import farrier
     import jax
 
@@ -137,15 +145,24 @@ def run(only: str, stress: int | None, batch: int) -> dict[str, Any]:
     def everything() -> Iterator[Program]:
         for call in calls:
             yield from forms(call)
-        yield from zoo()
+        for entry in zoo():
+            if entry[0].removeprefix("grad ").startswith(only):
+                yield entry
 
     counts: collections.Counter[str] = collections.Counter()
     differing, refused, raising = [], collections.Counter(), []
     start = time.monotonic()
+
+    def report() -> dict[str, Any]:
+        return {
+            "jax": jax.__version__, "only": only, "modes": modes, "functions": len(names), "calls": len(calls),
+            "without arguments": without, "raise without farrier": raising, **counts, "differing": differing,
+            "refused": dict(refused), "seconds": round(time.monotonic() - start),
+        }  # fmt: skip
+
     source = everything()
     while group := [p for _, p in zip(range(batch), source, strict=False)]:
         expected = [bits(function, arguments) for _, function, arguments in group]
-        modes = {"stress": stress, "default": None} if stress is not None else {"default": None}
         for mode, seed in modes.items():
             with farrier.optimize_all(stress=seed) as seen:
                 for (name, function, arguments), want in zip(group, expected, strict=True):
@@ -163,12 +180,8 @@ def run(only: str, stress: int | None, batch: int) -> dict[str, Any]:
             f"{p[0]}: {want}" for p, want in zip(group, expected, strict=True) if isinstance(want, str)
         ]
         jax.clear_caches()
-        print(dict(counts), f"{len(differing)} differing", file=sys.stderr, flush=True)
-    return {
-        "jax": jax.__version__, "stress": stress, "functions": len(names), "calls": len(calls),
-        "without arguments": without, "raise without farrier": raising, **counts, "differing": differing,
-        "refused": dict(refused), "seconds": round(time.monotonic() - start),
-    }  # fmt: skip
+        note(report())
+    return report()
 
 
 def main() -> int:
@@ -176,16 +189,20 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", help="functions whose name begins so: numpy., lax., random. ..."
     )
-    parser.add_argument("--stress", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=200)
+    parser.add_argument("--stress", type=int, default=1, help="seed of the stress mode")
+    parser.add_argument("--modes", nargs="*", default=["stress", "default"], choices=["stress", "default"])
+    parser.add_argument("--batch", type=int, default=100, help="programs between two notes")
     parser.add_argument("-o", dest="output", type=pathlib.Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    text = json.dumps(run(arguments.only, arguments.stress, arguments.batch), indent=1)
-    print(text)
-    if arguments.output:
-        arguments.output.write_text(text + "\n")
-    report = json.loads(text)
+
+    def note(report: dict[str, Any]) -> None:
+        if arguments.output:
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+
+    modes = {mode: arguments.stress if mode == "stress" else None for mode in arguments.modes}
+    report = run(arguments.only, modes, arguments.batch, note)
+    print(json.dumps(report, indent=1))
     return 1 if report["differing"] or report["refused"] else 0
 
 

@@ -28,7 +28,8 @@ static Location prefixed(Location loc, Location caller, StringRef prefix) {
 }
 
 static bool isPlain(func::CallOp call, func::FuncOp callee) {
-  if (!callee || !callee.isPrivate() || !callee.getBody().hasOneBlock())
+  if (!callee || !callee.isPrivate() || !callee.getBody().hasOneBlock() ||
+      !isa<func::ReturnOp>(callee.getBody().front().back()))
     return false;
   // The callee's symbol is all a plain call says; anything more (frontend attributes) is a wish to stay
   // apart. JAX writes an empty dictionary for each argument and result that has nothing to say.

@@ -249,6 +249,41 @@ func.func @elementwise_shape(%a: tensor<4xf32>) {
 
 // -----
 
+func.func @pad_overflow(%a: tensor<4xf32>, %v: tensor<f32>) {
+  // expected-error @below {{the padded dimension 0 has no size in 64 bits}}
+  %0 = "stablehlo.pad"(%a, %v) <{edge_padding_high = array<i64: 0>, edge_padding_low = array<i64: 9223372036854775807>, interior_padding = array<i64: 0>}> : (tensor<4xf32>, tensor<f32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+func.func @while_without_return(%n: tensor<i32>) -> tensor<i32> {
+  // expected-error @below {{its regions are one block that ends in stablehlo.return}}
+  %0 = "stablehlo.while"(%n) ({
+  ^bb0(%i: tensor<i32>):
+    %p = "stablehlo.compare"(%i, %n) <{comparison_direction = #stablehlo<comparison_direction LT>}> : (tensor<i32>, tensor<i32>) -> tensor<i1>
+    "stablehlo.return"(%p) : (tensor<i1>) -> ()
+  }, {
+  ^bb0(%i: tensor<i32>):
+    "unknown.return"(%i) : (tensor<i32>) -> ()
+  }) : (tensor<i32>) -> tensor<i32>
+  return %0 : tensor<i32>
+}
+
+// -----
+
+func.func @branch_without_return(%p: tensor<i1>, %x: tensor<i32>) -> tensor<i32> {
+  // expected-error @below {{its regions are one block that ends in stablehlo.return}}
+  %0 = "stablehlo.if"(%p) ({
+    "unknown.return"(%x) : (tensor<i32>) -> ()
+  }, {
+    "stablehlo.return"(%x) : (tensor<i32>) -> ()
+  }) : (tensor<i1>) -> tensor<i32>
+  return %0 : tensor<i32>
+}
+
+// -----
+
 func.func @composite_symbol(%a: tensor<4xf32>) {
   // expected-error @below {{its decomposition @nowhere does not exist}}
   %0 = "stablehlo.composite"(%a) <{decomposition = @nowhere, name = "n"}> : (tensor<4xf32>) -> tensor<4xf32>

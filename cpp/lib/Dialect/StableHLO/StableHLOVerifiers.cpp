@@ -8,6 +8,8 @@
 
 #include "Verify.h"
 
+#include "llvm/Support/CheckedArithmetic.h"
+
 using namespace mlir;
 using namespace farrier::stablehlo;
 
@@ -141,7 +143,11 @@ LogicalResult ConcatenateOp::verify() {
           failed(checkSize(*this, "a size of an input", type.getDimSize(dim), shape[dim])))
         return failure();
     bool dynamic = ShapedType::isDynamic(total) || type.isDynamicDim(dimension);
-    total = dynamic ? ShapedType::kDynamic : total + type.getDimSize(dimension);
+    std::optional<int64_t> sum =
+        dynamic ? ShapedType::kDynamic : llvm::checkedAdd(total, type.getDimSize(dimension));
+    if (!sum)
+      return emitOpError("the result has no size in 64 bits");
+    total = *sum;
   }
   shape[dimension] = total;
   return checkShape(*this, getResult(), shape);
@@ -159,10 +165,16 @@ LogicalResult PadOp::verify() {
     int64_t size = in.getDimSize(dim), interior = getInteriorPadding()[dim];
     if (interior < 0)
       return emitOpError("interior_padding is negative");
-    shape.push_back(ShapedType::isDynamic(size)
-                        ? ShapedType::kDynamic
-                        : size + getEdgePaddingLow()[dim] + getEdgePaddingHigh()[dim] +
-                              std::max<int64_t>(size - 1, 0) * interior);
+    if (ShapedType::isDynamic(size)) {
+      shape.push_back(ShapedType::kDynamic);
+      continue;
+    }
+    auto within = llvm::checkedMulAdd(std::max<int64_t>(size - 1, 0), interior, size);
+    auto low = within ? llvm::checkedAdd(*within, getEdgePaddingLow()[dim]) : std::nullopt;
+    auto all = low ? llvm::checkedAdd(*low, getEdgePaddingHigh()[dim]) : std::nullopt;
+    if (!all)
+      return emitOpError() << "the padded dimension " << dim << " has no size in 64 bits";
+    shape.push_back(*all);
   }
   return checkShape(*this, getResult(), shape);
 }
@@ -228,13 +240,21 @@ LogicalResult SetDimensionSizeOp::verify() {
 //===-- Control flow
 //----------------------------------------------------------------------------------------===//
 
+/// MLIR takes any operation that it does not know for a terminator; passes read the values of this one.
+static LogicalResult checkReturns(Operation *op) {
+  for (Region &region : op->getRegions())
+    if (!region.hasOneBlock() || !returnOf(region))
+      return op->emitOpError("its regions are one block that ends in stablehlo.return");
+  return success();
+}
+
 static LogicalResult checkBranches(Operation *op) {
   if (!op->getNumRegions())
     return op->emitOpError("has no branches");
   for (Region &region : op->getRegions())
     if (region.getNumArguments())
       return op->emitOpError("its regions take no arguments");
-  return success();
+  return checkReturns(op);
 }
 
 LogicalResult IfOp::verify() { return checkBranches(*this); }
@@ -247,11 +267,12 @@ LogicalResult WhileOp::verify() {
       return emitOpError() << "operands, results and region arguments differ in number: "
                            << getOperand().size() << ", " << getResults().size() << ", "
                            << region->getNumArguments();
-  Operation *predicate = returnOf(getCond());
-  if (predicate && predicate->getNumOperands() != 1)
+  if (failed(checkReturns(*this)))
+    return failure();
+  if (returnOf(getCond())->getNumOperands() != 1)
     return emitOpError("`cond` returns one predicate");
   Operation *state = returnOf(getBody());
-  if (state && state->getNumOperands() != getOperand().size())
+  if (state->getNumOperands() != getOperand().size())
     return emitOpError() << "`body` returns " << state->getNumOperands() << " values, expected "
                          << getOperand().size();
   return success();
