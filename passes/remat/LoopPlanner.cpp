@@ -4,6 +4,7 @@
 #include "passes/remat/Planner.h"
 #include "passes/remat/Remarks.h"
 
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/ValueKey.h"
 
@@ -12,6 +13,7 @@
 #include "llvm/Support/FormatVariadic.h"
 
 #include <algorithm>
+#include <limits>
 #include <random>
 
 using namespace mlir;
@@ -19,16 +21,19 @@ using namespace mlir;
 namespace farrier::remat {
 
 /// Tries to meet the budget with one pair before what is left is accepted.
-static constexpr int maxTrials = 4;
+static constexpr int maxTrials = 8;
+/// What a budget may leave unused before another trial.
+static constexpr double slack = 0.01;
 
 static void ignoreMissed(Operation *, StringRef) {}
 
 static int64_t estimate(ModuleOp module) {
   inferShards(module); // of what the rewriting made
   int64_t peak = 0;
+  SizeFn size = deviceMemory(module);
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic() && function.getBody().hasOneBlock())
-      peak = std::max(peak, estimatePeak(function.getBody().front()));
+      peak = std::max(peak, estimatePeak(function.getBody().front(), size));
   return peak;
 }
 
@@ -37,6 +42,7 @@ static LoopOptions loopOptions(const PlanOptions &options) {
   result.forbid = forbidFrom(options.keep);
   result.replan = !options.keepCheckpoints;
   result.byFlops = options.objective == "flops";
+  result.offload = options.offload;
   return result;
 }
 
@@ -54,10 +60,17 @@ static double flops(const LoopDecision &decision, int64_t trips) {
   return sum;
 }
 
-/// The least recomputation that keeps the pair's stacks within `allowed` bytes, or the fewest bytes.
-static LoopDecision decide(const LoopPair &pair, int64_t allowed) {
+static int64_t hostBytes(const LoopDecision &decision, int64_t trips) {
+  int64_t sum = 0;
+  for (const LoopPart &part : decision)
+    sum += part.choice.hostBytes / trips * part.iterations;
+  return sum;
+}
+
+/// The cheapest of `frontier` that keeps the pair's stacks within `allowed` bytes of device memory, mixed
+/// with its neighbour as far as that goes; or the fewest bytes.
+static LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed) {
   const Problem &problem = pair.problem();
-  std::vector<Choice> frontier = problem.frontier();
   if (frontier.empty())
     return {};
   auto fits = llvm::find_if(frontier, [&](const Choice &choice) { return choice.savedBytes <= allowed; });
@@ -65,23 +78,29 @@ static LoopDecision decide(const LoopPair &pair, int64_t allowed) {
     return {{problem.instances, frontier.back()}};
   if (fits == frontier.begin())
     return {{problem.instances, *fits}};
+  LoopDecision best{{problem.instances, *fits}};
   LoopDecision mixed{{problem.instances, problem.refine(*fits, *std::prev(fits), allowed)}};
+  if (seconds(mixed, problem.instances) < seconds(best, problem.instances))
+    best = std::move(mixed);
   LoopDecision split = pair.split(*fits, *std::prev(fits), allowed);
   // A split costs a second copy of both loops: only for a gain worth having.
-  return seconds(split, problem.instances) < 0.98 * seconds(mixed, problem.instances) ? split : mixed;
+  return seconds(split, problem.instances) < 0.98 * seconds(best, problem.instances) ? split : best;
 }
 
-static LoopDecision arbitrary(const LoopPair &pair, std::mt19937_64 &random) {
+/// Two streams: what is saved does not depend on what may wait in host memory.
+static LoopDecision arbitrary(const LoopPair &pair, std::mt19937_64 &random, std::mt19937_64 &randomHost) {
   const Problem &problem = pair.problem();
   LoopDecision decision;
   int64_t left = problem.instances;
   while (left > 0) {
     int64_t count = decision.size() == 1 ? left : 1 + static_cast<int64_t>(random() % left);
-    std::vector<bool> wanted;
+    std::vector<bool> wanted, onHost;
     uint64_t keepOneIn = 1 + random() % 8;
-    for (size_t c = 0; c < problem.candidates.size(); ++c)
+    for (size_t c = 0; c < problem.candidates.size(); ++c) {
       wanted.push_back(random() % keepOneIn == 0);
-    decision.push_back({count, problem.complete(wanted)});
+      onHost.push_back(randomHost() % 2 == 0);
+    }
+    decision.push_back({count, problem.complete(wanted, onHost)});
     left -= count;
   }
   return decision;
@@ -90,11 +109,14 @@ static LoopDecision arbitrary(const LoopPair &pair, std::mt19937_64 &random) {
 static llvm::json::Object describe(const LoopPair &pair, const LoopDecision &decision) {
   llvm::json::Array parts;
   for (const LoopPart &part : decision) {
-    llvm::json::Array save;
+    llvm::json::Array save, offload;
     for (size_t c = 0; c < part.choice.saved.size(); ++c)
       if (part.choice.saved[c])
-        save.push_back(pair.problem().candidates[c].key);
-    parts.push_back(llvm::json::Object{{"iterations", part.iterations}, {"save", std::move(save)}});
+        (part.choice.onHost[c] ? offload : save).push_back(pair.problem().candidates[c].key);
+    llvm::json::Object entry{{"iterations", part.iterations}, {"save", std::move(save)}};
+    if (!offload.empty())
+      entry["offload"] = std::move(offload);
+    parts.push_back(std::move(entry));
   }
   return llvm::json::Object{{"key", pair.key().str()}, {"parts", std::move(parts)}};
 }
@@ -110,9 +132,83 @@ static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options,
   return std::nullopt;
 }
 
+namespace {
+struct Found {
+  LoopDecision decision;
+  int64_t peak = 0;
+};
+} // namespace
+
+/// The cheapest decision about one pair of loops that brings the estimate within the budget, or the one with
+/// the smallest estimate: what stacks may take is corrected by what the rewritten program is estimated to
+/// take.
+static Found search(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
+                    const std::vector<Choice> &frontier, int64_t peak) {
+  Found best;
+  int64_t fits = -1, over = std::numeric_limits<int64_t>::max();
+  int64_t allowed = std::max<int64_t>(0, pair.stackBytes() - (peak - options.budget));
+  for (int attempt = 0; attempt < maxTrials; ++attempt) {
+    LoopDecision next = decide(pair, frontier, allowed);
+    if (next.empty())
+      break;
+    std::optional<int64_t> after = trial(module, options, key, next);
+    if (!after)
+      break;
+    int64_t trips = pair.problem().instances, excess = *after - options.budget;
+    bool better = best.decision.empty();
+    if (!better && excess <= 0)
+      better = best.peak > options.budget || seconds(next, trips) < seconds(best.decision, trips);
+    else if (!better)
+      better = best.peak > options.budget && *after < best.peak;
+    if (better)
+      best = {std::move(next), *after};
+    if (excess > 0) {
+      over = allowed;
+      if (allowed == 0)
+        break;
+      allowed = std::max<int64_t>(0, allowed - excess);
+      if (allowed <= fits)
+        allowed = fits + (over - fits) / 2;
+    } else {
+      fits = allowed;
+      if (-excess <= slack * options.budget || over == std::numeric_limits<int64_t>::max())
+        break;
+      allowed = fits + (over - fits) / 2;
+    }
+    if (over - fits <= slack * options.budget)
+      break;
+  }
+  return best;
+}
+
+/// As `search`, over all that is allowed; what host memory does not make cheaper does without it.
+static LoopDecision best(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
+                         int64_t peak) {
+  int64_t trips = pair.problem().instances;
+  std::vector<Choice> frontier = frontierWithHost(pair.problem());
+  Found withHost = search(module, options, pair, key, frontier, peak);
+  bool sends =
+      llvm::any_of(withHost.decision, [](const LoopPart &part) { return part.choice.hostBytes > 0; });
+  if (!sends)
+    return withHost.decision;
+  Problem onDevice = pair.problem();
+  for (Candidate &candidate : onDevice.candidates)
+    if (!candidate.onlyHost)
+      candidate.hostSeconds = -1;
+  Found without = search(module, options, pair, key, frontierWithHost(onDevice), peak);
+  if (without.decision.empty())
+    return withHost.decision;
+  bool fits = withHost.peak <= options.budget, fitsWithout = without.peak <= options.budget;
+  if (fits != fitsWithout)
+    return fits ? withHost.decision : without.decision;
+  bool keep = fits ? seconds(withHost.decision, trips) < seconds(without.decision, trips)
+                   : withHost.peak < without.peak;
+  return keep ? withHost.decision : without.decision;
+}
+
 FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptions &options) {
   LoopPlan plan;
-  std::mt19937_64 random(options.stress.value_or(0));
+  std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
   llvm::StringSet<> done;
   int64_t peak = estimate(module);
   while (options.stress || peak > options.budget) {
@@ -126,34 +222,20 @@ FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptio
       break;
     std::string key = biggest->key().str();
     done.insert(key);
-    LoopDecision decision;
-    if (options.stress) {
-      decision = arbitrary(*biggest, random);
-    } else {
-      int64_t allowed = std::max<int64_t>(0, biggest->stackBytes() - (peak - options.budget));
-      for (int attempt = 0; attempt < maxTrials; ++attempt) {
-        LoopDecision next = decide(*biggest, allowed);
-        if (next.empty())
-          break;
-        std::optional<int64_t> after = trial(module, options, key, next);
-        if (!after)
-          break;
-        decision = std::move(next);
-        if (*after <= options.budget || allowed == 0)
-          break;
-        allowed = std::max<int64_t>(0, allowed - (*after - options.budget));
-      }
-    }
+    LoopDecision decision =
+        options.stress ? arbitrary(*biggest, random, randomHost) : best(module, options, *biggest, key, peak);
     if (decision.empty())
       continue;
     int64_t trips = biggest->problem().instances;
     llvm::json::Object entry = describe(*biggest, decision);
     double addedSeconds = seconds(decision, trips), addedFlops = flops(decision, trips);
+    int64_t addedHostBytes = hostBytes(decision, trips);
     if (failed(biggest->apply(decision)))
       continue;
     plan.loops.push_back(std::move(entry));
     plan.seconds += addedSeconds;
     plan.flops += addedFlops;
+    plan.hostBytes += addedHostBytes;
     peak = estimate(module);
   }
   return plan;
@@ -189,15 +271,21 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
       std::optional<int64_t> iterations = object ? object->getInteger("iterations") : std::nullopt;
       if (!save || !iterations)
         return stale(module, "a part of '" + *key + "' without iterations or values");
-      std::vector<bool> wanted(problem.candidates.size(), false);
-      for (const llvm::json::Value &name : *save) {
-        auto it = index.find(name.getAsString().value_or(""));
-        if (it == index.end())
-          return stale(module, "loop '" + *key + "' saves a value that the program does not have: '" +
-                                   name.getAsString().value_or("?") + "'");
-        wanted[it->second] = true;
-      }
-      decision.push_back({*iterations, problem.complete(wanted)});
+      std::vector<bool> wanted(problem.candidates.size(), false), onHost(wanted);
+      auto read = [&](const llvm::json::Array &names, std::vector<bool> &flags) -> LogicalResult {
+        for (const llvm::json::Value &name : names) {
+          auto it = index.find(name.getAsString().value_or(""));
+          if (it == index.end())
+            return stale(module, "loop '" + *key + "' saves a value that the program does not have: '" +
+                                     name.getAsString().value_or("?") + "'");
+          wanted[it->second] = flags[it->second] = true;
+        }
+        return success();
+      };
+      const llvm::json::Array *offload = object->getArray("offload");
+      if (failed(read(*save, wanted)) || (offload && failed(read(*offload, onHost))))
+        return failure();
+      decision.push_back({*iterations, problem.complete(wanted, onHost)});
       remarks.add(problem, decision.back().choice, *iterations,
                   llvm::formatv("iterations {0} to {1}", first, first + *iterations - 1).str());
       first += *iterations;

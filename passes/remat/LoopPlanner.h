@@ -17,9 +17,11 @@ struct PlanOptions;
 class DecisionRemarks;
 
 struct LoopPlan {
-  /// [{"key", "parts": [{"iterations", "save": [key of a value]}]}], in the order of application.
+  /// [{"key", "parts": [{"iterations", "save": [key of a value], "offload": [key]}]}], in the order of
+  /// application.
   llvm::json::Array loops;
   double seconds = 0, flops = 0;
+  int64_t hostBytes = 0;
 };
 
 /// Plans every pair of loops until the estimate of `module` is within the budget, and rewrites `module` as

@@ -10,6 +10,7 @@
 #ifndef FARRIER_PASSES_REMAT_LOOPS_H
 #define FARRIER_PASSES_REMAT_LOOPS_H
 
+#include "passes/remat/Offload.h"
 #include "passes/remat/Problem.h"
 
 #include "farrier/Analysis/Graph.h"
@@ -43,6 +44,8 @@ struct LoopOptions {
   /// Loop-invariant operands at least this big that are cheap to make (masks, broadcasts) are made inside
   /// the bodies instead of living through the loops.
   int64_t sinkBytes = defaultSmallBytes;
+  /// What may wait in host memory.
+  OffloadRules offload;
 };
 
 /// What consecutive iterations of the forward loop do.

@@ -1,6 +1,7 @@
 #include "passes/remat/LoopsPair.h"
 #include "passes/remat/LoopsSink.h"
 
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/OpInfo.h"
 
 #include "mlir/IR/Builders.h"
@@ -46,6 +47,9 @@ struct Range {
   int64_t first = 0, last = 0;
   const Choice *choice = nullptr;
   SmallVector<std::pair<unsigned, Value>> stacks; ///< candidate, stack
+
+  /// XLA inlines a loop of one iteration, and nothing would hide the transfer.
+  bool onHost(unsigned candidate) const { return choice->onHost[candidate] && last - first > 1; }
 };
 
 Value integer(OpBuilder &builder, Location loc, Type type, int64_t number) {
@@ -319,7 +323,10 @@ private:
         Value value = candidates[stack.first].value;
         BlockArgument whole = body.getArgument(firstStack + at);
         RankedTensorType slice = unitSlice(value);
-        Value update = stablehlo::ReshapeOp::create(builder, value.getLoc(), slice, mapping.lookup(value));
+        Value written = mapping.lookup(value);
+        if (range.onHost(stack.first))
+          written = place(builder, value.getLoc(), written, Placement::PinnedHost);
+        Value update = stablehlo::ReshapeOp::create(builder, value.getLoc(), slice, written);
         values[firstStack + at] =
             stablehlo::DynamicUpdateSliceOp::create(builder, value.getLoc(), whole.getType(), whole, update,
                                                     sliceStart(builder, slot, slice.getRank()));
@@ -373,6 +380,19 @@ private:
     SmallVector<unsigned> stackAt;
     for (auto [candidate, stack] : range.stacks)
       stackAt.push_back(layout.add(stack));
+    // What waits on the host is fetched one iteration ahead and handed on, so that the transfer runs beside a
+    // whole iteration. The last iteration fetches a slice that nobody reads.
+    SmallVector<int> fetchedAt;
+    int64_t firstSlot = pair.reversed ? range.last - range.first - 1 : 0;
+    for (auto [candidate, stack] : range.stacks) {
+      fetchedAt.push_back(range.onHost(candidate) ? static_cast<int>(layout.operands.size()) : -1);
+      if (fetchedAt.back() < 0)
+        continue;
+      Value value = candidates[candidate].value;
+      Type counterType = B.op.getOperand()[B.counter].getType();
+      Value slot = integer(builder, value.getLoc(), counterType, firstSlot);
+      layout.operands.push_back(take(value, stack, slot, /*fromHost=*/true));
+    }
 
     IRMapping mapping;
     stablehlo::WhileOp made = makeLoop(backward, layout, lastIteration, mapping);
@@ -392,13 +412,17 @@ private:
       leaves.push_back(forwardValue);
     };
     Value slot = affine(builder, B.op.getLoc(), counter, sign, offset - range.first);
-    for (auto [stack, at] : llvm::zip(range.stacks, stackAt)) {
+    SmallVector<std::pair<unsigned, Value>> ahead;
+    for (auto [stack, at, fetched] : llvm::zip(range.stacks, stackAt, fetchedAt)) {
       Value value = candidates[stack.first].value;
-      RankedTensorType slice = unitSlice(value);
-      Value taken = stablehlo::DynamicSliceOp::create(builder, value.getLoc(), slice, body.getArgument(at),
-                                                      sliceStart(builder, slot, slice.getRank()),
-                                                      builder.getDenseI64ArrayAttr(slice.getShape()));
-      leaf(value, stablehlo::ReshapeOp::create(builder, value.getLoc(), value.getType(), taken));
+      if (fetched < 0) {
+        leaf(value, take(value, body.getArgument(at), slot, /*fromHost=*/false));
+        continue;
+      }
+      leaf(value, body.getArgument(fetched));
+      // A slice's start is clamped: beyond the end it is one that is there.
+      Value next = affine(builder, value.getLoc(), slot, 1, pair.reversed ? -1 : 1);
+      ahead.push_back({fetched, take(value, body.getArgument(at), next, /*fromHost=*/true)});
     }
     for (Value value : invariants) {
       unsigned i = cast<BlockArgument>(value).getArgNumber();
@@ -440,9 +464,21 @@ private:
     for (Operation &op : B.body().without_terminator())
       cloneBackward(op, mapping);
     SmallVector<Value> values = returns(backward, layout, body, mapping);
+    for (auto [at, value] : ahead)
+      values[at] = value;
     stablehlo::ReturnOp::create(builder, B.terminator()->getLoc(), values);
     eraseDead(body);
     return resultsOf(backward, layout, made);
+  }
+
+  /// The slice of a stack of values like this one.
+  Value take(Value value, Value stack, Value slot, bool fromHost) {
+    RankedTensorType slice = unitSlice(value);
+    Value taken = stablehlo::DynamicSliceOp::create(builder, value.getLoc(), slice, stack,
+                                                    sliceStart(builder, slot, slice.getRank()),
+                                                    builder.getDenseI64ArrayAttr(slice.getShape()));
+    taken = stablehlo::ReshapeOp::create(builder, value.getLoc(), value.getType(), taken);
+    return fromHost ? place(builder, value.getLoc(), taken, Placement::Device) : taken;
   }
 
   /// A forward counter in the iteration that the backward counter stands for.

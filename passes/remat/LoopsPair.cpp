@@ -78,6 +78,28 @@ static OpCost recomputeCost(Operation *op, CostModel &costs, const SizeFn &size)
   return cost;
 }
 
+void MatchedPair::offerHost(CostModel &costs) {
+  HostSchedule schedule;
+  schedule.bytesPerSecond = costs.getMachine().hostBytesPerSecond;
+  schedule.ready.assign(prob.candidates.size(), 0);
+  size_t at = 0;
+  for (Operation &op : F.body().without_terminator()) {
+    schedule.forward += computeSeconds(costs, &op);
+    // Candidates are arguments, which are there from the start, and results in program order.
+    for (; at < prob.candidates.size(); ++at) {
+      Operation *maker = prob.candidates[at].value.getDefiningOp();
+      if (maker && (maker == &op || !maker->isBeforeInBlock(&op)))
+        break;
+    }
+    for (size_t v = at; v < prob.candidates.size() && prob.candidates[v].value.getDefiningOp() == &op; ++v)
+      schedule.ready[v] = schedule.forward;
+  }
+  for (Operation &op : B.body().without_terminator())
+    schedule.backward += computeSeconds(costs, &op);
+  // The backward loop holds what it reads and what it fetches for the next iteration.
+  remat::offerHost(prob, std::move(schedule), options.offload, 2);
+}
+
 bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
   // Everything that recomputing could go back to.
   llvm::SetVector<Value> reached;
@@ -148,6 +170,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     if (auto it = indexOf.find(numbering.representative(forward)); it != indexOf.end())
       prob.candidates[it->second].needed = true;
   prob.instances = F.trips;
+  offerHost(costs);
 
   std::vector<bool> wanted(prob.candidates.size(), false);
   auto want = [&](Value value) {

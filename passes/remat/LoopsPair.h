@@ -69,6 +69,8 @@ private:
   /// Free in the backward body: loop invariants, counters, what lies outside.
   bool isFree(mlir::Value value) const;
   bool isRecomputable(mlir::Operation *op) const;
+  /// Lets candidates wait in host memory.
+  void offerHost(CostModel &costs);
 
   WhileLoop F, B;
   bool reversed;

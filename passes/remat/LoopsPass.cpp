@@ -35,6 +35,7 @@ struct RematerializeLoops : impl::RematerializeLoopsBase<RematerializeLoops>, Co
     options.sinkBytes = sinkBytes;
     options.replan = replan;
     options.recomputeCollectives = collectives;
+    options.offload.allowed = false;
     std::mt19937_64 random(static_cast<uint64_t>(stress));
     auto pairs = findLoopPairs(module, costs, options, [&](Operation *op, StringRef reason) {
       ++missed;
@@ -101,8 +102,10 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
   CostModel costs(*copy, Machine::fromJSON(query.getObject("machine")));
+  LoopOptions options;
+  options.offload.allowed = false;
   llvm::json::Array pairs;
-  for (auto &pair : findLoopPairs(*copy, costs, LoopOptions(), [](Operation *, StringRef) {})) {
+  for (auto &pair : findLoopPairs(*copy, costs, options, [](Operation *, StringRef) {})) {
     const Problem &problem = pair->problem();
     llvm::json::Array candidates, frontier;
     for (const Candidate &candidate : problem.candidates)

@@ -15,6 +15,12 @@ def Rematerialization : Pass<"farrier-remat", "::mlir::ModuleOp"> {
     less. Only operations that are known to be pure and deterministic are computed twice; the others' results are
     kept. The recomputed operations are the same operations on the same operands, so results do not change.
 
+    A residual may also wait in host memory, where its transfers hide behind compute or cost less than computing it
+    again. It is sent there where it is made and fetched before the backward part reads it, by the custom call that
+    `jax.device_put` between memory spaces emits. Barriers hold the computation back until a transfer is done: without
+    them XLA keeps the value on the device. In loops the whole stack lies on the host, and a slice is fetched one
+    iteration ahead.
+
     With `plan`, applies a plan (JSON, as the query `remat.plan` answers); without, makes one for `budget`.
 
     Input:
@@ -39,6 +45,8 @@ def Rematerialization : Pass<"farrier-remat", "::mlir::ModuleOp"> {
     Option<"plan", "plan", "std::string", "\"\"", "File with a plan to apply instead of making one">,
     Option<"objective", "objective", "std::string", "\"time\"", "What to keep low: time or flops">,
     Option<"smallBytes", "small-bytes", "int64_t", "4194304", "Values smaller than this are kept whatever is chosen">,
+    Option<"offload", "offload", "bool", "false",
+           "Let residuals wait in host memory; without a plan that knows the target, over a link of 50 GB/s">,
     Option<"stress", "stress", "int64_t", "-1", "Seed of arbitrary legal choices, for tests">,
   ];
 }

@@ -1,13 +1,16 @@
 #include "passes/remat/Planner.h"
 
 #include "passes/remat/LoopPlanner.h"
+#include "passes/remat/OffloadStraight.h"
 #include "passes/remat/Remarks.h"
 
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 
 #include <algorithm>
+#include <deque>
 #include <random>
 
 using namespace mlir;
@@ -31,6 +34,8 @@ PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
     options.smallBytes = std::max<int64_t>(1, *small);
   if (std::optional<int64_t> seed = object.getInteger("stress"))
     options.stress = static_cast<uint64_t>(*seed);
+  options.offload = OffloadRules::fromJSON(object);
+  options.offload.leastBytes = options.stress ? 1 : options.smallBytes;
   return options;
 }
 
@@ -81,14 +86,15 @@ constexpr int untouched = -1;
 /// between the positions where something changes.
 class Evaluation {
 public:
-  Evaluation(const StraightLine &unit, const Segmentation &segmentation) : segmentation(segmentation) {
+  Evaluation(const StraightLine &unit, const Segmentation &segmentation)
+      : segmentation(segmentation), fetched(fetchStarts(unit, segmentation)) {
     const BlockGraph &graph = unit.getGraph();
     std::vector<int64_t> base = unit.baseProfile();
     // A segment's residuals are there from its forward operations to the last backward read.
     for (const Segment &segment : segmentation.segments) {
       // Without a stage nothing of the segment is computed again: there is nothing to decide.
       bool decidable = segment.needed() && segment.stage < graph.numOps();
-      frontiers.push_back(decidable ? segment.problem.frontier() : std::vector<Choice>());
+      frontiers.push_back(decidable ? frontierWithHost(segment.problem) : std::vector<Choice>());
       unsigned last = segment.stage;
       for (unsigned value : segment.values) {
         for (unsigned user : graph.users[value])
@@ -143,6 +149,8 @@ public:
         bytes += heldBytes(i, options[i]);
         if (options[i] != untouched && interval.start >= segment.stage)
           bytes += frontiers[i][options[i]].transientBytes;
+        if (options[i] != untouched && interval.start >= fetched[i])
+          bytes += frontiers[i][options[i]].hostBytes;
       }
       memory.push_back(bytes);
     }
@@ -162,7 +170,7 @@ private:
     int64_t base;
   };
   std::vector<Interval> intervals;
-  std::vector<unsigned> lastRead;
+  std::vector<unsigned> lastRead, fetched;
   int64_t forwardPeak = 0;
 };
 
@@ -243,6 +251,30 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
   return solution;
 }
 
+/// As `solve`; where nothing fits, the solution for the least budget that something fits, near enough. The
+/// greedy walk minimises what is over the budget at each position, summed, and so can end with a higher peak
+/// for a tighter budget.
+Solution solveOrLeast(const Evaluation &evaluation, int64_t budget, bool byFlops) {
+  constexpr double near = 0.01;
+  Solution best = solve(evaluation, budget, byFlops);
+  if (best.fits)
+    return best;
+  int64_t low = budget, high = best.peak;
+  while (high - low > near * high) {
+    int64_t middle = low + (high - low) / 2;
+    Solution next = solve(evaluation, middle, byFlops);
+    if (next.peak < best.peak) {
+      best = next;
+      best.fits = false;
+    }
+    if (next.fits)
+      high = std::min(middle, next.peak);
+    else
+      low = middle;
+  }
+  return best;
+}
+
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
   std::vector<int64_t> sizes;
@@ -271,11 +303,17 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
       segments.push_back(nullptr);
       continue;
     }
-    llvm::json::Array recompute;
-    for (size_t c = 0; c < segment.problem.candidates.size(); ++c)
+    llvm::json::Array recompute, offload;
+    for (size_t c = 0; c < segment.problem.candidates.size(); ++c) {
       if (choices[i]->recomputed[c])
         recompute.push_back(segment.problem.candidates[c].key);
-    segments.push_back(llvm::json::Object{{"recompute", std::move(recompute)}});
+      if (choices[i]->onHost[c])
+        offload.push_back(segment.problem.candidates[c].key);
+    }
+    llvm::json::Object entry{{"recompute", std::move(recompute)}};
+    if (!offload.empty())
+      entry["offload"] = std::move(offload);
+    segments.push_back(std::move(entry));
   }
   return llvm::json::Object{{"path", named.path},
                             {"boundary", before(unit.getBoundary() + 1)},
@@ -288,24 +326,27 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   CostModel costs(module, options.machine);
   int64_t asWritten = 0;
+  SizeFn sizeAsWritten = deviceMemory(module);
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic() && function.getBody().hasOneBlock())
-      asWritten = std::max(asWritten, estimatePeak(function.getBody().front()));
+      asWritten = std::max(asWritten, estimatePeak(function.getBody().front(), sizeAsWritten));
   LoopPlan loopPlan;
   if (FailureOr<LoopPlan> planned = planLoops(module, costs, options); succeeded(planned))
     loopPlan = std::move(*planned);
+  SizeFn size = deviceMemory(module);
   llvm::DenseSet<Operation *> paired = pairedLoops(module, costs);
   ForbidFn forbid = [&paired, named = forbidFrom(options.keep)](Operation *op) {
     return paired.contains(op) || (named && named(op));
   };
   llvm::json::Array blocks;
-  int64_t after = 0;
+  int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
   bool fits = true;
-  std::mt19937_64 random(options.stress.value_or(0));
+  // Two streams: what is computed again does not depend on what may wait in host memory.
+  std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
 
   for (const NamedBlock &named : plannableBlocks(module)) {
-    StraightLine unit(*named.block, costs, options.smallBytes, deviceSize, forbid);
+    StraightLine unit(*named.block, costs, options.smallBytes, size, forbid);
     std::vector<int64_t> profile = unit.getLiveness().profile();
     int64_t peak = profile.empty() ? 0 : *std::max_element(profile.begin(), profile.end());
     bool outermost = !StringRef(named.path).contains('/');
@@ -314,11 +355,14 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
       continue;
 
+    std::vector<double> before = computeBefore(unit, costs);
     std::optional<Solution> best;
     std::unique_ptr<Segmentation> bestSegmentation;
     std::vector<std::vector<Choice>> bestFrontiers;
-    for (int64_t size : segmentSizes(unit, options.smallBytes)) {
-      auto segmentation = std::make_unique<Segmentation>(unit.segment(size));
+    bool sends = false;
+    auto consider = [&](int64_t segmentBytes, const OffloadRules &rules) {
+      auto segmentation = std::make_unique<Segmentation>(unit.segment(segmentBytes));
+      offerSegments(unit, *segmentation, before, options.machine, rules);
       Evaluation evaluation(unit, *segmentation);
       Solution solution;
       if (options.stress) {
@@ -331,10 +375,12 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
           }
           const Problem &problem = segmentation->segments[i].problem;
           uint64_t keepOneIn = 1 + random() % 8;
-          std::vector<bool> wanted;
-          for (size_t c = 0; c < problem.candidates.size(); ++c)
+          std::vector<bool> wanted, onHost;
+          for (size_t c = 0; c < problem.candidates.size(); ++c) {
             wanted.push_back(random() % keepOneIn == 0);
-          frontier.push_back(problem.complete(wanted));
+            onHost.push_back(randomHost() % 2 == 0);
+          }
+          frontier.push_back(problem.complete(wanted, onHost));
           solution.options.push_back(static_cast<int>(frontier.size()) - 1);
         }
         solution.fits = true;
@@ -346,7 +392,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
         std::vector<int> none(evaluation.frontiers.size(), untouched);
         int64_t asWritten = evaluation.peak(none);
         int64_t budget = asWritten <= options.budget ? asWritten - (peak - options.budget) : options.budget;
-        solution = solve(evaluation, budget, options.objective == "flops");
+        solution = solveOrLeast(evaluation, budget, options.objective == "flops");
       }
       bool better = !best || (solution.fits && !best->fits) ||
                     (solution.fits == best->fits &&
@@ -355,16 +401,39 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
         best = solution;
         bestSegmentation = std::move(segmentation);
         bestFrontiers = std::move(evaluation.frontiers);
+        sends = false;
+        for (size_t i = 0; i < best->options.size(); ++i)
+          sends |= best->options[i] != untouched && bestFrontiers[i][best->options[i]].hostBytes > 0;
       }
+    };
+    for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+      consider(segmentBytes, options.offload);
+    if (sends && !options.stress) {
+      // The choice is greedy: with more to choose from it can end up dearer.
+      OffloadRules asked = options.offload;
+      asked.onlyAsked = true;
+      for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+        consider(segmentBytes, asked);
     }
-    if (!best)
+    // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
+    if (!best || (!options.stress && !best->fits && best->peak > peak))
       continue;
     std::vector<const Choice *> choices;
     for (size_t i = 0; i < best->options.size(); ++i)
       choices.push_back(best->options[i] == untouched ? nullptr : &bestFrontiers[i][best->options[i]]);
     if (llvm::all_of(choices, [](const Choice *choice) { return !choice; }))
       continue;
+    // What waits on the host is read where it was fetched, also through values that another segment makes of
+    // it: only a segment with a choice computes those again.
+    std::deque<Choice> keepingAll;
+    if (sends)
+      for (auto [segment, choice] : llvm::zip(bestSegmentation->segments, choices))
+        if (!choice && segment.needed() && segment.stage < unit.getGraph().numOps())
+          choice = &keepingAll.emplace_back(
+              segment.problem.complete(std::vector<bool>(segment.problem.candidates.size(), true)));
     blocks.push_back(describe(named, unit, *bestSegmentation, choices));
+    for (const Choice *choice : choices)
+      hostBytes += choice ? choice->hostBytes : 0;
     seconds += best->seconds;
     flops += best->flops;
     fits &= best->fits;
@@ -381,6 +450,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
                                                              {"after", after},
                                                              {"seconds", seconds},
                                                              {"flops", flops},
+                                                             {"host_bytes", hostBytes},
                                                              {"fits", fits && after <= options.budget}}}};
 }
 
@@ -418,8 +488,8 @@ private:
   StringRef path;
 };
 
-LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, StringRef path,
-                         DecisionRemarks &remarks, uint64_t &cloned) {
+LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, StringRef path, CostModel &costs,
+                         int64_t smallBytes, DecisionRemarks &remarks, uint64_t &cloned) {
   PlanReader read(unit, path);
   FailureOr<unsigned> boundary = read.after(plan.get("boundary"));
   if (failed(boundary))
@@ -440,6 +510,9 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
     cuts.push_back(*cut);
   }
   Segmentation segmentation = unit.segmentAt(std::move(cuts));
+  std::vector<double> before = computeBefore(unit, costs);
+  // What the plan says was allowed when it was made.
+  offerSegments(unit, segmentation, before, costs.getMachine(), OffloadRules());
   std::vector<Choice> owned(segments->size());
   std::vector<const Choice *> choices;
   for (size_t i = 0; i < segments->size(); ++i) {
@@ -454,7 +527,7 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
     llvm::StringMap<unsigned> index;
     for (size_t c = 0; c < problem.candidates.size(); ++c)
       index[problem.candidates[c].key] = c;
-    std::vector<bool> wanted(problem.candidates.size(), true);
+    std::vector<bool> wanted(problem.candidates.size(), true), onHost(problem.candidates.size(), false);
     for (const llvm::json::Value &name : *names) {
       std::optional<StringRef> key = name.getAsString();
       auto it = key ? index.find(*key) : index.end();
@@ -462,11 +535,21 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
         return read.error("recomputes a value that is not a residual here: '" + key.value_or("?") + "'");
       wanted[it->second] = false;
     }
-    owned[i] = problem.complete(wanted);
+    if (const llvm::json::Array *offload = entry->getArray("offload"))
+      for (const llvm::json::Value &name : *offload) {
+        std::optional<StringRef> key = name.getAsString();
+        auto it = key ? index.find(*key) : index.end();
+        if (it == index.end())
+          return read.error("sends a value to the host that is not a residual here: '" + key.value_or("?") +
+                            "'");
+        onHost[it->second] = true;
+      }
+    owned[i] = problem.complete(wanted, onHost);
     choices.push_back(&owned[i]);
     remarks.add(problem, owned[i]);
   }
   cloned += unit.apply(segmentation, choices);
+  moveSegments(unit, segmentation, choices, before, costs.getMachine(), smallBytes);
   return success();
 }
 
@@ -484,6 +567,7 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
     if (failed(
             applyLoops(module, costs, *loops, plan.getBoolean("keep_checkpoints").value_or(false), remarks)))
       return failure();
+  SizeFn size = deviceMemory(module);
   // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.
   llvm::StringMap<Block *> byPath;
   for (const NamedBlock &named : plannableBlocks(module))
@@ -495,8 +579,9 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
     if (!block)
       return module.emitError() << "the rematerialization plan is stale: the program has no block '" << path
                                 << "'";
-    StraightLine unit(*block, costs, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
-    if (failed(applyBlock(unit, *object, path, remarks, cloned)))
+    int64_t smallBytes = plan.getInteger("small_bytes").value_or(defaultSmallBytes);
+    StraightLine unit(*block, costs, smallBytes, size);
+    if (failed(applyBlock(unit, *object, path, costs, smallBytes, remarks, cloned)))
       return failure();
   }
   remarks.emit();

@@ -3,6 +3,7 @@
 #ifndef FARRIER_PASSES_REMAT_PLANNER_H
 #define FARRIER_PASSES_REMAT_PLANNER_H
 
+#include "passes/remat/Offload.h"
 #include "passes/remat/StraightLine.h"
 
 #include "mlir/IR/BuiltinOps.h"
@@ -25,6 +26,8 @@ struct PlanOptions {
   std::vector<std::string> keep;
   /// Loops keep what `jax.checkpoint` makes them compute again; false decides that anew.
   bool keepCheckpoints = false;
+  /// What may wait in host memory.
+  OffloadRules offload;
   /// Values smaller than this are kept whatever is chosen.
   int64_t smallBytes = defaultSmallBytes;
   /// With a seed: arbitrary legal choices instead of good ones, to test the rewriting.
@@ -40,8 +43,9 @@ ForbidFn forbidFrom(const std::vector<std::string> &keep);
 /// answer is what `applyPlan` takes:
 /// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "loops": (LoopPlanner.h), "blocks": [{"path",
 /// "boundary", "cuts": [key], "segments": [null |
-/// {"recompute": [key]}]}],
-///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "fits": bool}}
+/// {"recompute": [key], "offload": [key]}]}],
+///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "host_bytes": sent to
+///  host memory, "fits": bool}}
 llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);
 
 /// Rewrites `module` as planned. Fails with a diagnostic that names what the plan knows and the module does

@@ -34,14 +34,19 @@ std::vector<unsigned> operationOf(const std::vector<Candidate> &candidates, unsi
 } // namespace
 
 void Problem::price(Choice &choice) const {
-  double seconds = 0, flops = 0;
-  int64_t saved = 0;
+  double seconds = 0, flops = 0, transfers = 0;
+  int64_t saved = 0, host = 0;
   choice.transientBytes = 0;
+  choice.onHost.resize(candidates.size(), false);
   for (unsigned v = 0; v < candidates.size(); ++v) {
     const Candidate &candidate = candidates[v];
     if (choice.saved[v]) {
-      saved += candidate.bytes;
+      saved += choice.onHost[v] ? candidate.hostBytes : candidate.bytes;
       seconds += candidate.saveSeconds;
+      if (choice.onHost[v]) {
+        host += candidate.bytes;
+        transfers += candidate.hostSeconds;
+      }
     }
     if (choice.recomputed[v]) {
       seconds += candidate.seconds;
@@ -50,7 +55,10 @@ void Problem::price(Choice &choice) const {
         choice.transientBytes += candidate.bytes;
     }
   }
+  if (host > 0)
+    seconds += exposed ? exposed(choice.onHost) : transfers;
   choice.savedBytes = saved * instances;
+  choice.hostBytes = host * instances;
   choice.seconds = seconds * instances;
   choice.flops = flops * instances;
 }
@@ -60,6 +68,8 @@ bool Problem::legal(const Choice &choice) const {
   for (unsigned v = 0; v < candidates.size(); ++v) {
     if (candidates[v].needed && !available(v))
       return false;
+    if (v < choice.onHost.size() && choice.onHost[v] && (!choice.saved[v] || candidates[v].hostSeconds < 0))
+      return false;
     if (!choice.recomputed[v])
       continue;
     if (!candidates[v].recomputable || !llvm::all_of(candidates[v].operands, available))
@@ -68,9 +78,10 @@ bool Problem::legal(const Choice &choice) const {
   return true;
 }
 
-Choice Problem::complete(const std::vector<bool> &wanted) const {
+Choice Problem::complete(const std::vector<bool> &wanted, const std::vector<bool> &onHost) const {
   Choice choice;
   choice.saved.assign(candidates.size(), false);
+  choice.onHost.assign(candidates.size(), false);
   choice.recomputed.assign(candidates.size(), false);
   std::vector<bool> read(candidates.size(), false);
   llvm::DenseMap<int, llvm::SmallVector<unsigned, 2>> groups;
@@ -85,6 +96,7 @@ Choice Problem::complete(const std::vector<bool> &wanted) const {
       continue;
     if (wanted[v] || !candidates[v].recomputable) {
       choice.saved[v] = true;
+      choice.onHost[v] = candidates[v].hostSeconds >= 0 && v < onHost.size() && onHost[v];
       continue;
     }
     llvm::SmallVector<unsigned, 2> results{v};
@@ -108,20 +120,32 @@ std::vector<Choice> Problem::frontier() const {
   std::vector<unsigned> available(candidates.size());
   for (unsigned &a : available)
     a = cut.addVariable();
-  std::vector<int> recomputed(operations, -1);
+  std::vector<int> recomputed(operations, -1), sent(candidates.size(), -1);
   for (unsigned v = 0; v < candidates.size(); ++v) {
     const Candidate &candidate = candidates[v];
     TwoCost save{quanta(candidate.saveSeconds), candidate.bytes};
+    TwoCost send{quanta(candidate.saveSeconds + candidate.hostSeconds), candidate.hostBytes};
     if (candidate.needed)
       cut.require(available[v]);
+    // The arcs from `available` to where it is paid for: device memory's and, in series, the transfer's.
+    unsigned from = available[v];
+    if (candidate.hostSeconds >= 0) {
+      sent[v] = static_cast<int>(cut.addVariable());
+      if (candidate.onlyHost)
+        cut.imply(available[v], sent[v]);
+      else
+        cut.payUnless(available[v], sent[v], save);
+      from = sent[v];
+      save = send;
+    }
     if (!candidate.recomputable) {
-      cut.pay(available[v], save);
+      cut.pay(from, save);
       continue;
     }
     int &y = recomputed[operation[v]];
     if (y < 0)
       y = cut.addVariable();
-    cut.payUnless(available[v], y, save);
+    cut.payUnless(from, y, save);
     cut.pay(y, {quanta(candidate.seconds), 0});
     for (unsigned u : candidate.operands)
       cut.imply(y, available[u]);
@@ -131,10 +155,12 @@ std::vector<Choice> Problem::frontier() const {
     Choice choice;
     choice.saved.resize(candidates.size());
     choice.recomputed.resize(candidates.size());
+    choice.onHost.resize(candidates.size());
     for (unsigned v = 0; v < candidates.size(); ++v) {
       int y = recomputed[operation[v]];
       choice.recomputed[v] = candidates[v].recomputable && vertex.ones[y];
       choice.saved[v] = vertex.ones[available[v]] && !choice.recomputed[v];
+      choice.onHost[v] = choice.saved[v] && sent[v] >= 0 && vertex.ones[sent[v]];
     }
     price(choice);
     result.push_back(std::move(choice));
@@ -146,7 +172,7 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
   // Components of what differs, joined by results of one operation and by reading. Where a reader or
   // an operand does not differ, both choices agree about it, so components mix freely.
   auto state = [](const Choice &choice, unsigned v) {
-    return choice.saved[v] ? 1 : choice.recomputed[v] ? 2 : 0;
+    return choice.onHost[v] ? 3 : choice.saved[v] ? 1 : choice.recomputed[v] ? 2 : 0;
   };
   unsigned operations;
   std::vector<unsigned> operation = operationOf(candidates, operations);
@@ -176,7 +202,9 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
   llvm::DenseMap<unsigned, unsigned> numberOf;
   auto cost = [&](const Choice &choice, unsigned v) {
     TwoCost sum;
-    if (choice.saved[v])
+    if (choice.onHost[v])
+      sum += {quanta(candidates[v].saveSeconds + candidates[v].hostSeconds), candidates[v].hostBytes};
+    else if (choice.saved[v])
       sum += {quanta(candidates[v].saveSeconds), candidates[v].bytes};
     if (choice.recomputed[v])
       sum += {quanta(candidates[v].seconds), 0};
@@ -240,6 +268,7 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
     for (unsigned v : components[all[s].component].members) {
       result.saved[v] = upper.saved[v];
       result.recomputed[v] = upper.recomputed[v];
+      result.onHost[v] = upper.onHost[v];
     }
   price(result);
   return result;

@@ -10,6 +10,9 @@
 //   y[o] <= a[u]          for each operand u of o
 //   minimise  sum_o seconds[o] y[o]  +  sum_v (price * bytes[v] + saveSeconds[v]) a[v] (1 - y[o(v)])
 //
+// What is saved may wait in host memory instead: a third variable h[v] between a[v] and y[o(v)], so that of
+// two arcs in series, device memory's price and the transfer's, a cut pays the smaller.
+//
 // Every term joins at most two variables and is submodular, so the relaxation is integral and each
 // price is one maximum flow (Picard, "Maximal closure of a graph", 1976, for the closure form;
 // Eisner and Severance, "Mathematical techniques for efficient record segmentation", 1976, for
@@ -24,6 +27,7 @@
 #include "llvm/ADT/SmallVector.h"
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -42,6 +46,14 @@ struct Candidate {
   double seconds = 0, flops = 0;
   /// Seconds that saving one instance costs (written in the forward, read in the backward part).
   double saveSeconds = 0;
+  /// Seconds more that one instance costs if it waits in host memory: sent there and fetched again. Negative:
+  /// it may not.
+  double hostSeconds = -1;
+  /// Bytes of device memory that an instance in host memory still takes, on average over the instances: what
+  /// is under way.
+  int64_t hostBytes = 0;
+  /// Saved, it waits in host memory and nowhere else: the user asked for it.
+  bool onlyHost = false;
   /// Indices of the candidates that the defining operation reads. Only lower indices.
   llvm::SmallVector<unsigned> operands;
   /// Results of one operation share a group >= 0 and are recomputed together; -1: alone.
@@ -61,8 +73,10 @@ inline double priceByFlops(double flops, double seconds) { return flops / 1e15 +
 /// One way to make everything needed available. Sums are over all instances.
 struct Choice {
   std::vector<bool> saved, recomputed; ///< by candidate
-  int64_t savedBytes = 0;
-  double seconds = 0; ///< of recomputing and of saving
+  std::vector<bool> onHost;            ///< by candidate: of the saved ones, those that wait in host memory
+  int64_t savedBytes = 0;              ///< in device memory
+  int64_t hostBytes = 0;               ///< in host memory
+  double seconds = 0;                  ///< of recomputing, of saving and of transfers that nothing hides
   double flops = 0;
   int64_t transientBytes = 0; ///< recomputed values with a buffer, in one instance
 };
@@ -71,6 +85,9 @@ struct Problem {
   std::vector<Candidate> candidates;
   /// How often the part runs between saving and reading: the trip count of a loop, else 1.
   int64_t instances = 1;
+  /// Seconds per instance that transfers to and from the host add, given what waits there: less than the sum
+  /// of `hostSeconds` where compute hides some of them. Null: the sum.
+  std::function<double(const std::vector<bool> &onHost)> exposed;
 
   /// The vertices of the lower convex hull of (savedBytes, seconds) over all legal choices, the
   /// cheapest in seconds first, then ever fewer bytes. Exact for seconds rounded to 2^-40 s (about a
@@ -85,7 +102,8 @@ struct Problem {
 
   /// The choice that saves the wanted values and recomputes what else is needed: wanted values that
   /// nothing reads are not saved, values that cannot be recomputed are saved although not wanted.
-  Choice complete(const std::vector<bool> &wanted) const;
+  /// What is saved waits in host memory where `onHost` (empty: nowhere) says so.
+  Choice complete(const std::vector<bool> &wanted, const std::vector<bool> &onHost = {}) const;
 
   /// Fills in the sums of a choice.
   void price(Choice &choice) const;

@@ -36,7 +36,8 @@ static std::string sizeText(double bytes) {
 /// Counters and indices are not worth a line.
 static constexpr int64_t tellBytes = 256;
 
-void DecisionRemarks::add(const Candidate &candidate, bool recomputed, int64_t count, StringRef part) {
+void DecisionRemarks::add(const Candidate &candidate, bool recomputed, bool onHost, int64_t count,
+                          StringRef part) {
   if (candidate.bytes < tellBytes)
     return;
   Value value = candidate.value;
@@ -44,31 +45,32 @@ void DecisionRemarks::add(const Candidate &candidate, bool recomputed, int64_t c
   // A value's key without its ordinal: the same place in every layer.
   std::string stem = StringRef(candidate.key).rsplit('|').first.str();
   bool allowed = !op || isClonable(op);
-  std::string kind = llvm::formatv("{0}|{1}|{2}|{3}", recomputed, allowed, part, stem).str();
+  std::string kind = llvm::formatv("{0}|{1}|{2}|{3}|{4}", recomputed, onHost, allowed, part, stem).str();
   auto [it, fresh] = rowOf.try_emplace(kind, rows.size());
   if (fresh)
     rows.push_back({sourceLine(value.getLoc()).empty() ? around->getLoc() : value.getLoc(),
                     nameStack(value.getLoc()), shapeText(value.getType()),
                     op ? op->getName().getStringRef().str() : "carried by the loop", part.str(), recomputed,
-                    allowed, !op});
+                    onHost, allowed, !op});
   Row &row = rows[it->second];
   row.count += count;
   row.bytes += candidate.bytes * count;
   row.seconds += candidate.seconds * count;
   row.flops += candidate.flops * count;
+  row.hostSeconds += std::max(candidate.hostSeconds, 0.0) * count;
 }
 
 void DecisionRemarks::add(const Problem &problem, const Choice &choice, int64_t count, StringRef part) {
   for (auto [i, candidate] : llvm::enumerate(problem.candidates))
     // What fuses into its reader and is read by nothing else never was a buffer: nothing to tell.
     if (choice.saved[i] || (choice.recomputed[i] && (candidate.needed || !candidate.fuses)))
-      add(candidate, choice.recomputed[i], count, part);
+      add(candidate, choice.recomputed[i], choice.onHost[i], count, part);
 }
 
 void DecisionRemarks::addUntouched(const Problem &problem, StringRef part) {
   for (const Candidate &candidate : problem.candidates)
     if (candidate.needed)
-      add(candidate, false, problem.instances, part);
+      add(candidate, false, false, problem.instances, part);
 }
 
 void DecisionRemarks::emit() const {
@@ -81,12 +83,19 @@ void DecisionRemarks::emit() const {
     auto describe = [&](auto note, const std::string &text) {
       note << text << remark::metric("Value", StringRef(row.scope))
            << remark::metric("Type", StringRef(row.type)) << remark::metric("Count", row.count)
-           << remark::metric("Bytes", row.bytes) << remark::metric("Seconds", row.seconds)
-           << remark::metric("FLOPs", row.flops);
+           << remark::metric("Bytes", row.bytes)
+           << remark::metric("Seconds", row.onHost ? row.hostSeconds : row.seconds)
+           << remark::metric("FLOPs", row.onHost ? 0 : row.flops);
     };
     if (row.recomputed)
       describe(remark::passed(row.loc, remark::RemarkOpts::name("recomputed").category("remat")),
                "recomputed " + what + ": does not hold " + sizeText(row.bytes) + ", costs " + price);
+    else if (row.onHost)
+      describe(remark::passed(row.loc, remark::RemarkOpts::name("offloaded").category("remat")),
+               "offloaded " + what + ": holds " + sizeText(row.bytes) +
+                   " in host memory; its transfers take " +
+                   llvm::formatv("{0:f3}", row.hostSeconds * 1e3).str() +
+                   " ms, which compute hides as far as there is enough of it");
     else if (row.carried)
       describe(remark::analysis(row.loc, remark::RemarkOpts::name("kept").category("remat")),
                "kept " + what + ": holds " + sizeText(row.bytes) + ", what is computed again starts from it");

@@ -14,7 +14,8 @@
 namespace farrier::remat {
 
 /// Gathers decisions and says each once per kind of value: the layers of an unrolled model make equal values
-/// by the hundred. Remarks: "recomputed" (applied), "kept" (analysis), "kept" (missed: it may not run twice).
+/// by the hundred. Remarks: "recomputed" and "offloaded" (applied), "kept" (analysis), "kept" (missed: it may
+/// not run twice).
 class DecisionRemarks {
 public:
   /// The values of `problem` under `choice`, `count` times (iterations of a loop, else 1). `part` says where,
@@ -28,11 +29,11 @@ private:
   struct Row {
     mlir::Location loc; ///< of the first such value; the value itself may be gone when this is said
     std::string scope, type, operation, part;
-    bool recomputed = false, allowed = true, carried = false;
+    bool recomputed = false, onHost = false, allowed = true, carried = false;
     int64_t count = 0, bytes = 0;
-    double seconds = 0, flops = 0;
+    double seconds = 0, flops = 0, hostSeconds = 0;
   };
-  void add(const Candidate &candidate, bool recomputed, int64_t count, llvm::StringRef part);
+  void add(const Candidate &candidate, bool recomputed, bool onHost, int64_t count, llvm::StringRef part);
 
   std::vector<Row> rows;
   llvm::StringMap<unsigned> rowOf;

@@ -3,6 +3,7 @@
 #include "passes/remat/Loops.h"
 #include "passes/remat/Planner.h"
 
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/InlineCalls.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
@@ -77,6 +78,8 @@ private:
     options.budget = budget;
     options.objective = objective;
     options.smallBytes = std::max<int64_t>(1, smallBytes);
+    options.offload.allowed = offload;
+    options.offload.leastBytes = options.smallBytes;
     if (stress >= 0)
       options.stress = static_cast<uint64_t>(stress);
     OwningOpRef<ModuleOp> copy(module.clone());
@@ -95,8 +98,8 @@ FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::
   return copy;
 }
 
-/// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "small_bytes", "stress",
-/// "shards"} -> a plan.
+/// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "offload",
+/// "offload_only_asked", "on_device", "to_host", "small_bytes", "stress", "shards"} -> a plan.
 FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
   if (failed(copy))
@@ -107,21 +110,24 @@ FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object
 /// Predicted temporary bytes over the program, as columns: for each operation "bytes" while it runs and, for
 /// those whose results are buffers, "name", the place of its name stack in "names" (-1 for the others).
 /// "manual": the program is partitioned by hand, so sizes inside are a device's.
-llvm::json::Object curve(Block &block) {
+llvm::json::Object curve(Block &block, const SizeFn &size) {
   llvm::json::Array bytes, name, names;
   llvm::StringMap<int64_t> seen;
   bool manual = false;
-  visitEstimate(block, [&](Operation *op, int64_t live, bool materialised) {
-    bytes.push_back(live);
-    manual |= op->getName().getStringRef() == "sdy.manual_computation";
-    std::string stack = materialised ? nameStack(op->getLoc()) : "";
-    if (stack.empty())
-      return name.push_back(-1);
-    auto [entry, fresh] = seen.try_emplace(stack, seen.size());
-    if (fresh)
-      names.push_back(stack);
-    name.push_back(entry->second);
-  });
+  visitEstimate(
+      block,
+      [&](Operation *op, int64_t live, bool materialised) {
+        bytes.push_back(live);
+        manual |= op->getName().getStringRef() == "sdy.manual_computation";
+        std::string stack = materialised ? nameStack(op->getLoc()) : "";
+        if (stack.empty())
+          return name.push_back(-1);
+        auto [entry, fresh] = seen.try_emplace(stack, seen.size());
+        if (fresh)
+          names.push_back(stack);
+        name.push_back(entry->second);
+      },
+      size);
   return llvm::json::Object{{"bytes", std::move(bytes)},
                             {"name", std::move(name)},
                             {"names", std::move(names)},
@@ -137,11 +143,12 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
   int64_t peak = 0;
   Block *largest = nullptr;
+  SizeFn size = deviceMemory(**copy);
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
-    MemoryEstimate estimate(function.getBody().front());
+    MemoryEstimate estimate(function.getBody().front(), size);
     if (estimate.peak() <= peak)
       continue;
     peak = estimate.peak();
@@ -161,7 +168,7 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   }
   llvm::json::Object answer{{"temp", peak}, {"live", std::move(live)}};
   if (largest && options.getBoolean("curve").value_or(false))
-    answer["curve"] = curve(*largest);
+    answer["curve"] = curve(*largest, size);
   return llvm::json::Value(std::move(answer));
 }
 

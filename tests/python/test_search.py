@@ -32,19 +32,21 @@ class Planner:
     name = "remat"
     needs_budget = True
 
-    def __init__(self, floor=100, knows_shards=False):
+    def __init__(self, floor=100, knows_shards=False, host_bytes=0):
         self.floor, self.asked, self.knows_shards = floor, [], knows_shards
+        self.host_bytes = host_bytes
 
     def sizes(self, module, context):
         return {"shards": {}} if self.knows_shards else {}
 
-    def plan(self, module, context, *, temp_budget):
+    def plan(self, module, context, *, temp_budget, host=True):
         self.asked.append(temp_budget)
+        sent = self.host_bytes if host else 0
         after = max(self.floor, min(temp_budget, module.temp))
         return {
             "loops": [],
-            "blocks": [after],
-            "predicted": {"after": after, "seconds": float(module.temp - after)},
+            "blocks": [after, sent],
+            "predicted": {"after": after, "seconds": float(module.temp - after - sent), "host_bytes": sent},
         }
 
     def apply(self, module, plan, *, remark=None):
@@ -90,6 +92,31 @@ def test_a_low_prediction_is_corrected_by_the_next_compile():
     assert plan.compiles == 3
 
 
+def test_transfers_over_the_budget_are_followed_by_a_plan_without():
+    planner = Planner(host_bytes=50)
+    plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp + 40))
+    assert planner.asked == [500, 460]
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 0
+    assert plan.measured["after"]["total_bytes"] == FIXED + 500
+
+
+def test_transfers_that_the_compiler_refuses_are_left_out():
+    def needs(temp):
+        if refused.host_bytes and len(refused.asked) == 1:
+            raise farrier.CompileError("not through host memory")
+        return temp
+
+    refused = Planner(host_bytes=50)
+    plan = search.plan_step(Module(), [refused], context(FIXED + 500, needs))
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 0
+    assert plan.compiles == 3
+
+
+def test_transfers_within_the_budget_stay():
+    plan = search.plan_step(Module(), [Planner(host_bytes=50)], context(FIXED + 500, lambda temp: temp))
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 50
+
+
 def test_a_high_prediction_gives_memory_back():
     planner = Planner()
     plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp - 100))
@@ -117,6 +144,20 @@ def test_an_impossible_budget_names_the_smallest_that_was_measured():
         search.plan_step(Module(), [Planner(floor=300)], context(FIXED + 200, lambda temp: temp))
     assert caught.value.smallest_bytes == FIXED + 300
     assert "1,300" in str(caught.value)
+
+
+def test_where_the_least_plan_fails_a_cheaper_one_nearby_is_tried():
+    class Rough(Planner):
+        def plan(self, module, context, *, temp_budget, host=True):
+            plan = super().plan(module, context, temp_budget=temp_budget, host=host)
+            plan["predicted"]["fits"] = temp_budget >= self.floor
+            return plan
+
+    # The compiler needs less for the cheaper plan than for the one of the least predicted memory.
+    planner = Rough(floor=400)
+    needs = {800: 800, 400: 420, 412: 345}
+    plan = search.plan_step(Module(), [planner], context(FIXED + 350, needs.__getitem__, max_compiles=4))
+    assert plan.measured["after"]["total_bytes"] == FIXED + 345
 
 
 def test_a_budget_below_arguments_and_results_is_refused():

@@ -20,6 +20,10 @@ class Remat:
       keep: name-scope fragments (``"attn"``, a ``checkpoint_name``, an operation's name stack); operations
         whose name stack contains one are never computed twice, so what they give is kept.
       objective: "time" or "flops" for this pass alone; None takes the step's.
+      offload: whether residuals may wait in host memory, where that costs less than computing them again.
+      to_host: name-scope fragments; residuals made there are neither computed twice nor kept in device memory:
+        what is needed of them waits in host memory.
+      on_device: name-scope fragments; residuals made there never wait in host memory.
       small_bytes: values smaller than this, in bytes, are kept whatever is chosen.
       checkpoint: what becomes of ``jax.checkpoint`` inside scans: "replan" decides anew what is kept and what is
         computed again, "keep" leaves those decisions and moves only what they left to be saved. In
@@ -30,14 +34,27 @@ class Remat:
     name = "remat"
 
     keep: Sequence[str] = ()
+    offload: bool = True
+    to_host: Sequence[str] = ()
+    on_device: Sequence[str] = ()
     objective: str | None = None
     small_bytes: int = 4 << 20
     checkpoint: str = "replan"
     stress: int | None = None
 
     def __post_init__(self):
-        if isinstance(self.keep, str):
-            raise errors.OptionError(f"Remat(keep={self.keep!r}): expected a sequence of texts, not one text")
+        for name in ("keep", "to_host", "on_device"):
+            if isinstance(value := getattr(self, name), str):
+                raise errors.OptionError(
+                    f"Remat({name}={value!r}): expected a sequence of texts, not one text"
+                )
+        if not isinstance(self.offload, bool):
+            raise errors.OptionError(f"Remat(offload={self.offload!r}): expected True or False")
+        if self.to_host and not self.offload:
+            raise errors.OptionError(
+                f"Remat(offload=False, to_host={list(self.to_host)!r}): nothing may wait in host memory",
+                hint="drop one of the two",
+            )
         if self.objective not in (None, "time", "flops"):
             raise errors.OptionError(f"Remat(objective={self.objective!r}): expected 'time' or 'flops'")
         if self.checkpoint not in ("replan", "keep"):
@@ -71,11 +88,14 @@ class RematDriver:
             self._known = module, {} if found is None else {"shards": found}
         return self._known[1]
 
-    def plan(self, module: Any, context: Any, *, temp_budget: int | None = None) -> Mapping[str, Any] | None:
+    def plan(
+        self, module: Any, context: Any, *, temp_budget: int | None = None, host: bool = True
+    ) -> Mapping[str, Any] | None:
         """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them.
 
-        Its "predicted" entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, and
-        whether the estimator believes that it fits.
+        With ``host`` false nothing new waits in host memory but what ``to_host`` names. The plan's "predicted"
+        entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, "host_bytes", and whether
+        the estimator believes that it fits.
         """
         if temp_budget is None and self.needs_budget:
             return None
@@ -84,6 +104,12 @@ class RematDriver:
             "objective": self.options.objective or context.objective,
             "keep": list(self.options.keep),
             "keep_checkpoints": self.options.checkpoint == "keep",
+            # On CPU host memory is device memory: nothing is gained there but in tests of the rewriting.
+            "offload": self.options.offload
+            and (context.platform != "cpu" or self.options.stress is not None),
+            "offload_only_asked": not host,
+            "to_host": list(self.options.to_host),
+            "on_device": list(self.options.on_device),
             "small_bytes": self.options.small_bytes,
             "machine": machine(context.target),
             **self.sizes(module, context),
@@ -123,7 +149,8 @@ class RematDriver:
 def machine(target: Any) -> dict[str, float]:
     """The rates of a target that the cost models use: datasheet peaks times what kernels reach of them.
 
-    Efficiencies as measured by others and assumed here: GEMMs 62% of the dense peak, memory 85% of HBM.
+    Efficiencies as measured by others and assumed here: GEMMs 62% of the dense peak, memory 85% of HBM, the host
+    link 85% of its rate in one direction.
     """
     if target is None:
         return {}
@@ -140,4 +167,7 @@ def machine(target: Any) -> dict[str, float]:
         "flops_byte": flops("float8_e4m3fn", "int8"),
         "bytes_per_second": 0.85 * target.hbm_bytes_per_s,
     }
-    return {name: rate for name, rate in rates.items() if rate}
+    # A target without a usable link says 0, which must not fall back to the default.
+    return {name: rate for name, rate in rates.items() if rate} | {
+        "host_bytes_per_second": 0.85 * target.host_link_bytes_per_s
+    }
