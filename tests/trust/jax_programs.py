@@ -268,13 +268,17 @@ def _mesh() -> Any:
     return jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def step(random: Any) -> tuple[Callable, tuple]:
-    """A jitted random train step and abstract arguments: (weights, optimizer state, tokens, key)."""
-    placement = _pick(random, ("one",) * 8 + ("constraint", "manual"))
+def step(random: Any, scale: int = 1) -> tuple[Callable, tuple]:
+    """A jitted random train step and abstract arguments: (weights, optimizer state, tokens, key).
+
+    Args:
+      scale: factor of batch, length and width. Above 1 the step is for one device.
+    """
+    placement = _pick(random, ("one",) * 8 + ("constraint", "manual")) if scale == 1 else "one"
     sizes = Sizes(
-        batch=8 if placement != "one" else _pick(random, (1, 2, 3)),
-        length=_pick(random, (1, 2, 4)),
-        width=_pick(random, (2, 4, 6)),
+        batch=8 if placement != "one" else _pick(random, (1, 2, 3)) * scale,
+        length=_pick(random, (1, 2, 4)) * scale,
+        width=_pick(random, (2, 4, 6)) * scale,
         dtype=_pick(random, (jnp.float32, jnp.float32, jnp.bfloat16, jnp.float16)),
     )
     blocks = [_pick(random, BLOCKS) for _ in range(1 + random.randrange(4))]
