@@ -27,14 +27,19 @@ _APART = 0.02
 
 
 def read(paths: Iterable[pathlib.Path]) -> tuple[list[Result], dict[str, str]]:
-    """The results of several runs, the last one of each; FLOPs above the un-annotated program's; versions."""
+    """The results of several runs, the last one of each, FLOPs above the un-annotated program's; versions.
+
+    The versions' entry ``commits`` says which file was measured at which commit of this project.
+    """
     found: dict[str, Result] = {}
     environment: dict[str, str] = {}
+    commits = []
     for path in paths:
         run = load(path)
         environment.update(run.environment)
         found.update((r.id, r) for r in run.results)
-    return with_reference(found.values(), "unannotated"), environment
+        commits.append(f"`{path.name}` {run.commit['id'][:8]}")
+    return with_reference(found.values(), "unannotated"), {**environment, "commits": ", ".join(commits)}
 
 
 def by_case(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:

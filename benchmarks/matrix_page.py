@@ -342,6 +342,7 @@ def render(
         "GPU, nothing executed, nothing timed. Written by `benchmarks/matrix.py page` from `benchmarks/results/matrix`.",
         "",
         "; ".join(f"{k} {environment[k]}" for k in versions if environment.get(k)) + ".",
+        f"Commits of this project that measured: {environment.get('commits', 'unknown')}.",
         "",
         "Memory is total device memory (arguments + outputs - aliased + temp, decimal GB). FLOPs are relative to the",
         "un-annotated step. `farrier-remat-XGB` is `farrier.optimize(memory_budget=X, passes=['remat'])` of the un-annotated",
@@ -363,9 +364,9 @@ def render(
             continue
         if plots is not None:
             name = re.sub(r"[^\w.\-]+", "_", f"{case}-{target}")
-            kind = "exposed" if overlap else "frontier"
-            if (plots / f"{name}-{kind}.png").exists():
-                out += [f"![{kind}]({_link(plots / f'{name}-{kind}.png', page)})", ""]
+            for kind in ("frontier", "exposed"):
+                if (plots / f"{name}-{kind}.png").exists():
+                    out += [f"![{kind}]({_link(plots / f'{name}-{kind}.png', page)})", ""]
         out += _exposed(results) if overlap else [*_frontier(case, target, results), *_duels(results)]
         out.append("")
     return "\n".join(out)

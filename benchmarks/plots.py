@@ -118,7 +118,8 @@ def main() -> None:
         results = list(found.values())
         name = re.sub(r"[^\w.\-]+", "_", f"{case}-{target}")
         title = f"{case} on {target}"
-        if len([r for r in results if not r.options.startswith("flags")]) > 1:
+        # Flags do not trade memory for FLOPs.
+        if len(results) > 1 and not any(r.options.startswith("flags") for r in results):
             frontier(results, title).savefig(args.output / f"{name}-frontier.png", dpi=130)
             print(args.output / f"{name}-frontier.png")
         if any("exposed_seconds" in r.metrics for r in results):

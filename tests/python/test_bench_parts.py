@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -217,3 +218,22 @@ def test_jobs_are_forks_of_one_process_and_see_their_own_surroundings(tmp_path, 
     _, (third, *_, value) = ran(JAX_THING="x")
     assert third != other
     assert value == "x"
+
+
+def test_the_committed_matrix_is_whole_and_its_page_is_what_it_says(tmp_path):
+    root = pathlib.Path(__file__).parents[2]
+    files = sorted((root / "benchmarks" / "results" / "matrix").glob("*.json"))
+    results, environment = matrix.read(files)
+    suite = runner.list_suite(str(root / "benchmarks" / "suites" / "full.py"))
+    planned = {(j["case"], j["target"], j["options"]["name"]) for j in suite["jobs"]}
+    assert {(r.case, r.target, r.options) for r in results} == planned
+    text = matrix_page.render(
+        matrix.by_case(results),
+        environment,
+        root / "docs" / "results.md",
+        root / "benchmarks" / "results" / "plots",
+    )
+    assert (root / "docs" / "results.md").read_text() == text
+    assert "**Incomplete**" not in text
+    for picture in re.findall(r"!\[\w+\]\((.*?)\)", text):
+        assert (root / "docs" / picture).exists()
