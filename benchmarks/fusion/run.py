@@ -39,12 +39,11 @@ def step(**options):
     return lambda target, layers: decoder.build(target, layers=layers, **options).lower()
 
 
-def experts(target: Target, layers: int):
+def expert_layer(kind: str, target: Target):
     """One expert layer, forward and every gradient; bf16."""
-    del layers
 
     def loss(x, weights):
-        return jnp.sum(moe.ragged(x, weights, CHOSEN).astype(jnp.float32) ** 2)
+        return jnp.sum(moe.feed_forward(kind, x, weights, CHOSEN).astype(jnp.float32) ** 2)
 
     def array(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=target.sharding())
@@ -56,6 +55,24 @@ def experts(target: Target, layers: int):
         "down": array(EXPERTS, HIDDEN, WIDTH),
     }
     return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(array(TOKENS, WIDTH), weights)
+
+
+def experts(target: Target, layers: int):
+    """Grouped by `lax.ragged_dot`."""
+    del layers
+    return expert_layer("ragged", target)
+
+
+def one_hot_experts(target: Target, layers: int):
+    """Dispatched and combined by one-hot tensors, a capacity of 1.25."""
+    del layers
+    return expert_layer("onehot", target)
+
+
+def gathered_experts(target: Target, layers: int):
+    """The same with gathers written by hand."""
+    del layers
+    return expert_layer("gather", target)
 
 
 IDEAL_EXPERTS = 3 * 3 * 2 * TOKENS * CHOSEN * WIDTH * HIDDEN
@@ -86,6 +103,9 @@ CASES = {
     "stacks of a scan without a first value": (step(**SCANNED), "rewrites=stacks"),
     "experts with ragged_dot, as written": (experts, None),
     "experts with ragged_dot, rewritten": (experts, "rewrites=ragged-dot"),
+    "experts with one-hot tensors, as written": (one_hot_experts, None),
+    "experts with one-hot tensors, rewritten": (one_hot_experts, "rewrites=one-hot"),
+    "experts with gathers by hand": (gathered_experts, None),
 }
 
 
@@ -116,7 +136,7 @@ def main() -> None:
         if arguments.only not in name:
             continue
         measured, run = measure(program, arguments.layers, rewrite, target)
-        row = name if program is experts else f"{name}, {arguments.layers} layers"
+        row = name if name.startswith("experts") else f"{name}, {arguments.layers} layers"
         stored["rows"][row] = {
             "temp_bytes": measured.temp_bytes,
             "total_bytes": measured.total_bytes,

@@ -78,6 +78,44 @@ Value Maker::compare(Value lhs, Value rhs, stablehlo::ComparisonDirection direct
        attr("compare_type", stablehlo::ComparisonTypeAttr::get(b.getContext(), kind))});
 }
 
+Value Maker::sum(Value value, ArrayRef<int64_t> over) {
+  auto type = cast<RankedTensorType>(value.getType());
+  SmallVector<int64_t> shape;
+  for (int64_t dim = 0; dim < type.getRank(); ++dim)
+    if (!llvm::is_contained(over, dim))
+      shape.push_back(type.getDimSize(dim));
+  auto scalar = RankedTensorType::get({}, type.getElementType());
+  Operation *reduce =
+      op("stablehlo.reduce", typed(value, shape), {value, splat(scalar, 0)}, dims("dimensions", over), 1);
+  Block &body = reduce->getRegion(0).emplaceBlock();
+  body.addArguments({scalar, scalar}, {loc, loc});
+  OpBuilder inside = OpBuilder::atBlockEnd(&body);
+  Maker make(inside, loc);
+  make.ret(make.binary("stablehlo.add", body.getArgument(0), body.getArgument(1)));
+  return reduce->getResult(0);
+}
+
+Value Maker::concatenate(ArrayRef<Value> values, int64_t dim) {
+  if (values.size() == 1)
+    return values.front();
+  SmallVector<int64_t> shape(cast<RankedTensorType>(values.front().getType()).getShape());
+  shape[dim] = 0;
+  for (Value value : values)
+    shape[dim] += cast<RankedTensorType>(value.getType()).getDimSize(dim);
+  return op1("stablehlo.concatenate", typed(values.front(), shape), values,
+             attr("dimension", b.getI64IntegerAttr(dim)));
+}
+
+Value Maker::slice(Value value, ArrayRef<int64_t> starts, ArrayRef<int64_t> limits) {
+  SmallVector<int64_t> shape, strides(starts.size(), 1);
+  for (auto [start, limit] : llvm::zip(starts, limits))
+    shape.push_back(limit - start);
+  if (cast<RankedTensorType>(value.getType()).getShape() == ArrayRef(shape))
+    return value;
+  return op1("stablehlo.slice", typed(value, shape), value,
+             {dims("start_indices", starts), dims("limit_indices", limits), dims("strides", strides)});
+}
+
 Value Maker::dynamicSlice(Value value, ValueRange starts, ArrayRef<int64_t> sizes) {
   SmallVector<Value> operands{value};
   operands.append(starts.begin(), starts.end());

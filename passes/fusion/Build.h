@@ -37,6 +37,10 @@ public:
   mlir::Value select(mlir::Value predicate, mlir::Value yes, mlir::Value no) {
     return op1("stablehlo.select", yes.getType(), {predicate, yes, no});
   }
+  /// Adds up over dimensions, in the value's element type.
+  mlir::Value sum(mlir::Value value, llvm::ArrayRef<int64_t> over);
+  mlir::Value concatenate(llvm::ArrayRef<mlir::Value> values, int64_t dim);
+  mlir::Value slice(mlir::Value value, llvm::ArrayRef<int64_t> starts, llvm::ArrayRef<int64_t> limits);
   mlir::Value dynamicSlice(mlir::Value value, mlir::ValueRange starts, llvm::ArrayRef<int64_t> sizes);
   mlir::Value dynamicUpdateSlice(mlir::Value into, mlir::Value update, mlir::ValueRange starts);
   void ret(mlir::ValueRange values) { op("stablehlo.return", {}, values); }

@@ -22,6 +22,7 @@ struct Settings {
   int64_t chunkBytes = int64_t(512) << 20;
   int64_t minBytes = int64_t(256) << 20;
   int64_t maxHeadWidth = 256;
+  int64_t minOneHotFlops = 1000000000;
   int64_t partitions = 1; ///< devices the module's shapes are split over by XLA
 };
 
@@ -48,6 +49,7 @@ void eraseDead(mlir::Operation *root);
 unsigned rewriteCrossEntropy(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteAttention(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteRaggedDot(mlir::ModuleOp module, const Settings &settings);
+unsigned rewriteOneHot(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteStacks(mlir::ModuleOp module, const Settings &settings);
 /// Keeps products in scopes with the frontend attribute farrier.fence = "on" from being merged.
 unsigned rewriteFences(mlir::ModuleOp module);

@@ -91,7 +91,8 @@ public:
     // as it went in, calls and all.
     bool candidate = false;
     module.walk([&](Operation *op) {
-      candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && stacksToo);
+      candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && stacksToo) ||
+                   (isa<stablehlo::IotaOp>(op) && enabled("one-hot"));
     });
     if (!candidate)
       return;
@@ -99,6 +100,13 @@ public:
     inlineCalls(*copy);
     fusion::eraseDead(*copy);
     unsigned applied = 0;
+    if (enabled("one-hot")) {
+      unsigned sites = fusion::rewriteOneHot(*copy, settings);
+      oneHot += sites;
+      applied += sites;
+      if (sites)
+        fusion::eraseDead(*copy);
+    }
     if (enabled("cross-entropy")) {
       unsigned sites = fusion::rewriteCrossEntropy(*copy, settings);
       crossEntropy += sites;
@@ -128,10 +136,11 @@ public:
 private:
   LogicalResult read(fusion::Settings &settings) {
     for (const std::string &name : rewrites)
-      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "fence", "stacks"}, name))
+      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks"},
+                              name))
         return emitError(UnknownLoc::get(&getContext()))
                << "farrier-fusion has no rewrite '" << name
-               << "': cross-entropy, attention, ragged-dot, fence, stacks";
+               << "': cross-entropy, attention, ragged-dot, one-hot, fence, stacks";
     auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
                      .Case("bitwise", fusion::Numerics::Bitwise)
                      .Case("bounded", fusion::Numerics::Bounded)
@@ -140,15 +149,16 @@ private:
     if (!level)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: numerics is bitwise, bounded or relaxed, not '" << numerics << "'";
-    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0)
+    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0)
       return emitError(UnknownLoc::get(&getContext()))
-             << "farrier-fusion: a count of chunks or bytes is negative";
+             << "farrier-fusion: a count of chunks, bytes or operations is negative";
     settings.numerics = *level;
     settings.deterministic = deterministic;
     settings.chunks = chunks;
     settings.chunkBytes = chunkBytes;
     settings.minBytes = minBytes;
     settings.maxHeadWidth = maxHeadWidth;
+    settings.minOneHotFlops = minOneHotFlops;
     return success();
   }
 
@@ -157,6 +167,7 @@ private:
   Counter crossEntropy{this, "cross-entropy"};
   Counter attention{this, "attention"};
   Counter raggedDot{this, "ragged-dot"};
+  Counter oneHot{this, "one-hot"};
   Counter fence{this, "fence"};
   Counter stacks{this, "stacks"};
 };

@@ -30,6 +30,12 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
     - `ragged-dot`: `chlo.ragged_dot` and its gradients, which XLA:GPU computes as one masked dense product per
       group, become a grouped matrix product: a Triton kernel, generated here and compiled by XLA, in which each
       program looks up its group. Tiles start where groups start, so that results are deterministic.
+
+    - `one-hot`: products with tensors of which each row picks a few places (dispatch and combine of a mixture of
+      experts, and their gradients) become gathers. Which places, the program says where it compares positions
+      with indices; that all other elements are zero, and that no two tokens share a slot because slots are a
+      running count, is proven by interval analysis, or the product stays.
+
     - `stacks`: stacks of results that a loop fills slice by slice start as an uninitialised buffer instead of
       zeros, where every slice is proven to be written before anything can read it. Fewer bytes are moved, but
       XLA may then keep one stack more alive, so it has to be asked for.
@@ -43,7 +49,7 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
   }];
   let options = [
     ListOption<"rewrites", "rewrites", "std::string",
-               "Rewrites to try: cross-entropy, attention, ragged-dot, fence, stacks. Default: all but stacks">,
+               "Rewrites to try: cross-entropy, attention, ragged-dot, one-hot, fence, stacks. Default: all but stacks">,
     Option<"numerics", "numerics", "std::string", "\"bounded\"",
            "bitwise: only what keeps every bit; bounded: also regrouped sums and kernels with f32 accumulation "
            "and a documented bound; relaxed: also narrower intermediates">,
@@ -55,6 +61,8 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
            "cross-entropy: the most bytes one chunk of f32 logits may take when chunks is 0">,
     Option<"minBytes", "min-bytes", "int64_t", "268435456",
            "cross-entropy: smaller f32 logits are left alone when chunks is 0">,
+    Option<"minOneHotFlops", "min-one-hot-flops", "int64_t", "1000000000",
+           "one-hot: products that cost less are left alone; a kernel takes as long as these operations">,
     Option<"maxHeadWidth", "max-head-width", "int64_t", "256",
            "attention: the widest head the target's cuDNN takes (256 on Hopper and later, 128 before)">,
   ];

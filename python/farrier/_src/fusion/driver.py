@@ -9,9 +9,9 @@ from typing import Any
 
 from farrier._src import errors
 
-REWRITES = ("cross-entropy", "attention", "ragged-dot", "fence", "stacks")
+REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
 _DEFAULT = tuple(r for r in REWRITES if r != "stacks")
-_GPU_ONLY = ("attention", "ragged-dot", "fence", "stacks")
+_GPU_ONLY = ("attention", "ragged-dot", "one-hot", "fence", "stacks")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class Fusion:
 
     Attributes:
       rewrites: which to try; by default all but "stacks". "attention" (cuDNN), "ragged-dot" (a Triton kernel),
+        "one-hot" (dispatch and combine of a mixture of experts as gathers),
         "fence" (against XLA:GPU's merging of products) and "stacks" (buffers without a first value; moves fewer
         bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
