@@ -15,8 +15,8 @@ What is in it, and what is not; a row is 10 to 100 seconds of processor time, al
   workloads.
 
 `budgets.toml` beside this file holds the budgets of `farrier.optimize`, in bytes, per case: the memory of
-`jax.checkpoint` policies that no other policy beats, all of them for `llm-1b`, three of five for `llm-1b-scan`, the two
-ends elsewhere, so that farrier answers the very question that the policy answers. `benchmarks/matrix.py budgets` writes it from the
+`jax.checkpoint` policies that no other policy beats, all of them for `llm-1b` and its scan, the two ends elsewhere,
+so that farrier answers the very question that the policy answers. `benchmarks/matrix.py budgets` writes it from the
 policies' results.
 """
 
