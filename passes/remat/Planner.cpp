@@ -140,21 +140,26 @@ public:
 
   std::vector<int64_t> profile(const std::vector<int> &options) const {
     std::vector<int64_t> memory;
-    for (const Interval &interval : intervals) {
-      int64_t bytes = interval.base;
-      for (size_t i = 0; i < options.size(); ++i) {
-        const Segment &segment = segmentation.segments[i];
-        if (!segment.needed() || interval.start > lastRead[i])
-          continue;
-        bytes += heldBytes(i, options[i]);
-        if (options[i] != untouched && interval.start >= segment.stage)
-          bytes += frontiers[i][options[i]].transientBytes;
-        if (options[i] != untouched && interval.start >= fetched[i])
-          bytes += frontiers[i][options[i]].hostBytes;
-      }
-      memory.push_back(bytes);
-    }
+    for (const Interval &interval : intervals)
+      memory.push_back(interval.base);
+    for (size_t i = 0; i < options.size(); ++i)
+      for (size_t k = 0; k < intervals.size(); ++k)
+        memory[k] += bytesDuring(k, i, options[i]);
     return memory;
+  }
+  /// Changes `memory`, a profile, by what it means for one segment to go from one option to another.
+  void change(std::vector<int64_t> &memory, size_t segment, int from, int to) const {
+    for (size_t k = 0; k < intervals.size(); ++k)
+      memory[k] += bytesDuring(k, segment, to) - bytesDuring(k, segment, from);
+  }
+  /// Bytes over the budget, summed over the intervals, after a `change`: a search asks for many and makes few.
+  int64_t excessAfter(const std::vector<int64_t> &memory, size_t segment, int from, int to,
+                      int64_t budget) const {
+    int64_t sum = 0;
+    for (size_t k = 0; k < intervals.size(); ++k)
+      sum += std::max<int64_t>(0, memory[k] + bytesDuring(k, segment, to) - bytesDuring(k, segment, from) -
+                                      budget);
+    return sum;
   }
   int64_t peak(const std::vector<int> &options) const {
     std::vector<int64_t> memory = profile(options);
@@ -169,6 +174,20 @@ private:
     unsigned start;
     int64_t base;
   };
+  /// What one segment has in memory during an interval.
+  int64_t bytesDuring(size_t interval, size_t i, int option) const {
+    const Segment &segment = segmentation.segments[i];
+    unsigned start = intervals[interval].start;
+    if (!segment.needed() || start > lastRead[i])
+      return 0;
+    int64_t bytes = heldBytes(i, option);
+    if (option != untouched && start >= segment.stage)
+      bytes += frontiers[i][option].transientBytes;
+    if (option != untouched && start >= fetched[i])
+      bytes += frontiers[i][option].hostBytes;
+    return bytes;
+  }
+
   std::vector<Interval> intervals;
   std::vector<unsigned> lastRead, fetched;
   int64_t forwardPeak = 0;
@@ -198,7 +217,8 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
     return byFlops ? priceByFlops(evaluation.flops(segment, option), evaluation.seconds(segment, option))
                    : evaluation.seconds(segment, option);
   };
-  int64_t over = excess(evaluation.profile(solution.options), budget);
+  std::vector<int64_t> memory = evaluation.profile(solution.options);
+  int64_t over = excess(memory, budget);
   while (over > 0) {
     double bestRatio = 0;
     size_t bestSegment = 0;
@@ -207,8 +227,7 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
     for (size_t segment = 0; segment < count; ++segment) {
       int now = solution.options[segment];
       for (int option = now + 1; option < static_cast<int>(evaluation.frontiers[segment].size()); ++option) {
-        solution.options[segment] = option;
-        int64_t after = excess(evaluation.profile(solution.options), budget);
+        int64_t after = evaluation.excessAfter(memory, segment, now, option, budget);
         double ratio =
             static_cast<double>(over - after) / (price(segment, option) - price(segment, now) + 1e-9);
         if (after < over && ratio > bestRatio * (1 + 1e-9)) {
@@ -218,10 +237,10 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
           bestOver = after;
         }
       }
-      solution.options[segment] = now;
     }
     if (bestOption == untouched)
       break;
+    evaluation.change(memory, bestSegment, solution.options[bestSegment], bestOption);
     solution.options[bestSegment] = bestOption;
     over = bestOver;
   }
@@ -237,10 +256,11 @@ Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
     for (size_t segment : order)
       for (int option = untouched; option < solution.options[segment]; ++option) {
         int now = solution.options[segment];
+        if (evaluation.excessAfter(memory, segment, now, option, budget) != 0)
+          continue;
+        evaluation.change(memory, segment, now, option);
         solution.options[segment] = option;
-        if (excess(evaluation.profile(solution.options), budget) == 0)
-          break;
-        solution.options[segment] = now;
+        break;
       }
   }
   for (size_t segment = 0; segment < count; ++segment) {
