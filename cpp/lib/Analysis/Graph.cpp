@@ -56,6 +56,12 @@ static bool readsBuffers(Operation *op) {
   return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp>(op);
 }
 
+/// A conversion to the type that its operand has, as JAX writes where a product's operands agree already. XLA
+/// drops it: what it gives is its operand.
+static bool isIdentity(Operation *op) {
+  return isa<stablehlo::ConvertOp>(op) && op->getOperand(0).getType() == op->getResult(0).getType();
+}
+
 /// XLA:GPU fuses no more than this many operands into one kernel (MaxOperandsAndOutputsPerFusion in its
 /// gpu_fusible.cc): what joins more is a buffer. It also bounds the work here: a chain that joins one more
 /// root at each step has sets of every length otherwise.
@@ -69,8 +75,9 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         for (unsigned value : graph.inputs[op])
           feedsKernel[value] = true;
       // A layout change does not stand between a value and the kernel.
-      else if (isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
-                   graph.ops[op]) &&
+      else if ((isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
+                    graph.ops[op]) ||
+                isIdentity(graph.ops[op])) &&
                feedsKernel[graph.outputs[op][0]] && !graph.inputs[op].empty() &&
                graph.bytes[graph.inputs[op][0]] == graph.bytes[graph.outputs[op][0]])
         feedsKernel[graph.inputs[op][0]] = true;
@@ -87,6 +94,10 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         graph.inputs[op].size() == graph.outputs[op].size()) {
       for (auto [in, out] : llvm::zip(graph.inputs[op], graph.outputs[op]))
         sets[out] = sets[in];
+      continue;
+    }
+    if (isIdentity(operation)) {
+      sets[graph.outputs[op][0]] = sets[graph.inputs[op][0]];
       continue;
     }
     if (!graph.isVirtual[op]) {
