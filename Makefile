@@ -103,7 +103,7 @@ build-sanitize: build/.mlir $(VENV)/.made
 .PHONY: sanitize
 sanitize: build-sanitize ## the tests on C++ built with the address and undefined-behaviour sanitizers
 	@ASAN_OPTIONS=$(ASAN_SETTINGS) $(VENV)/bin/lit -q tests/lit --param farrier-opt=$(ASAN)/python/farrier/_bin/farrier-opt
-	@$(SANITIZED) $(PY) -m pytest -q $(SANITIZED_TESTS)
+	@$(SANITIZED) $(PY) -m pytest -q $(SANITIZED_TESTS) -k "not half_a_second and not bounded_time" # slower here
 
 .PHONY: fuzz
 fuzz: build-sanitize ## libFuzzer on the parser and every pipeline: make fuzz SECONDS=900
