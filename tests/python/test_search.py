@@ -160,6 +160,16 @@ def test_where_the_least_plan_fails_a_cheaper_one_nearby_is_tried():
     assert plan.measured["after"]["total_bytes"] == FIXED + 345
 
 
+def test_before_a_budget_is_refused_the_least_plan_is_tried():
+    # Corrections never catch up with this compiler, but the tightest plan has room.
+    planner = Planner(floor=100)
+    plan = search.plan_step(
+        Module(), [planner], context(FIXED + 500, lambda temp: 800 if temp > 100 else 300, max_compiles=2)
+    )
+    assert plan.measured["after"]["total_bytes"] == FIXED + 300
+    assert plan.compiles == 3
+
+
 def test_a_budget_below_arguments_and_results_is_refused():
     with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000"):
         search.plan_step(Module(), [Planner()], context(FIXED - 1, lambda temp: temp))
@@ -182,4 +192,5 @@ def test_compiles_are_bounded():
             [planner],
             context(FIXED + 500, lambda temp: temp + next(surprises) + 50, max_compiles=4),
         )
-    assert len(planner.asked) <= 3
+    # Three within the bound, and the least before the budget is refused.
+    assert len(planner.asked) == 4 and planner.asked[-1] == 1

@@ -109,7 +109,7 @@ class Context:
         out on CPU, and when nothing can be measured.
       objective: "time" or "flops".
       numerics: "bitwise", "bounded" or "relaxed".
-      max_compiles: how many compiles the search may spend.
+      max_compiles: how many compiles the search may spend; one more before it refuses a budget.
       measure: compiles a ``farrier._core.Module`` and returns a ``Measurement``; None when no
         compiler for the platform is there, so that only estimates are possible.
       remark: takes a ``Remark``-like object (pass_name, kind, message, location, args) for the report.

@@ -124,6 +124,11 @@ def _described(measurement: Any) -> dict[str, Any]:
     return {"total_bytes": measurement.total_bytes} | measurement.to_json()
 
 
+def _text(plan: Mapping[str, Any] | None) -> str:
+    """What tells two plans apart."""
+    return json.dumps(plan and [plan["loops"], plan["blocks"]], sort_keys=True)
+
+
 def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> StepPlan:
     budget = context.budget_bytes
     sizes = remat.sizes(module, context)
@@ -151,7 +156,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     nearly = False
     while compiles < max(context.max_compiles, 2) and planner_budget > 0 and not context.clock.expired():
         plan = _decision(remat, module, context, temp_budget=int(planner_budget * scale), **host)
-        text = json.dumps(plan and [plan["loops"], plan["blocks"]], sort_keys=True)
+        text = _text(plan)
         if (
             plan is not None
             and text in seen
@@ -192,11 +197,28 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
                 host = {"host": False}
                 planner_budget = max(planner_budget, int((1 - _MOST_CARRIED) * (budget - fixed)))
 
+    def kept(attempt: _Attempt) -> bool:
+        return attempt.measurement.total_bytes <= budget
+
+    if context.budget_binding and attempts and not any(map(kept, attempts)) and not context.clock.expired():
+        # Before a budget is refused, one compile more for the plan that is believed to need least.
+        plan = _decision(remat, module, context, temp_budget=1, host=False)
+        if plan is not None and _text(plan) not in seen:
+            rewritten = module.clone()
+            remat.apply(rewritten, plan)
+            predicted = plan["predicted"]
+            attempts.append(
+                _Attempt(
+                    plan, int(predicted["after"] / scale), predicted["seconds"], context.measure(rewritten)
+                )
+            )
+            compiles += 1
+
     report["attempts"] = [
         {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
         for a in attempts
     ]
-    fitting = [a for a in attempts if a.measurement.total_bytes <= budget]
+    fitting = [a for a in attempts if kept(a)]
     if fitting:
         best = min(fitting, key=lambda a: (a.seconds, a.measurement.total_bytes))
         report["planned_bytes"] = fixed + best.predicted_temp
