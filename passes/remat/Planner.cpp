@@ -280,7 +280,8 @@ Solution solveOrLeast(const Evaluation &evaluation, int64_t budget, bool byFlops
   if (best.fits)
     return best;
   int64_t low = budget, high = best.peak;
-  while (high - low > near * high) {
+  // Down to neighbours at the least: between two there is no middle.
+  while (high - low > std::max<int64_t>(1, static_cast<int64_t>(near * static_cast<double>(high)))) {
     int64_t middle = low + (high - low) / 2;
     Solution next = solve(evaluation, middle, byFlops);
     if (next.peak < best.peak) {

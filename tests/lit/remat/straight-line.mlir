@@ -3,6 +3,8 @@
 // RUN: farrier-opt %s --farrier-remat="budget=66000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
 // With 50 kB the last product does not stay either.
 // RUN: farrier-opt %s --farrier-remat="budget=50000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=TIGHT
+// A budget of a few bytes, out of reach, ends too: 16 bytes a value.
+// RUN: sed s/64x64/2x2/g %s | farrier-opt --farrier-remat="budget=8 small-bytes=1" | FileCheck %s --check-prefix=TINY
 // A budget that is kept anyway changes nothing.
 // RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
 
@@ -18,6 +20,8 @@
 // TIGHT: %[[KEPT:[0-9]+]]:3 = "stablehlo.optimization_barrier"(%arg3,
 // TIGHT: %[[AGAIN:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#2)
 // TIGHT: "stablehlo.dot_general"(%[[AGAIN]], %[[KEPT]]#0)
+
+// TINY: func.func
 
 // SAME-NOT: stablehlo.optimization_barrier
 "builtin.module"() ({
