@@ -14,7 +14,6 @@ import argparse
 import json
 import pathlib
 import sys
-import tempfile
 
 from rich.console import Console
 from rich.table import Table
@@ -75,7 +74,7 @@ def measure(name: str, target_name: str, layers: int | None, shares: list[float]
     """One row for each share, with host memory and without; sizes in bytes, of temporaries."""
     import farrier
     from farrier._src import interchange, oracle
-    from farrier._src.drivers.remat import machine
+    from farrier._src.drivers import remat
 
     target = farrier.Target(target_name)
     lowered = lower(name, target, layers)
@@ -85,13 +84,10 @@ def measure(name: str, target_name: str, layers: int | None, shares: list[float]
     rows = []
     for share in shares:
         for host in (False, True):
-            request = {"budget": int(share * estimate), "machine": machine(target), "offload": host}
+            request = {"budget": int(share * estimate), "machine": remat.machine(target), "offload": host}
             plan = json.loads(module.query("remat.plan", json.dumps(request)))
             rewritten = module.clone()
-            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-                json.dump(plan, file)
-                file.flush()
-                rewritten.run(f"builtin.module(farrier-remat{{plan={file.name}}})")
+            remat.RematDriver().apply(rewritten, plan)
             after = oracle.measure(interchange.to_jaxlib(rewritten), target)
             rows.append(
                 {

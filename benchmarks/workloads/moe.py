@@ -16,6 +16,18 @@ def _route(x: jax.Array, router: jax.Array, chosen: int) -> tuple[jax.Array, jax
     return jax.nn.softmax(top, axis=-1), index
 
 
+def _capacity(tokens: int, experts: int, chosen: int, factor: float) -> int:
+    """Slots of an expert: `factor` times its even share of what is chosen."""
+    return max(1, int(factor * chosen * tokens / experts))
+
+
+def _experts(rows: jax.Array, weights: dict[str, jax.Array]) -> jax.Array:
+    """Every expert's feed-forward layer on its slots: [E, C, d] -> [E, C, d]."""
+    gate = jnp.einsum("ecd,edf->ecf", rows, weights["gate"])
+    up = jnp.einsum("ecd,edf->ecf", rows, weights["up"])
+    return jnp.einsum("ecf,efd->ecd", jax.nn.silu(gate) * up, weights["down"])
+
+
 def ragged(x: jax.Array, weights: dict[str, jax.Array], chosen: int) -> jax.Array:
     """Tokens sorted by expert, then grouped matmuls (`lax.ragged_dot`). x [T, d] -> [T, d]."""
     experts = weights["gate"].shape[0]
@@ -36,7 +48,7 @@ def onehot(
 ) -> jax.Array:
     """Dense dispatch and combine masks with a capacity (Lepikhin et al. 2020, GShard). x [T, d] -> [T, d]."""
     tokens, experts = x.shape[0], weights["gate"].shape[0]
-    capacity = max(1, int(capacity_factor * chosen * tokens / experts))
+    capacity = _capacity(tokens, experts, chosen, capacity_factor)
     share, index = _route(x, weights["router"], chosen)
     picked = jax.nn.one_hot(index, experts, dtype=jnp.float32)
     order = jnp.cumsum(picked.reshape(tokens * chosen, experts), axis=0).reshape(tokens, chosen, experts)
@@ -45,9 +57,7 @@ def onehot(
     dispatch = jnp.einsum("tkec->tec", place)
     combine = jnp.einsum("tkec,tk->tec", place, share.astype(x.dtype))
     rows = jnp.einsum("tec,td->ecd", dispatch, x)
-    gate = jnp.einsum("ecd,edf->ecf", rows, weights["gate"])
-    up = jnp.einsum("ecd,edf->ecf", rows, weights["up"])
-    out = jnp.einsum("ecf,efd->ecd", jax.nn.silu(gate) * up, weights["down"])
+    out = _experts(rows, weights)
     return jnp.einsum("tec,ecd->td", combine, out)
 
 
@@ -56,7 +66,7 @@ def gather(
 ) -> jax.Array:
     """What `onehot` computes, its masks replaced by indices written by hand. x [T, d] -> [T, d]."""
     tokens, experts = x.shape[0], weights["gate"].shape[0]
-    capacity = max(1, int(capacity_factor * chosen * tokens / experts))
+    capacity = _capacity(tokens, experts, chosen, capacity_factor)
     share, index = _route(x, weights["router"], chosen)
     picked = jax.nn.one_hot(index.reshape(-1), experts, dtype=jnp.int32)
     slot = jnp.take_along_axis(jnp.cumsum(picked, axis=0), index.reshape(-1, 1), 1)[:, 0] - 1
@@ -67,9 +77,7 @@ def gather(
         .set(jnp.arange(tokens * chosen, dtype=jnp.int32) // chosen, mode="drop", unique_indices=True)
     )
     rows = x.at[token].get(mode="fill", fill_value=0).reshape(experts, capacity, -1)
-    gate = jnp.einsum("ecd,edf->ecf", rows, weights["gate"])
-    up = jnp.einsum("ecd,edf->ecf", rows, weights["up"])
-    out = jnp.einsum("ecf,efd->ecd", jax.nn.silu(gate) * up, weights["down"])
+    out = _experts(rows, weights)
     taken = out.reshape(experts * capacity, -1).at[place].get(mode="fill", fill_value=0)
     taken = taken.reshape(tokens, chosen, -1)
     return jnp.einsum("tkd,tk->td", taken, share.astype(x.dtype))

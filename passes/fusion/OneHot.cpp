@@ -21,6 +21,28 @@ OneHotMask::OneHotMask(Value mask) : mask(mask) {
     }
 }
 
+SmallVector<unsigned, 4> OneHotMask::rows() const {
+  SmallVector<unsigned, 4> result;
+  for (unsigned axis = 0; axis < roles.size(); ++axis)
+    if (!llvm::is_contained(picked, axis))
+      result.push_back(axis);
+  return result;
+}
+
+Value OneHotMask::rowMajor(Maker &make, ArrayRef<unsigned> along,
+                           llvm::function_ref<Value(unsigned)> position) const {
+  Value number;
+  for (unsigned axis : along) {
+    Value at = position(axis);
+    if (number)
+      at = make.binary(
+          "stablehlo.add",
+          make.binary("stablehlo.multiply", number, make.splat(tensorType(number), axes[axis].size)), at);
+    number = at;
+  }
+  return number;
+}
+
 unsigned OneHotMask::addAxis(int64_t size, bool bound) {
   axes.push_back({size, std::nullopt, 0, bound});
   return axes.size() - 1;

@@ -78,12 +78,17 @@ public:
   std::vector<MaskAxis> axes;
   llvm::SmallVector<unsigned, 2> picked; ///< axes of the outer and inner tests
   llvm::SmallVector<Pick, 2> picks;
+  /// Axes of the mask that are not picked.
+  llvm::SmallVector<unsigned, 4> rows() const;
   bool looksLikeOne = false; ///< positions are tested along two axes: worth a remark if it fails
 
   /// Where the axes lie in the operands of the operation that makes `value`; nullopt where it does not work
   /// element by element along them.
   std::optional<llvm::SmallVector<Roles, 3>> operandRoles(mlir::Value value, const Roles &roles);
   unsigned addAxis(int64_t size, bool bound);
+  /// The number, in row-major order over `along`, of the element at these positions (i32, of one shape).
+  mlir::Value rowMajor(Maker &make, llvm::ArrayRef<unsigned> along,
+                       llvm::function_ref<mlir::Value(unsigned axis)> position) const;
   /// The axes of a value that lie in it, bound or not.
   static bool carries(const Roles &roles, unsigned axis) { return axis < roles.size() && roles[axis]; }
   /// Whether a product sums over few enough elements that these may be a row's choices.
@@ -112,11 +117,8 @@ private:
 class Sampler {
 public:
   /// Results have the dimensions `dims`, followed by one for each axis that is neither kept nor placed.
-  Sampler(Maker &make, OneHotMask &mask, llvm::ArrayRef<int64_t> dims) : make(make), mask(mask), dims(dims) {
-    for (unsigned axis = 0; axis < mask.roles.size(); ++axis)
-      if (!llvm::is_contained(mask.picked, axis))
-        rows.push_back(axis);
-  }
+  Sampler(Maker &make, OneHotMask &mask, llvm::ArrayRef<int64_t> dims)
+      : make(make), mask(mask), dims(dims), rows(mask.rows()) {}
 
   void keep(unsigned axis, unsigned dim) { places[axis] = {dim, mlir::Value()}; }
   /// Takes the elements at `position`, i32 of shape `dims`. Positions outside are clamped.

@@ -80,11 +80,8 @@ std::optional<Reader> readerOf(OneHotMask &mask, Operation *op, unsigned operand
 
 class OneHotRewriter {
 public:
-  OneHotRewriter(OneHotMask &mask, Reader &reader, Maker &make) : mask(mask), reader(reader), make(make) {
-    for (unsigned axis = 0; axis < mask.roles.size(); ++axis)
-      if (!llvm::is_contained(mask.picked, axis))
-        rows.push_back(axis);
-  }
+  OneHotRewriter(OneHotMask &mask, Reader &reader, Maker &make)
+      : mask(mask), reader(reader), make(make), rows(mask.rows()) {}
 
   /// Rows keep their places; what each picks is summed up.
   std::optional<Value> combine();
@@ -290,18 +287,11 @@ std::optional<Value> OneHotRewriter::dispatch() {
   Builder &b = make.b;
   auto pointType = RankedTensorType::get(picked->dims, b.getI32Type());
   auto linear = [&](ArrayRef<unsigned> axes) {
-    Value index;
-    for (unsigned axis : axes) {
-      Value at = axis == mask.picked[0]   ? picked->outer
-                 : axis == mask.picked[1] ? picked->inner
-                                          : make.iota(pointType, llvm::find(rows, axis) - rows.begin());
-      index = index ? make.binary("stablehlo.add",
-                                  make.binary("stablehlo.multiply", index,
-                                              make.splat(pointType, mask.axes[axis].size)),
-                                  at)
-                    : at;
-    }
-    return index;
+    return mask.rowMajor(make, axes, [&](unsigned axis) {
+      return axis == mask.picked[0]   ? picked->outer
+             : axis == mask.picked[1] ? picked->inner
+                                      : make.iota(pointType, llvm::find(rows, axis) - rows.begin());
+    });
   };
   Value cell = linear(cells), row = linear(reader.summed);
   // Each dead one lies outside by itself, so that no two updates meet.

@@ -97,18 +97,11 @@ std::optional<Sampled> Sampler::leaf(Value value, const Roles &roles) {
     result.value = make.broadcast(ordered, shape(result.extras), map);
     return result;
   }
-  auto type = RankedTensorType::get(dims, make.b.getI32Type());
-  Value index;
-  for (unsigned axis : indexed) {
-    Value at = position(axis);
-    index = index ? make.binary(
-                        "stablehlo.add",
-                        make.binary("stablehlo.multiply", index, make.splat(type, mask.axes[axis].size)), at)
-                  : at;
+  for (unsigned axis : indexed)
     rows *= mask.axes[axis].size;
-  }
   if (rows > std::numeric_limits<int32_t>::max())
     return std::nullopt;
+  Value index = mask.rowMajor(make, indexed, [&](unsigned axis) { return position(axis); });
   SmallVector<int64_t> flat{rows}, slice{1}, offsets, indices(dims);
   for (auto [i, axis] : llvm::enumerate(result.extras)) {
     flat.push_back(mask.axes[axis].size);

@@ -14,18 +14,21 @@ static constexpr int kMostSteps = 24;
 /// What a transfer costs although compute hides it, as a share of its time: it takes device bandwidth too.
 static constexpr double kTransferShare = 0.02;
 
+std::vector<std::string> textsOf(const llvm::json::Object &object, StringRef key) {
+  std::vector<std::string> texts;
+  if (const llvm::json::Array *list = object.getArray(key))
+    for (const llvm::json::Value &entry : *list)
+      if (std::optional<StringRef> text = entry.getAsString())
+        texts.push_back(text->str());
+  return texts;
+}
+
 OffloadRules OffloadRules::fromJSON(const llvm::json::Object &object) {
   OffloadRules rules;
   rules.allowed = object.getBoolean("offload").value_or(false);
   rules.onlyAsked = object.getBoolean("offload_only_asked").value_or(false);
-  auto read = [&](StringRef key, std::vector<std::string> &texts) {
-    if (const llvm::json::Array *list = object.getArray(key))
-      for (const llvm::json::Value &entry : *list)
-        if (std::optional<StringRef> text = entry.getAsString())
-          texts.push_back(text->str());
-  };
-  read("on_device", rules.onDevice);
-  read("to_host", rules.toHost);
+  rules.onDevice = textsOf(object, "on_device");
+  rules.toHost = textsOf(object, "to_host");
   return rules;
 }
 
@@ -38,12 +41,9 @@ double computeSeconds(CostModel &costs, Operation *op) {
                              : cost.seconds;
 }
 
-static bool named(Value value, const std::vector<std::string> &texts) {
+static bool isNamed(Value value, const std::vector<std::string> &texts) {
   Operation *op = value ? value.getDefiningOp() : nullptr;
-  if (!op || texts.empty())
-    return false;
-  std::string stack = nameStack(op->getLoc());
-  return llvm::any_of(texts, [&](const std::string &text) { return StringRef(stack).contains(text); });
+  return op && farrier::isNamed(op, texts);
 }
 
 void offerHost(Problem &problem, HostSchedule schedule, const OffloadRules &rules, double slices) {
@@ -54,9 +54,9 @@ void offerHost(Problem &problem, HostSchedule schedule, const OffloadRules &rule
     bytes.push_back(candidate.bytes);
     auto perInstance = static_cast<int64_t>(slices * candidate.bytes / problem.instances);
     if (candidate.bytes < rules.leastBytes || perInstance >= candidate.bytes ||
-        named(candidate.value, rules.onDevice))
+        isNamed(candidate.value, rules.onDevice))
       continue;
-    bool asked = named(candidate.value, rules.toHost);
+    bool asked = isNamed(candidate.value, rules.toHost);
     if (rules.onlyAsked && !asked)
       continue;
     candidate.hostBytes = perInstance;

@@ -30,6 +30,9 @@
 
 namespace farrier::remat {
 
+/// The texts of a list in an options object; none where it has no such list.
+std::vector<std::string> textsOf(const llvm::json::Object &object, llvm::StringRef key);
+
 /// What may wait in host memory.
 struct OffloadRules {
   bool allowed = true;

@@ -105,7 +105,7 @@ class Budgeted:
     def sizes(self, module, context):
         return {}
 
-    def plan(self, module, context, *, temp_budget):
+    def plan(self, module, context, *, temp_budget, host):
         self.temp -= 5
         predicted = {"after": self.temp, "seconds": 1.0}
         return {"loops": [], "blocks": [self.temp], "predicted": predicted}

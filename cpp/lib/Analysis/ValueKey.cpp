@@ -20,6 +20,13 @@ std::string nameStack(Location loc) {
   return "";
 }
 
+bool isNamed(Operation *op, const std::vector<std::string> &texts) {
+  if (texts.empty())
+    return false;
+  std::string stack = nameStack(op->getLoc());
+  return llvm::any_of(texts, [&](const std::string &text) { return StringRef(stack).contains(text); });
+}
+
 std::string sourceLine(Location loc) {
   if (auto file = dyn_cast<FileLineColLoc>(loc)) {
     StringRef path = file.getFilename().getValue();

@@ -152,10 +152,27 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
     attempts: list[_Attempt] = []
     seen: set[str] = set()
     planner_budget = budget - fixed
-    host: dict[str, bool] = {}
-    nearly = False
+    host, nearly = True, False
+
+    def measured(plan: Mapping[str, Any]) -> _Attempt | None:
+        """The plan, applied and compiled; None where XLA refuses it."""
+        nonlocal compiles
+        rewritten = module.clone()
+        remat.apply(rewritten, plan)
+        predicted = plan["predicted"]
+        compiles += 1
+        try:
+            measurement = context.measure(rewritten)
+        except errors.CompileError:
+            # XLA refuses some programs whose values it cannot follow through host memory.
+            if not predicted.get("host_bytes"):
+                raise
+            return None
+        attempts.append(_Attempt(plan, int(predicted["after"] / scale), predicted["seconds"], measurement))
+        return attempts[-1]
+
     while compiles < max(context.max_compiles, 2) and planner_budget > 0 and not context.clock.expired():
-        plan = _decision(remat, module, context, temp_budget=int(planner_budget * scale), **host)
+        plan = _decision(remat, module, context, temp_budget=int(planner_budget * scale), host=host)
         text = _text(plan)
         if (
             plan is not None
@@ -170,31 +187,20 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
         if plan is None or text in seen:
             break
         seen.add(text)
-        rewritten = module.clone()
-        remat.apply(rewritten, plan)
-        predicted = plan["predicted"]
-        sends = bool(predicted.get("host_bytes"))
-        compiles += 1
-        try:
-            measurement = context.measure(rewritten)
-        except errors.CompileError:
-            # XLA refuses some programs whose values it cannot follow through host memory.
-            if not sends:
-                raise
-            host = {"host": False}
+        attempt = measured(plan)
+        if attempt is None:
+            host = False
             continue
-        attempt = _Attempt(plan, int(predicted["after"] / scale), predicted["seconds"], measurement)
-        attempts.append(attempt)
-        over = measurement.total_bytes - budget
+        over = attempt.measurement.total_bytes - budget
         if over <= 0 and (attempt.seconds == 0 or -over <= _SLACK * (budget - fixed)):
             break
         # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
-        planner_budget = budget - fixed - (measurement.temp_bytes - attempt.predicted_temp)
+        planner_budget = budget - fixed - (attempt.measurement.temp_bytes - attempt.predicted_temp)
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.
             planner_budget = min(planner_budget, attempt.predicted_temp - over)
-            if sends:
-                host = {"host": False}
+            if plan["predicted"].get("host_bytes"):
+                host = False
                 planner_budget = max(planner_budget, int((1 - _MOST_CARRIED) * (budget - fixed)))
 
     def kept(attempt: _Attempt) -> bool:
@@ -204,15 +210,7 @@ def _fit(module: Any, remat: Any, passes: dict[str, Any], context: Context) -> S
         # Before a budget is refused, one compile more for the plan that is believed to need least.
         plan = _decision(remat, module, context, temp_budget=1, host=False)
         if plan is not None and _text(plan) not in seen:
-            rewritten = module.clone()
-            remat.apply(rewritten, plan)
-            predicted = plan["predicted"]
-            attempts.append(
-                _Attempt(
-                    plan, int(predicted["after"] / scale), predicted["seconds"], context.measure(rewritten)
-                )
-            )
-            compiles += 1
+            measured(plan)
 
     report["attempts"] = [
         {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}

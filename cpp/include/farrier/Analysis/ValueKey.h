@@ -9,11 +9,15 @@
 #include "llvm/ADT/StringMap.h"
 
 #include <string>
+#include <vector>
 
 namespace farrier {
 
 /// JAX's name stack of a location ("jit(step)/jvp(attn)/dot_general"), or "" where there is none.
 std::string nameStack(mlir::Location loc);
+
+/// Whether the operation's name stack contains one of these texts.
+bool isNamed(mlir::Operation *op, const std::vector<std::string> &texts);
 
 /// The user's source position of a location ("model.py:41"), or "" where there is none: the innermost file
 /// that is not JAX's own is what jax.export leaves in the location.
