@@ -23,6 +23,7 @@ struct Settings {
   int64_t minBytes = int64_t(256) << 20;
   int64_t maxHeadWidth = 256;
   int64_t minOneHotFlops = 1000000000;
+  int64_t minStackBytes = 1 << 20;
   int64_t partitions = 1; ///< devices the module's shapes are split over by XLA
 };
 

@@ -149,7 +149,7 @@ private:
     if (!level)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: numerics is bitwise, bounded or relaxed, not '" << numerics << "'";
-    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0)
+    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0 || minStackBytes < 0)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: a count of chunks, bytes or operations is negative";
     settings.numerics = *level;
@@ -159,6 +159,7 @@ private:
     settings.minBytes = minBytes;
     settings.maxHeadWidth = maxHeadWidth;
     settings.minOneHotFlops = minOneHotFlops;
+    settings.minStackBytes = minStackBytes;
     return success();
   }
 

@@ -63,6 +63,8 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
            "cross-entropy: smaller f32 logits are left alone when chunks is 0">,
     Option<"minOneHotFlops", "min-one-hot-flops", "int64_t", "1000000000",
            "one-hot: products that cost less are left alone; a kernel takes as long as these operations">,
+    Option<"minStackBytes", "min-stack-bytes", "int64_t", "1048576",
+           "stacks: smaller ones are left alone; their zeros stay in the L2 cache">,
     Option<"maxHeadWidth", "max-head-width", "int64_t", "256",
            "attention: the widest head the target's cuDNN takes (256 on Hopper and later, 128 before)">,
   ];

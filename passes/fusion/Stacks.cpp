@@ -19,9 +19,6 @@ using namespace mlir;
 
 namespace farrier::fusion {
 
-/// Below this, the zeros stay in the L2 cache.
-static constexpr int64_t minBytes = 1 << 20;
-
 /// Whether `index` takes every value from 0 to `count` - 1 while `loop` runs `count` times: proven by
 /// evaluating it for each iteration.
 static bool takesEveryValue(stablehlo::WhileOp loop, Value index, int64_t count) {
@@ -86,7 +83,7 @@ unsigned rewriteStacks(ModuleOp module, const Settings &settings) {
       if (!type || !type.hasStaticShape() || !type.getElementType().isIntOrFloat())
         continue;
       int64_t size = type.getNumElements() * ((type.getElementTypeBitWidth() + 7) / 8);
-      if (size < minBytes || !isFill(loop->getOperand(slot)) || !fills(loop, slot))
+      if (size < settings.minStackBytes || !isFill(loop->getOperand(slot)) || !fills(loop, slot))
         continue;
       OpBuilder builder(loop);
       Maker make(builder, loop->getOperand(slot).getLoc());

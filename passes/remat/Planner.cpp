@@ -142,8 +142,9 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
   bool fits = true;
-  // Two streams: what is computed again does not depend on what may wait in host memory.
-  std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
+  // Streams of their own: what is computed again does not depend on what may wait in host memory.
+  std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1),
+      randomBoundary(options.stress.value_or(0) + 2);
 
   for (const NamedBlock &named : plannableBlocks(module)) {
     StraightLine unit(*named.block, costs, options.smallBytes, size, forbid);
@@ -152,6 +153,9 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     bool outermost = !StringRef(named.path).contains('/');
     if (outermost)
       after = std::max(after, peak);
+    // Most programs have no place where much is alive: half of the time any place is the boundary.
+    if (options.stress && unit.getGraph().numOps() > 2 && randomBoundary() % 2 == 0)
+      unit.setBoundary(randomBoundary() % (unit.getGraph().numOps() - 2));
     if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
       continue;
 

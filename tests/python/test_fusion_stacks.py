@@ -68,6 +68,9 @@ def test_what_could_be_read_before_it_is_written_stays(function):
 def test_a_whole_fill_is_found_and_a_hint_keeps_it():
     whole = filled(LAYERS, lambda x: lambda i, y: put(y, x, i))
     assert cases.applied(rewrite(whole, X)[2]) == {"stacks": 1}
+    assert cases.applied(rewrite(whole, X[:8])[2]) == {}
+    small = "rewrites=stacks min-stack-bytes=8192"
+    assert cases.applied(rewrite(whole, X[:8], options=small)[2]) == {"stacks": 1}
 
     def kept(x):
         with hint(fuse="off"):

@@ -15,6 +15,8 @@ from jax._src import compiler
 from jaxlib import _jax
 from jaxlib.mlir import ir
 
+from trust import pipelines
+
 REGRESSIONS = pathlib.Path(__file__).parents[1] / "lit" / "trust"
 
 # The simplifier moves operations through one another where nothing stands between them (see comparator.py).
@@ -22,6 +24,11 @@ REGRESSIONS = pathlib.Path(__file__).parents[1] / "lit" / "trust"
 # half the time.
 OPTIONS = {"xla_disable_hlo_passes": "algsimp", "xla_backend_optimization_level": 0}
 
+
+# A substitution may differ from the original this many times as much as the original differs from itself when its
+# arguments are rounded anew; see `Checked.bounds`.
+FACTOR = 16
+_ROUNDINGS = (("bf16", 2.0**-8), ("f16", 2.0**-11), ("f32", 2.0**-24))
 
 _PARTITIONS = re.compile(r"mhlo\.num_partitions = (\d+)")
 
@@ -32,10 +39,11 @@ class Broken(AssertionError):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What one pipeline did to one module."""
+    """What one pipeline did to one module; ``counters`` are those of its passes that are not zero."""
 
     changed: bool
     text: str
+    counters: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 def parse(text: str) -> ir.Module:
@@ -52,8 +60,13 @@ def partitions(text: str) -> int:
 
 
 def compile_text(text: str) -> Any:
-    """Compiles for CPU, without the parts of a compile that only measuring needs."""
+    """Compiles for CPU, without the parts of a compile that only measuring needs; kernels become what they compute."""
     module = parse(text)
+    if "stablehlo.custom_call" in text:
+        from farrier._src.fusion import reference
+
+        with jax.enable_x64(True):
+            module = reference.with_references(module)
     devices = partitions(text)
     chosen = jax.devices()[:devices]
     options = compiler.get_compile_options(
@@ -117,13 +130,14 @@ def rewrite(text: str, pipeline: str) -> Outcome:
     """Runs the pipeline twice from the text: it must verify, and give the same bytes both times."""
     module = _core.Module.parse(text)
     before = module.print()
-    module.run(pipeline)
+    result = module.run(pipeline)
     after = module.print()
     again = _core.Module.parse(text)
     again.run(pipeline)
     if again.print() != after:
         raise Broken("two runs of the same pipeline on the same text gave different bytes")
-    return Outcome(after != before, after.decode())
+    counters = {f"{p.name}: {name}": n for p in result.passes for name, n in p.counters.items() if n}
+    return Outcome(after != before, after.decode(), counters)
 
 
 def different(a: np.ndarray, b: np.ndarray) -> int:
@@ -139,19 +153,65 @@ def different(a: np.ndarray, b: np.ndarray) -> int:
     return int(unequal.sum())
 
 
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    """2-norm of the difference; infinite where only one of the two is no number, or integers differ."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return np.inf
+    if not jax.dtypes.issubdtype(a.dtype, np.inexact):
+        return 0.0 if (a == b).all() else np.inf
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    gap = np.where(same, 0, a - b)
+    return float(np.linalg.norm(gap)) if np.isfinite(gap).all() else np.inf
+
+
 class Checked:
     """One program: compiled and run once as it is, then against any number of pipelines."""
 
     def __init__(self, text: str):
         self.text = text
+        self._executable: Any = None
         self._expected: list[np.ndarray] | None = None
         self._values: list[np.ndarray] | None = None
+        self._bounds: list[float] | None = None
 
     def expected(self) -> list[np.ndarray]:
         if self._expected is None:
             self._values = arguments(self.text)
-            self._expected = run(compile_text(self.text), self._values)
+            self._executable = compile_text(self.text)
+            self._expected = run(self._executable, self._values)
         return self._expected
+
+    def bounds(self) -> list[float]:
+        """How far from the original, in the 2-norm, each result may be after a substitution.
+
+        A substitution adds the same terms in another order, or rounds at other places: backward stable, it computes
+        what the original would for arguments that differ in their last bits. So the original itself says what that
+        does to each result: the largest change in three runs whose arguments are off by one rounding of the
+        narrowest type in the program, and that rounding of the result itself, FACTOR times.
+        """
+        if self._bounds is None:
+            expected = self.expected()
+            unit = next((size for name, size in _ROUNDINGS if name in self.text), 2.0**-53)
+            self._bounds = [0.0] * len(expected)
+            for seed in range(3):
+                draw = np.random.default_rng(seed)
+                moved = [
+                    (v * (1 + unit * draw.choice([-1, 1], v.shape))).astype(v.dtype)
+                    if jax.dtypes.issubdtype(v.dtype, np.inexact)
+                    else v
+                    for v in self._values
+                ]
+                runs = zip(expected, run(self._executable, moved), strict=True)
+                self._bounds = [
+                    max(bound, distance(a, b)) for bound, (a, b) in zip(self._bounds, runs, strict=True)
+                ]
+            sizes = [distance(a, np.zeros_like(a)) for a in expected]
+            self._bounds = [
+                FACTOR * (bound + unit * (size if np.isfinite(size) else 0))
+                for bound, size in zip(self._bounds, sizes, strict=True)
+            ]
+        return self._bounds
 
     def against(self, pipeline: str) -> Outcome:
         """Raises :class:`Broken` when the pipeline does not keep the program's results."""
@@ -167,9 +227,14 @@ class Checked:
         except ir.MLIRError as error:
             raise Broken(f"jaxlib refuses what {pipeline} made: {error}") from error
         got = run(compile_text(outcome.text), self._values)
-        counts = {i: n for i, (a, b) in enumerate(zip(expected, got, strict=True)) if (n := different(a, b))}
-        if counts:
+        pairs = list(zip(expected, got, strict=True))
+        counts = {i: n for i, (a, b) in enumerate(pairs) if (n := different(a, b))}
+        if counts and pipelines.exact(pipeline):
             raise Broken(f"{pipeline} changes results: {counts} (result: elements)")
+        if counts:
+            far = {i: (d, self.bounds()[i]) for i in counts if (d := distance(*pairs[i])) > self.bounds()[i]}
+            if far:
+                raise Broken(f"{pipeline} changes results by more than its bound: {far} (result: by, bound)")
         return outcome
 
 

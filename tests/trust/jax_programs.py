@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import farrier
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -177,10 +178,58 @@ def summed(x, w, c):
     return x + lax.psum(x, "x") / 8 + lax.all_gather(x, "x", tiled=True).mean()
 
 
+def parallel(x, w, c):
+    """Two products with a reduction behind them, as tensor parallelism has."""
+    y = jnp.tanh(x @ _weight(w, "square", x)) @ _weight(w, "other", x)
+    return x + (y if c.mesh is None else lax.psum(y, "x") / 8)
+
+
+def heads(x, w, c):
+    """Causal attention over heads of 8, in 16 bits: what cuDNN's kernel takes."""
+    batch, length, d = x.shape
+    count = max(2, -(-d // 8))
+
+    def project(name):
+        wide = jnp.tile(w[name], (1, -(-8 * count // d)))[:, : 8 * count]
+        return (x.astype(jnp.bfloat16) @ wide.astype(jnp.bfloat16)).reshape(batch, length, count, 8)
+
+    q, k, v = project("square"), project("other"), project("square")
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32) * 8**-0.5
+    scores = jnp.where(jnp.tri(length, dtype=bool), scores, -1e30)
+    mixed = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(jnp.bfloat16), v)
+    return x + mixed.reshape(batch, length, -1)[..., :d].astype(x.dtype)
+
+
+def experts(x, w, c):
+    """A mixture of experts: dispatch and combine by one-hot tensors, slots by a running count."""
+    batch, length, d = x.shape
+    tokens, each = x.reshape(-1, d), 2 if d > 1 else 1
+    capacity = max(1, batch * length * each // d)
+    top, index = lax.top_k((tokens @ _weight(w, "square", x)).astype(jnp.float32), each)
+    picked = jax.nn.one_hot(index, d, dtype=jnp.float32)
+    order = jnp.cumsum(picked.reshape(-1, d), 0).reshape(-1, each, d)
+    slot = jnp.where(picked > 0, order - 1, capacity).astype(jnp.int32)
+    place = jax.nn.one_hot(slot, capacity, dtype=x.dtype)
+    rows = jnp.tanh(jnp.einsum("tec,td->ecd", place.sum(1), tokens))
+    combine = jnp.einsum("tkec,tk->tec", place, jax.nn.softmax(top).astype(x.dtype))
+    return x + jnp.einsum("tec,ecd->td", combine, rows).reshape(x.shape)
+
+
+def fenced(x, w, c):
+    with farrier.hint(fence="on"):
+        return x + jnp.tanh(x @ _weight(w, "square", x)) + x @ _weight(w, "other", x)
+
+
 BLOCKS: tuple[Block, ...] = (
     dense, dense, gated, accumulated, rms_norm, layer_norm, attention, convolution, dropout, noise, running,
     associative, ordered, routed, gathered, shared_table, inner_loop, data_loop, branched, switched, rounded,
-    clipped, called, barred, solved, summed,
+    clipped, called, barred, solved, summed, parallel, heads, experts, fenced,
+)  # fmt: skip
+
+# Where nothing jumps, a sum in another order changes little. (Experts jump where two are equally good.)
+CONTINUOUS: tuple[Block, ...] = (
+    dense, accumulated, rms_norm, layer_norm, convolution, dropout, running, associative, shared_table, inner_loop,
+    called, barred, parallel, heads, heads, heads, experts, experts, experts, fenced,
 )  # fmt: skip
 
 
@@ -220,8 +269,7 @@ def _layers(random: Any, body: Callable, count: int) -> Callable:
     return apply
 
 
-def _loss(random: Any) -> Callable:
-    kind = random.randrange(4)
+def _loss(kind: int) -> Callable:
 
     def loss(x, tokens, embedding):
         f = x.astype(jnp.float32)
@@ -268,20 +316,21 @@ def _mesh() -> Any:
     return jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def step(random: Any, scale: int = 1) -> tuple[Callable, tuple]:
+def step(random: Any, scale: int = 1, *, substitutable: bool = False) -> tuple[Callable, tuple]:
     """A jitted random train step and abstract arguments: (weights, optimizer state, tokens, key).
 
     Args:
       scale: factor of batch, length and width. Above 1 the step is for one device.
+      substitutable: blocks and losses that kernels and other sums may replace, without jumps.
     """
     placement = _pick(random, ("one",) * 8 + ("constraint", "manual")) if scale == 1 else "one"
     sizes = Sizes(
-        batch=8 if placement != "one" else _pick(random, (1, 2, 3)) * scale,
-        length=_pick(random, (1, 2, 4)) * scale,
+        batch=_pick(random, (8, 16)) if placement != "one" else _pick(random, (1, 2, 3)) * scale,
+        length=_pick(random, (4, 8) if substitutable else (1, 2, 4)) * scale,
         width=_pick(random, (2, 4, 6)) * scale,
         dtype=_pick(random, (jnp.float32, jnp.float32, jnp.bfloat16, jnp.float16)),
     )
-    blocks = [_pick(random, BLOCKS) for _ in range(1 + random.randrange(4))]
+    blocks = [_pick(random, CONTINUOUS if substitutable else BLOCKS) for _ in range(1 + random.randrange(4))]
     checkpoint = _pick(random, _CHECKPOINTS)
     count = _pick(random, (1, 2, 2, 3, 4))
     mesh = _mesh() if placement != "one" else None
@@ -295,7 +344,8 @@ def step(random: Any, scale: int = 1) -> tuple[Callable, tuple]:
         return x
 
     layers = _layers(random, checkpoint(body), count)
-    loss, update = _loss(random), _optimizer(random)
+    loss = _loss(0 if substitutable and random.randrange(4) else random.randrange(4))
+    update = _optimizer(random)
     microbatches = _pick(random, (1, 1, 1, 2))
     donate = _chance(random, 3)
 
@@ -359,8 +409,13 @@ def step(random: Any, scale: int = 1) -> tuple[Callable, tuple]:
     return jitted, (w, (w, w), tokens, shape(2, dtype=jnp.uint32))
 
 
-def module(random: Any) -> str:
+def substitutable(random: Any) -> str:
+    """The text of a random train step with parts that have substitutes."""
+    return module(random, substitutable=True)
+
+
+def module(random: Any, *, substitutable: bool = False) -> str:
     """The text of a random train step's module, as ``jax.jit`` lowers it."""
-    function, arguments = step(random)
+    function, arguments = step(random, substitutable=substitutable)
     module = function.lower(*arguments).compiler_ir("stablehlo")
     return module.operation.get_asm(print_generic_op_form=True)

@@ -1,14 +1,33 @@
-"""Random pipelines of farrier's passes, every option drawn; none may change what a program computes."""
+"""Random pipelines of farrier's passes, every option drawn; none may change what a program computes.
+
+``test_trust_programs.py`` holds this file to the passes' declarations: every pass and every option is drawn.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+# Rewrites that put other sums or kernels in a program's place stand behind "numerics=bounded".
+REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
+NUMERICS = ("bitwise", "bounded", "relaxed")
 
-def pipeline(random: Any) -> str:
-    """One to three passes with random options, as the text of a pipeline."""
+
+def pipeline(random: Any, *, numerics: str = "bitwise") -> str:
+    """One to three passes with random options, as the text of a pipeline.
+
+    Args:
+      numerics: "bitwise", or "bounded": then the first pass is a substitution, whose sums round differently.
+    """
     passes = [_PASSES[random.randrange(len(_PASSES))](random) for _ in range(1 + random.randrange(3))]
+    if numerics != "bitwise":
+        passes[0] = (_fusion if random.randrange(4) else _split)(random, numerics)
     return f"builtin.module({','.join(passes)})"
+
+
+def exact(pipeline: str) -> bool:
+    """Whether a pipeline that this file drew keeps every bit."""
+    return not re.search("numerics=(bounded|relaxed)|regroup=true", pipeline)
 
 
 def _options(name: str, options: dict[str, Any]) -> str:
@@ -16,10 +35,16 @@ def _options(name: str, options: dict[str, Any]) -> str:
     return f"{name}{{{text}}}" if text else name
 
 
+def _bool(random: Any) -> str:
+    return ("false", "true")[random.randrange(2)]
+
+
 def _remat_stress(random: Any) -> str:
     options = {"stress": random.randrange(1000)}
     # Without a size that everything is below, nothing in a small program is worth a decision.
     options["small-bytes"] = (1, 1, 8, 64)[random.randrange(4)]
+    if random.randrange(4) == 3:
+        options["offload"] = "true"
     return _options("farrier-remat", options)
 
 
@@ -30,6 +55,7 @@ def _remat_budget(random: Any) -> str:
             "budget": (0, 64, 256, 1024, 4096)[random.randrange(5)],
             "objective": ("time", "flops")[random.randrange(2)],
             "small-bytes": (1, 16)[random.randrange(2)],
+            "offload": ("false", "false", "true")[random.randrange(3)],
         },
     )
 
@@ -47,12 +73,20 @@ def _loops(random: Any) -> str:
     return _options("farrier-remat-loops", options)
 
 
-def _fusion(random: Any) -> str:
-    # Regrouped sums round differently: those have a bound, and tests of their own.
-    return _options(
-        "farrier-fusion",
-        {"numerics": "bitwise", "chunks": random.randrange(4), "min-bytes": 0, "deterministic": "true"},
-    )
+def _fusion(random: Any, numerics: str = "bitwise") -> str:
+    options: dict[str, Any] = {"numerics": numerics, "deterministic": _bool(random)}
+    options |= {"chunks": random.randrange(4), "chunk-bytes": 1 << random.randrange(12)}
+    options |= {"min-bytes": 0, "min-one-hot-flops": 0, "min-stack-bytes": (1, 256)[random.randrange(2)]}
+    options["max-head-width"] = (256, 128, 8)[random.randrange(3)]
+    if chosen := [name for name in REWRITES if random.randrange(3)]:
+        options["rewrites"] = ",".join(chosen)
+    return _options("farrier-fusion", options)
+
+
+def _split(random: Any, numerics: str = "bitwise") -> str:
+    # Sums over the halved axis add up in another order.
+    regroup = "false" if numerics == "bitwise" else "true"
+    return _options("farrier-split-batch", {"min-bytes": (0, 16)[random.randrange(2)], "regroup": regroup})
 
 
 def _chain(random: Any) -> str:
@@ -71,9 +105,15 @@ _PASSES = (
     _loops,
     _loops,
     _fusion,
+    _fusion,
+    _split,
     _chain,
     lambda _: "farrier-simplify-collectives",
     lambda _: "farrier-sink-captures",
+    lambda _: "farrier-number-operations",
     lambda _: "cse",
     lambda _: "canonicalize",
+    lambda _: "inline",
+    lambda _: "loop-invariant-code-motion",
+    lambda _: "strip-debuginfo",
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import random
 import re
 import threading
 import warnings
@@ -23,11 +24,25 @@ from farrier._src.stages import OptimizeWarning
 
 __all__ = ["Everything", "from_environment", "optimize_all"]
 
-# Arbitrary legal choices wherever there is one to make: bits must not depend on them.
-_STRESS = (
-    "builtin.module(farrier-simplify-collectives,farrier-chain-collectives{{bucket-bytes=1}},"
-    "farrier-remat{{stress={seed} small-bytes=1}})"
-)
+
+def _stress(seed: int) -> str:
+    """Every pass in an arbitrary order, with arbitrary legal choices: bits must not depend on them.
+
+    Of the fusion rewrites those that keep every bit; the stacks' is left out, whose buffers only XLA:GPU has.
+    """
+    draw = random.Random(seed)
+    passes = [
+        "farrier-simplify-collectives",
+        f"farrier-chain-collectives{{bucket-bytes={1 << draw.randrange(8)}}}",
+        "farrier-split-batch{min-bytes=0 regroup=false}",
+        f"farrier-fusion{{numerics=bitwise min-bytes=0 chunks={1 + draw.randrange(4)} rewrites=cross-entropy,fence}}",
+        f"farrier-remat-loops{{stress={seed} sink-bytes=1}}",
+        "inline",
+        "cse",
+        "canonicalize",
+    ]
+    draw.shuffle(passes)
+    return f"builtin.module({','.join(passes)},farrier-remat{{stress={seed} small-bytes=1}})"
 
 
 @dataclasses.dataclass
@@ -90,7 +105,7 @@ class _Everywhere:
         drivers = pipeline.drivers_for([n for n in pipeline.default_passes() if n != "collectives"])
         pipeline.apply(core, drivers, pipeline.search(core, drivers, context).passes)
         if self.stress is not None:
-            core.run(_STRESS.format(seed=self.stress))
+            core.run(_stress(self.stress))
         return interchange.to_jaxlib(core, module.context), core.print() != before
 
     def _refuse(self, module: Any, error: Exception) -> None:

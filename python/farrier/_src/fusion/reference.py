@@ -9,6 +9,7 @@ first. Running both programs shows whether a match was right.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import jax
@@ -233,8 +234,18 @@ def _reference(op: Any, exact: bool) -> Any:
 
 def _abstract(type_: ir.Type) -> jax.ShapeDtypeStruct:
     tensor = ir.RankedTensorType(type_)
-    names = {"bf16": jnp.bfloat16, "f16": jnp.float16, "f32": jnp.float32, "i32": jnp.int32, "ui8": jnp.uint8}
-    return jax.ShapeDtypeStruct(tuple(tensor.shape), names[str(tensor.element_type)])
+    return jax.ShapeDtypeStruct(tuple(tensor.shape), _dtype(str(tensor.element_type)))
+
+
+def _dtype(name: str) -> Any:
+    """The dtype of an element type's text: "bf16", "ui8", "f8E4M3FN"."""
+    found = re.fullmatch(r"(ui|i|f)(\d+)(E\w+)?", name)
+    if name in ("i1", "bf16") or not found:
+        return jnp.dtype({"i1": "bool", "bf16": "bfloat16"}[name])
+    kind, bits, form = found.groups()
+    return jnp.dtype(
+        {"ui": "uint", "i": "int", "f": "float"}[kind] + bits + (f"_{form.lower()}" if form else "")
+    )
 
 
 def _text(attribute: ir.Attribute) -> str:
