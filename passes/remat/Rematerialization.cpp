@@ -12,6 +12,9 @@
 #include "mlir/Pass/Pass.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <map>
+#include <set>
+
 using namespace mlir;
 
 namespace farrier::remat {
@@ -134,20 +137,47 @@ llvm::json::Object curve(Block &block, const SizeFn &size) {
                             {"manual", manual}};
 }
 
+/// Bytes of the arguments and results of one run that share no memory: a donated argument takes the place of
+/// the result that it names, else of one of its size.
+int64_t fixedBytes(func::FuncOp function) {
+  int64_t total = 0;
+  std::map<int64_t, int64_t> donated; // of a size, how many
+  std::set<int64_t> named;
+  for (BlockArgument argument : function.getArguments()) {
+    total += deviceSize(argument);
+    if (auto result = function.getArgAttrOfType<IntegerAttr>(argument.getArgNumber(), "tf.aliasing_output"))
+      named.insert(result.getInt());
+    else if (function.getArgAttr(argument.getArgNumber(), "jax.buffer_donor"))
+      ++donated[deviceSize(argument)];
+  }
+  for (OpOperand &result : function.getBody().front().getTerminator()->getOpOperands()) {
+    if (named.count(result.getOperandNumber()))
+      continue;
+    int64_t size = deviceSize(result.get());
+    if (auto it = donated.find(size); it != donated.end() && it->second > 0)
+      --it->second;
+    else
+      total += size;
+  }
+  return total;
+}
+
 /// memory.estimate: {"top": n, "curve": bool, "shards"} -> {"temp": predicted temporary bytes of one run,
-/// "live": the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve", if asked for}.
+/// "fixed": bytes of arguments and results, "live": the n biggest buffers at the peak, each with "key",
+/// "source", "bytes", and "curve", if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
   if (failed(copy))
     return failure();
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
-  int64_t peak = 0;
+  int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
   SizeFn size = deviceMemory(**copy);
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
+    fixed = std::max(fixed, fixedBytes(function));
     MemoryEstimate estimate(function.getBody().front(), size);
     if (estimate.peak() <= peak)
       continue;
@@ -166,7 +196,7 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
                                         {"bytes", estimate.getGraph().bytes[value]}});
     }
   }
-  llvm::json::Object answer{{"temp", peak}, {"live", std::move(live)}};
+  llvm::json::Object answer{{"temp", peak}, {"fixed", fixed}, {"live", std::move(live)}};
   if (largest && options.getBoolean("curve").value_or(false))
     answer["curve"] = curve(*largest, size);
   return llvm::json::Value(std::move(answer));

@@ -163,7 +163,8 @@ def test_the_size_of_chunks_follows_the_memory():
     context, driver = _Context(), FusionDriver()
 
     def chunk_bytes():
-        return int(re.search(r"chunk-bytes=(\d+)", driver._pipeline(["cross-entropy"], context)).group(1))
+        pipeline = driver._pipeline(["cross-entropy"], context, driver.options.chunk_bytes)
+        return int(re.search(r"chunk-bytes=(\d+)", pipeline).group(1))
 
     assert chunk_bytes() == 512 << 20
     context.target = farrier.Target("h100")
@@ -172,6 +173,28 @@ def test_the_size_of_chunks_follows_the_memory():
     assert chunk_bytes() == 256 << 20
     driver = FusionDriver(Fusion(chunk_bytes=1 << 20))
     assert chunk_bytes() == 1 << 20
+
+
+def test_a_budget_is_offered_chunks_of_several_sizes():
+    class Context(_Context):
+        budget_bytes = 16 << 30
+
+    def loss(x, w):
+        return jax.nn.logsumexp(x @ w, -1).sum()
+
+    def offered(rows, **options):
+        given = jax.ShapeDtypeStruct((rows, 64), jnp.float32), jax.ShapeDtypeStruct((64, 32768), jnp.float32)
+        module = interchange.to_core(jax.jit(jax.grad(loss, (0, 1))).lower(*given).compiler_ir("stablehlo"))
+        plans = FusionDriver(Fusion(**options)).alternatives(module, Context())
+        sizes = [int(re.search(r"chunk-bytes=(\d+)", plan["pipeline"]).group(1)) for plan in plans if plan]
+        return len(plans), [size >> 20 for size in sizes]
+
+    # 1 GiB of logits: whole, or in 2 to 16 chunks.
+    assert offered(8192) == (5, [512, 256, 128, 64])
+    assert offered(8192, chunks=4) == (1, [128])
+    assert offered(8192, chunk_bytes=1 << 28) == (1, [256])
+    # Too small to be worth it.
+    assert offered(1024) == (1, [])
 
 
 def test_options_are_checked():

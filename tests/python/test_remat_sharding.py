@@ -58,9 +58,10 @@ def test_the_estimate_is_of_one_device(partitioned):
     target, _, _, program = partitioned
     module = interchange.to_core(program.compiler_ir("stablehlo"))
     sizes = {"shards": sharding.shards(module)}
-    estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"]
-    measured = oracle.measure(program, target).temp_bytes
-    assert estimate == pytest.approx(measured, rel=0.1)
+    estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))
+    measured = oracle.measure(program, target)
+    assert estimate["temp"] == pytest.approx(measured.temp_bytes, rel=0.1)
+    assert estimate["fixed"] == pytest.approx(measured.total_bytes - measured.temp_bytes, rel=0.01)
     whole = json.loads(module.query("cost.total", "{}"))["flops"]
     part = json.loads(module.query("cost.total", json.dumps(sizes)))["flops"]
     assert part == pytest.approx(whole / 8)

@@ -23,7 +23,7 @@ class Module:
 
     def query(self, name, options):
         assert name == "memory.estimate"
-        return json.dumps({"temp": self.temp})
+        return json.dumps({"temp": self.temp, "fixed": FIXED})
 
 
 class Planner:
@@ -194,3 +194,95 @@ def test_compiles_are_bounded():
         )
     # Three within the bound, and the least before the budget is refused.
     assert len(planner.asked) == 4 and planner.asked[-1] == 1
+
+
+@dataclasses.dataclass
+class Costly(Module):
+    """A program of which a way of writing it says what it costs, and whether the compiler takes more for it."""
+
+    cost: float = 0.0
+    extra: int = 0
+
+
+class Ways:
+    """A pass that can leave a program of fewer bytes at a price."""
+
+    name = "fusion"
+
+    def __init__(self, *plans):
+        self.plans = plans
+
+    def plan(self, module, context):
+        return self.plans[0]
+
+    def alternatives(self, module, context):
+        return self.plans
+
+    def apply(self, module, plan, *, remark=None):
+        for field, value in plan.items():
+            setattr(module, field, value)
+
+
+class CostlyPlanner(Planner):
+    def plan(self, module, context, *, temp_budget, host=True):
+        plan = super().plan(module, context, temp_budget=temp_budget, host=host)
+        plan["predicted"]["fits"] = plan["predicted"]["after"] <= temp_budget
+        return plan if plan["predicted"]["after"] < module.temp else None
+
+    def cost(self, module, context):
+        return {"seconds": module.cost, "flops": 0.0}
+
+
+def ways_context(budget, **options):
+    context_ = context(budget, None, **options)
+    measured = []
+
+    def measure(module):
+        measured.append((module.temp, module.cost))
+        return metrics.Measurement(
+            argument_bytes=FIXED, output_bytes=0, alias_bytes=0, temp_bytes=module.temp + module.extra
+        )
+
+    return dataclasses.replace(context_, measure=measure), measured
+
+
+def test_of_several_ways_the_cheapest_within_the_budget_is_compiled():
+    # Whole: 800 bytes. Recomputing costs a second a byte, chunks cost what they say.
+    ways = Ways(None, {"temp": 600, "cost": 10.0}, {"temp": 400, "cost": 30.0}, {"temp": 200, "cost": 900.0})
+    given, measured = ways_context(FIXED + 450)
+    plan = search.plan_step(Costly(), [ways, CostlyPlanner()], given)
+    assert plan.passes == {"fusion": {"temp": 400, "cost": 30.0}}
+    assert measured == [(400, 30.0)]
+    # With room for it, the cheaper way and a little recomputation.
+    given, measured = ways_context(FIXED + 590)
+    plan = search.plan_step(Costly(), [ways, CostlyPlanner()], given)
+    assert plan.passes["fusion"] == {"temp": 600, "cost": 10.0}
+    assert plan.passes["remat"]["predicted"]["after"] == 590
+    # And with room for all, as it is written.
+    given, measured = ways_context(FIXED + 800)
+    assert search.plan_step(Costly(), [ways, CostlyPlanner()], given).passes == {}
+
+
+def test_a_way_that_the_compiler_needs_more_for_is_left_for_the_next():
+    ways = Ways({"temp": 400, "cost": 0.0, "extra": 500}, {"temp": 300, "cost": 5.0})
+    given, measured = ways_context(FIXED + 450)
+    plan = search.plan_step(Costly(), [ways, CostlyPlanner(floor=390)], given)
+    assert plan.passes == {"fusion": {"temp": 300, "cost": 5.0}}
+    assert measured[0] == (400, 0.0)
+
+
+def test_the_program_as_written_is_the_last_resort():
+    # The compiler takes 300 more for whatever the pass leaves than is believed; recomputing alone is enough.
+    ways = Ways({"temp": 700, "cost": -50.0, "extra": 300})
+    given, measured = ways_context(FIXED + 200)
+    plan = search.plan_step(Costly(), [ways, CostlyPlanner(floor=150)], given)
+    assert set(plan.passes) == {"remat"}
+    assert plan.measured["after"]["total_bytes"] <= FIXED + 200
+    assert len(measured) <= given.max_compiles + 1
+
+
+def test_a_program_that_was_believed_to_fit_is_planned_with_what_it_was_wrong_by():
+    planner = CostlyPlanner()
+    plan = search.plan_step(Costly(), [planner], context(FIXED + 850, lambda temp: temp + 100))
+    assert planner.asked == [850, 750]
+    assert plan.measured["after"]["total_bytes"] == FIXED + 850

@@ -79,6 +79,26 @@ static double attentionFlops(stablehlo::CustomCallOp call) {
   return products * 2 * elements(q) * extent(k, 1);
 }
 
+/// Bytes that `op` reads and writes: operands and results in whole, but for what touches only a part.
+static double bytesTouched(Operation *op) {
+  // What is handed on or only seen in another shape stays where it is.
+  if (op->hasTrait<OpTrait::IsTerminator>() ||
+      isa<stablehlo::ReshapeOp, stablehlo::OptimizationBarrierOp>(op))
+    return 0;
+  auto size = [](Value value) { return static_cast<double>(deviceSize(value)); };
+  // A slice reads what it yields; an update in place reads and writes what it is given.
+  if (isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp, stablehlo::GatherOp>(op))
+    return 2 * size(op->getResult(0)) + (isa<stablehlo::GatherOp>(op) ? size(op->getOperand(1)) : 0);
+  if (auto update = dyn_cast<stablehlo::DynamicUpdateSliceOp>(op))
+    return 2 * size(update.getUpdate());
+  double bytes = 0;
+  for (Value operand : op->getOperands())
+    bytes += size(operand);
+  for (Value value : op->getResults())
+    bytes += size(value);
+  return bytes;
+}
+
 static double peakFor(Operation *op, const Machine &machine) {
   Type type = op->getNumOperands() ? getElementTypeOrSelf(op->getOperand(0).getType()) : Type();
   if (!type || !type.isIntOrFloat())
@@ -173,10 +193,7 @@ OpCost CostModel::cost(Operation *op) {
     return result;
   }
 
-  for (Value operand : op->getOperands())
-    result.bytes += static_cast<double>(deviceSize(operand));
-  for (Value value : op->getResults())
-    result.bytes += static_cast<double>(deviceSize(value));
+  result.bytes = bytesTouched(op);
   if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(op))
     result.flops = dotFlops(dot);
   else if (auto conv = dyn_cast<stablehlo::ConvolutionOp>(op))

@@ -53,7 +53,9 @@ class PassDriver(Protocol):
     Made anew for each function as ``Driver(options)``; ``options`` is the pass's own options object,
     or None for its defaults. A driver whose plans reach into XLA's compile also has
     ``compiling(plan) -> Compiling | None``; one that spends the memory that others leave has
-    ``spends_slack = True`` and decides last.
+    ``spends_slack = True`` and decides last. One that can do with less memory at a price has
+    ``alternatives(module, context)``: several plans, None for "as it is" among them, which the search
+    weighs under a memory budget.
     """
 
     name: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,15 +43,19 @@ def recorded() -> Iterator[PassTimes]:
 
 
 class _Timed:
-    """A driver whose ``plan`` and ``apply`` are counted; everything else is the driver's own."""
+    """A driver whose deciding and ``apply`` are counted; everything else is the driver's own."""
 
     def __init__(self, driver: Any, times: PassTimes):
         self._driver, self._times = driver, times
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._driver, name)
+        found = getattr(self._driver, name)
+        return functools.partial(self._decided, found) if name == "alternatives" else found
 
     def plan(self, module: Any, context: Any, **options: Any) -> Any:
+        return self._decided(self._driver.plan, module, context, **options)
+
+    def _decided(self, decide: Callable[..., Any], module: Any, context: Any, **options: Any) -> Any:
         elsewhere = 0.0
 
         def uncounted(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +76,7 @@ class _Timed:
         }
         start = cpu_seconds()
         try:
-            return self._driver.plan(module, dataclasses.replace(context, **compiles), **options)
+            return decide(module, dataclasses.replace(context, **compiles), **options)
         finally:
             self._times.add(self._driver.name, cpu_seconds() - start - elsewhere)
 

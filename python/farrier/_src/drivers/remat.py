@@ -11,6 +11,9 @@ from typing import Any
 
 from farrier._src import errors, sharding
 
+# Programs whose shards are remembered: as many as one search weighs against each other.
+_MOST_KNOWN = 16
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remat:
@@ -68,7 +71,7 @@ class RematDriver:
 
     def __init__(self, options: Remat | None = None):
         self.options = options or Remat()
-        self._known: tuple[Any, dict[str, Any]] = (None, {})
+        self._known: list[tuple[Any, dict[str, Any]]] = []
 
     @property
     def needs_budget(self) -> bool:
@@ -83,10 +86,18 @@ class RematDriver:
         """
         if context.partitions == 1:
             return {}
-        if self._known[0] is not module:
-            found = sharding.shards(module)
-            self._known = module, {} if found is None else {"shards": found}
-        return self._known[1]
+        for known, sizes in self._known:
+            if known is module:
+                return sizes
+        found = sharding.shards(module)
+        self._known.append((module, {} if found is None else {"shards": found}))
+        del self._known[:-_MOST_KNOWN]
+        return self._known[-1][1]
+
+    def cost(self, module: Any, context: Any) -> dict[str, float]:
+        """ "seconds" and "flops" of one run of ``module`` on one device, as modelled."""
+        request = {"machine": machine(context.target), **self.sizes(module, context)}
+        return json.loads(module.query("cost.total", json.dumps(request)))
 
     def plan(
         self, module: Any, context: Any, *, temp_budget: int | None = None, host: bool = True

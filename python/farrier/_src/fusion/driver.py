@@ -13,6 +13,10 @@ REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "sta
 _DEFAULT = tuple(r for r in REWRITES if r != "stacks")
 _GPU_ONLY = ("attention", "ragged-dot", "one-hot", "fence", "stacks")
 
+# Sizes of a chunk's f32 logits, in bytes, that are weighed against a memory budget: a smaller chunk would be less
+# than a few rows for each of the device's cores, and the next larger is the whole of most models' logits.
+_CHUNK_BYTES = tuple(1 << exponent for exponent in range(26, 36))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fusion:
@@ -25,8 +29,9 @@ class Fusion:
         bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
       chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0. None:
-        a 128th of the memory budget, or of the target's memory without one. Every chunk reads the weights and
-        adds to the sum of their gradient once more, so that fewer chunks move fewer bytes.
+        weighed against recomputation where a memory budget is planned for, else a 128th of the budget, or of the
+        target's memory without one. Every chunk reads the weights and adds to the sum of their gradient once
+        more, so that fewer chunks move fewer bytes.
       min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
     """
 
@@ -58,18 +63,46 @@ class FusionDriver:
         self.options = options or Fusion()
 
     def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
+        plan, remarks = self._tried(module, context, self.options.chunk_bytes)
+        # What is found is said when it is applied; why nothing is found has to be said here.
+        for remark in remarks if plan is None else ():
+            context.remark(remark)
+        return plan
+
+    def alternatives(self, module: Any, context: Any) -> Sequence[Mapping[str, Any] | None]:
+        """Plans that differ in what they take of memory and time, for a search that weighs one against the other.
+
+        Every rewrite, with the cross-entropy whole and in 2, 4, ... chunks; one plan where nothing depends on
+        the size of a chunk, or where the options give it.
+        """
+        if self.options.chunks or self.options.chunk_bytes is not None or not context.budget_bytes:
+            return [self.plan(module, context)]
+        # The smallest chunks first: where no cross-entropy is found at all, no size matters.
+        plans: list[Mapping[str, Any] | None] = []
+        seen: set[tuple[int, ...]] = set()
+        for chunk_bytes in _CHUNK_BYTES:
+            plan, remarks = self._tried(module, context, chunk_bytes)
+            chunks = _chunks(remarks)
+            if chunks not in seen:
+                plans.append(plan)
+            if not chunks and (any(seen) or all(remark.name != "cross-entropy" for remark in remarks)):
+                break
+            seen.add(chunks)
+        if plans == [None]:
+            return [self.plan(module, context)]
+        return plans[::-1]
+
+    def _tried(
+        self, module: Any, context: Any, chunk_bytes: int | None
+    ) -> tuple[Mapping[str, Any] | None, Sequence[Any]]:
+        """What the rewrites find with chunks of this size, and what they say."""
         rewrites = [r for r in self.options.rewrites if r not in _GPU_ONLY or context.platform == "cuda"]
         if not rewrites:
-            return None
-        pipeline = self._pipeline(rewrites, context)
-        copy = module.clone()
-        result = copy.run(pipeline)
-        if sites := _sites(result):
-            return {"version": 1, "pipeline": pipeline, "sites": sites}
-        # What is found is said when it is applied; why nothing is found has to be said here.
-        for remark in result.remarks:
-            context.remark(remark)
-        return None
+            return None, ()
+        pipeline = self._pipeline(rewrites, context, chunk_bytes)
+        result = module.clone().run(pipeline)
+        sites = _sites(result)
+        return ({"version": 1, "pipeline": pipeline, "sites": sites} if sites else None), result.remarks
 
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
@@ -84,15 +117,13 @@ class FusionDriver:
             if found.get(rewrite, 0) != count
         ] or None
 
-    def _pipeline(self, rewrites: Sequence[str], context: Any) -> str:
+    def _pipeline(self, rewrites: Sequence[str], context: Any, chunk_bytes: int | None) -> str:
         options = {
             "rewrites": ",".join(rewrites),
             "numerics": context.numerics,
             "deterministic": str(_deterministic()).lower(),
             "chunks": self.options.chunks,
-            "chunk-bytes": _chunk_bytes(context)
-            if self.options.chunk_bytes is None
-            else self.options.chunk_bytes,
+            "chunk-bytes": _chunk_bytes(context) if chunk_bytes is None else chunk_bytes,
             "min-bytes": self.options.min_bytes,
             # As jax.nn.dot_product_attention: wider heads from Hopper on.
             "max-head-width": 256 if _is_hopper_or_later(context.target) else 128,
@@ -105,6 +136,17 @@ def _chunk_bytes(context: Any) -> int:
     """Bytes of f32 logits in one chunk: with their gradient and its copies they take about a 32nd of memory."""
     memory = context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
     return min(max(memory // 128, 64 << 20), 2 << 30) if memory else 512 << 20
+
+
+def _chunks(remarks: Sequence[Any]) -> tuple[int, ...]:
+    """Into how many chunks each cross-entropy went."""
+    return tuple(
+        int(value)
+        for remark in remarks
+        if remark.kind == "applied"
+        for name, value in remark.args
+        if name == "Chunks"
+    )
 
 
 def _sites(result: Any) -> dict[str, int]:
