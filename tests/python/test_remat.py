@@ -105,11 +105,13 @@ def test_arbitrary_choices_do_not_change_a_bit(case, seed):
 
 def test_recomputed_operations_survive_in_the_compiled_program():
     step = jax.jit(functools.partial(train_step, dense_loss))
-    added = []
-    for seed in range(4):
+
+    def added_products(seed):
         stressed = farrier.optimize(step, passes=[farrier.Remat(stress=seed, small_bytes=256)], strict=True)
-        added.append(comparator.compare(stressed, matrices(), inputs()).added["dot"])
-    assert max(added) > 0
+        return comparator.compare(stressed, matrices(), inputs()).added["dot"]
+
+    # What a seed draws may recompute no product at all.
+    assert any(added_products(seed) > 0 for seed in range(16))
 
 
 def module_of(function, *arguments):
