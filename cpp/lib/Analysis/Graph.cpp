@@ -1,11 +1,14 @@
 #include "farrier/Analysis/Graph.h"
 
+#include "farrier/Analysis/Layouts.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Transforms/RegionUtils.h"
+#include "llvm/ADT/DenseSet.h"
 
 #include <algorithm>
+#include <optional>
 
 using namespace mlir;
 
@@ -51,9 +54,32 @@ BlockGraph::BlockGraph(Block &block, SizeFn size) : block(block) {
         users[value].push_back(op);
 }
 
-/// Kernels whose operands must be buffers.
+/// A product of a matrix with a vector, which XLA makes a multiplication and a sum: both operands fuse.
+static bool isVectorProduct(stablehlo::DotGeneralOp dot) {
+  auto numbers = dot.getDotDimensionNumbers();
+  auto isVector = [](Type type, ArrayRef<int64_t> batch, ArrayRef<int64_t> contracted) {
+    auto tensor = dyn_cast<RankedTensorType>(type);
+    if (!tensor)
+      return false;
+    for (int64_t dim = 0; dim < tensor.getRank(); ++dim)
+      if (tensor.getDimSize(dim) != 1 && !llvm::is_contained(batch, dim) &&
+          !llvm::is_contained(contracted, dim))
+        return false;
+    return true;
+  };
+  return isVector(dot.getLhs().getType(), numbers.getLhsBatchingDimensions(),
+                  numbers.getLhsContractingDimensions()) ||
+         isVector(dot.getRhs().getType(), numbers.getRhsBatchingDimensions(),
+                  numbers.getRhsContractingDimensions());
+}
+
+/// Kernels whose operands must be buffers, and what runs other kernels: nothing is fused into a loop's operands,
+/// nor across a barrier.
 static bool readsBuffers(Operation *op) {
-  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp>(op);
+  if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(op))
+    return !isVectorProduct(dot);
+  return isa<stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp, stablehlo::SortOp,
+             stablehlo::OptimizationBarrierOp>(op);
 }
 
 /// A conversion to the type that its operand has, as JAX writes where a product's operands agree already. XLA
@@ -67,13 +93,122 @@ static bool isIdentity(Operation *op) {
 /// root at each step has sets of every length otherwise.
 static constexpr size_t maxFusionOperands = 96;
 
+/// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros.
+static bool isSplat(Operation *op) {
+  if (auto broadcast = dyn_cast<stablehlo::BroadcastInDimOp>(op))
+    op = broadcast->getOperand(0).getDefiningOp();
+  auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op);
+  return constant && cast<ElementsAttr>(constant.getValue()).isSplat();
+}
+
+/// What an iteration writes into a residual stack, from which all of the stack follows; null for anything else.
+static Value stackedValue(stablehlo::WhileOp loop, unsigned i) {
+  if (!loop.getBody().hasOneBlock())
+    return Value();
+  Block &body = loop.getBody().front();
+  auto update = body.getTerminator()->getOperand(i).getDefiningOp<stablehlo::DynamicUpdateSliceOp>();
+  Operation *start = loop->getOperand(i).getDefiningOp();
+  if (!update || update.getOperand() != body.getArgument(i) || !start || !isSplat(start))
+    return Value();
+  Value value = update.getUpdate();
+  while (Operation *op = value.getDefiningOp()) {
+    if (!isa<stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp>(op) ||
+        byteSize(op->getOperand(0).getType()) != byteSize(value.getType()))
+      break;
+    value = op->getOperand(0);
+  }
+  return value;
+}
+
+namespace {
+
+/// How long roots are needed whatever becomes of one value that joins several.
+///
+/// XLA:GPU computes an elementwise value again in each kernel that reads it. It is no buffer where that makes
+/// nothing live longer: where what it is made of is needed as long anyway (both branches of a residual block,
+/// whose norms' derivatives read them).
+class Needs {
+public:
+  Needs(const BlockGraph &graph, const std::vector<bool> &feedsKernel)
+      : graph(graph), feedsKernel(feedsKernel) {}
+
+  /// The last operation that reads `value`, or what follows elementwise from it, other than through `joined`
+  /// itself. What is joined later counts as read there: it may become a buffer.
+  template <typename IsRoot> unsigned last(unsigned value, unsigned joined, IsRoot isRoot) const {
+    llvm::SmallVector<unsigned> work{value};
+    llvm::SmallDenseSet<unsigned, 16> seen{value};
+    unsigned end = 0;
+    while (!work.empty()) {
+      unsigned at = work.pop_back_val();
+      for (unsigned user : graph.users[at]) {
+        if (graph.isTerminator(user))
+          continue;
+        if (!graph.isVirtual[user] || graph.outputs[user].size() != 1) {
+          end = std::max(end, user);
+          continue;
+        }
+        unsigned out = graph.outputs[user][0];
+        if (out == joined && value != joined)
+          continue;
+        bool stored = out < joined ? isRoot(out) : feedsKernel[out] || joins(user);
+        if (stored)
+          end = std::max(end, user);
+        else if (seen.insert(out).second)
+          work.push_back(out);
+      }
+    }
+    return end;
+  }
+
+private:
+  bool joins(unsigned op) const {
+    unsigned big = 0;
+    for (unsigned input : graph.inputs[op])
+      big += 2 * graph.bytes[input] >= graph.bytes[graph.outputs[op][0]] && graph.definition[input] >= 0 &&
+             !graph.inputs[graph.definition[input]].empty() &&
+             !isa<stablehlo::BroadcastInDimOp>(graph.ops[graph.definition[input]]);
+    return big > 1;
+  }
+
+  const BlockGraph &graph;
+  const std::vector<bool> &feedsKernel;
+};
+
+} // namespace
+
+/// A value of more roots than this is stored: XLA does not compute what is so deep again in each reader.
+static constexpr size_t mostJoined = 8;
+
+/// Operations that read elsewhere than they write. XLA does not compute again through several of them: each level
+/// of an associative scan is stored.
+static bool movesElements(Operation *op) {
+  return isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp, stablehlo::ConcatenateOp, stablehlo::PadOp,
+             stablehlo::ReverseOp>(op);
+}
+
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
-  std::vector<bool> feedsKernel(graph.numValues(), false);
+  std::vector<bool> feedsKernel(graph.numValues(), false), isCopied(graph.numValues(), false),
+      moved(graph.numValues(), false);
+  std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
+    layouts.emplace(graph);
     for (unsigned op = graph.numOps(); op-- > 0;) {
-      if (readsBuffers(graph.ops[op]))
+      if (isa<stablehlo::DotGeneralOp>(graph.ops[op]) && readsBuffers(graph.ops[op])) {
+        for (auto [k, operand] : llvm::enumerate(graph.ops[op]->getOperands())) {
+          if (!graph.contains(operand))
+            continue;
+          unsigned value = graph.id(operand);
+          if (layouts->serves(op, k)) {
+            feedsKernel[value] = true;
+          } else if (graph.bytes[value] >= options.smallBytes) {
+            copies[op].push_back(value);
+            isCopied[value] = true;
+          }
+        }
+      } else if (readsBuffers(graph.ops[op])) {
         for (unsigned value : graph.inputs[op])
           feedsKernel[value] = true;
+      }
       // A layout change does not stand between a value and the kernel.
       else if ((isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
                     graph.ops[op]) ||
@@ -83,6 +218,20 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         feedsKernel[graph.inputs[op][0]] = true;
     }
   }
+
+  std::optional<Needs> needs;
+  if (options.materialiseKernelOperands)
+    needs.emplace(graph, feedsKernel);
+  // Bytes of the big roots that a joined value, stored, lets go before its own last reader.
+  auto freed = [&](unsigned value, llvm::ArrayRef<unsigned> joined) {
+    auto root = [&](unsigned other) { return isRoot(other); };
+    unsigned end = needs->last(value, value, root);
+    int64_t sum = 0;
+    for (unsigned from : joined)
+      if (graph.bytes[from] >= options.smallBytes && needs->last(from, value, root) < end)
+        sum += graph.bytes[from];
+    return sum;
+  };
 
   for (unsigned arg = 0; arg < graph.numArguments; ++arg)
     if (options.argumentIsRoot && options.argumentIsRoot(arg))
@@ -103,6 +252,17 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     if (!graph.isVirtual[op]) {
       for (unsigned value : graph.outputs[op])
         sets[value].push_back(value);
+      // Two stacks of the same values are one: XLA merges them.
+      auto loop = dyn_cast<stablehlo::WhileOp>(operation);
+      if (loop && options.materialiseKernelOperands && graph.outputs[op].size() == loop->getNumOperands()) {
+        llvm::DenseMap<std::pair<Value, Type>, unsigned> stacks;
+        for (auto [i, value] : llvm::enumerate(graph.outputs[op]))
+          if (Value slice = stackedValue(loop, i)) {
+            auto [first, fresh] = stacks.try_emplace({slice, loop->getResult(i).getType()}, value);
+            if (!fresh)
+              sets[value] = sets[first->second];
+          }
+      }
       continue;
     }
     BlockGraph::Ids joined;
@@ -117,18 +277,26 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         bigBytes += graph.bytes[root];
         ++big;
       }
+    bool isMoved =
+        movesElements(operation) || llvm::any_of(graph.inputs[op], [&](unsigned in) { return moved[in]; });
     bool isLayout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(operation);
     bool isPart = isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(operation);
     for (unsigned value : graph.outputs[op]) {
       int64_t bytes = graph.bytes[value];
       bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
-        root |= big >= 2 && bytes < bigBytes;
-        root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes;
+        if (big >= 2 && bytes < bigBytes)
+          root |= !needs || isMoved || joined.size() > mostJoined || freed(value, joined) >= bytes;
+        // What products copy anyway is converted in the kernels that copy it.
+        root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes &&
+                !(isCopied[value] &&
+                  llvm::none_of(graph.users[value], [&](unsigned user) { return graph.isVirtual[user]; }));
         // To keep a part must not mean to keep the whole.
         root |= isPart && big == 1 && 2 * bytes <= bigBytes;
-        root |= feedsKernel[value] && !isLayout;
+        root |= feedsKernel[value] && !isLayout && !isSplat(operation);
+        root |= layouts && layouts->reordered(value);
       }
+      moved[value] = isMoved && !root;
       if (root)
         sets[value].push_back(value);
       else

@@ -32,7 +32,7 @@ static int64_t peakInside(Operation *op, const SizeFn &size) {
 
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
     : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
-      onlyResults(graph.numValues(), false) {
+      copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
     if (runsBlocks(graph.ops[op]))
@@ -78,6 +78,24 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
     // A result lives in an output buffer; parameters are not temporaries.
     range.live = roots.isRoot(value) && used[value] && !isResult[value] && definition >= 0;
   }
+  // Copies are made before the product starts: what only they read is gone by then.
+  for (unsigned op = 0; op < numOps; ++op) {
+    if (roots.copiesFor(op).empty())
+      continue;
+    int64_t dying = 0, made = 0;
+    llvm::SmallVector<unsigned> seen;
+    for (unsigned value : roots.copiesFor(op)) {
+      copies[op] += graph.bytes[value];
+      for (unsigned root : roots.roots(value))
+        if (ranges[root].live && ranges[root].last == op && !llvm::is_contained(seen, root)) {
+          seen.push_back(root);
+          dying += graph.bytes[root];
+        }
+    }
+    for (unsigned value : graph.outputs[op])
+      made += graph.bytes[value];
+    copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
+  }
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
@@ -115,7 +133,7 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
   int64_t current = 0;
   for (unsigned op = 0; op < graph.numOps(); ++op) {
     current += delta[op];
-    result[op] = current + (withInner ? inner[op] : 0);
+    result[op] = current + copies[op] + (withInner ? inner[op] : 0);
   }
   return result;
 }

@@ -80,9 +80,16 @@ public:
 
   llvm::ArrayRef<unsigned> roots(unsigned value) const { return sets[value]; }
   bool isRoot(unsigned value) const { return sets[value].size() == 1 && sets[value][0] == value; }
+  /// Operands that the product `op` reads from copies of its own, in another order (Layouts.h). Only with
+  /// `materialiseKernelOperands`.
+  llvm::ArrayRef<unsigned> copiesFor(unsigned op) const {
+    auto it = copies.find(op);
+    return it == copies.end() ? llvm::ArrayRef<unsigned>() : it->second;
+  }
 
 private:
   std::vector<BlockGraph::Ids> sets; ///< sorted
+  llvm::DenseMap<unsigned, BlockGraph::Ids> copies;
 };
 
 } // namespace farrier

@@ -1,0 +1,45 @@
+//===- Layouts.h - in which order values lie in memory ----------------------===//
+//
+// XLA:GPU gives a product's result the order of its dimensions and passes that order on through elementwise
+// operations; a transpose only renames dimensions. Where a reader cannot do with the order, a kernel writes the
+// value anew. Two things follow for memory:
+//
+//  - a product reads a transposed operand from a copy of its own: the value itself, if it is elementwise, is
+//    computed inside the kernel that transposes, once for each such product, and never stored (the
+//    probabilities of attention written out, which the forward and the backward product want in two orders);
+//  - where two values of different orders meet in an elementwise operation, the younger one is stored in the
+//    order of the older one.
+//
+//===----------------------------------------------------------------------===//
+
+#ifndef FARRIER_ANALYSIS_LAYOUTS_H
+#define FARRIER_ANALYSIS_LAYOUTS_H
+
+#include "farrier/Analysis/Graph.h"
+
+namespace farrier {
+
+class Layouts {
+public:
+  explicit Layouts(const BlockGraph &graph);
+
+  /// Whether the product `op` can read its operand (0 or 1) from where it lies: batch dimensions come first,
+  /// and both what is contracted and what is not lie together, in the order in which the product names them.
+  bool serves(unsigned op, unsigned operand) const;
+
+  /// Whether the value is stored because an elementwise operation needs it in another order.
+  bool reordered(unsigned value) const { return changesOrder[value]; }
+
+private:
+  using Order = llvm::SmallVector<unsigned, 6>;
+  void propagate(unsigned op);
+  void join(unsigned op);
+
+  const BlockGraph &graph;
+  std::vector<Order> orders;      ///< of each value: dimensions, the outermost first; empty: any
+  std::vector<bool> changesOrder; ///< of each value
+};
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_LAYOUTS_H

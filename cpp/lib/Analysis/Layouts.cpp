@@ -1,0 +1,158 @@
+#include "farrier/Analysis/Layouts.h"
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/IR/BuiltinTypes.h"
+
+#include <algorithm>
+#include <numeric>
+
+using namespace mlir;
+
+namespace farrier {
+
+static RankedTensorType tensor(Value value) {
+  auto type = dyn_cast<RankedTensorType>(value.getType());
+  return type && type.hasStaticShape() ? type : RankedTensorType();
+}
+
+/// A dimension of extent 1 may stand anywhere.
+static SmallVector<unsigned> withoutOnes(ArrayRef<unsigned> order, RankedTensorType type) {
+  SmallVector<unsigned> kept;
+  for (unsigned dim : order)
+    if (type.getDimSize(dim) != 1)
+      kept.push_back(dim);
+  return kept;
+}
+
+static bool inDefaultOrder(ArrayRef<unsigned> order, RankedTensorType type) {
+  SmallVector<unsigned> kept = withoutOnes(order, type);
+  return llvm::is_sorted(kept);
+}
+
+Layouts::Layouts(const BlockGraph &graph)
+    : graph(graph), orders(graph.numValues()), changesOrder(graph.numValues(), false) {
+  for (unsigned arg = 0; arg < graph.numArguments; ++arg)
+    if (RankedTensorType type = tensor(graph.values[arg])) {
+      orders[arg].resize(type.getRank());
+      std::iota(orders[arg].begin(), orders[arg].end(), 0);
+    }
+  for (unsigned op = 0; op < graph.numOps(); ++op)
+    propagate(op);
+}
+
+/// The result of an elementwise operation lies as its oldest operand of the same shape does.
+void Layouts::join(unsigned op) {
+  unsigned result = graph.outputs[op][0];
+  RankedTensorType type = tensor(graph.values[result]);
+  int oldest = -1;
+  for (unsigned input : graph.inputs[op])
+    if (RankedTensorType from = tensor(graph.values[input]);
+        from && from.getShape() == type.getShape() && !orders[input].empty() &&
+        (oldest < 0 || input < static_cast<unsigned>(oldest)))
+      oldest = static_cast<int>(input);
+  if (oldest < 0)
+    return;
+  orders[result] = orders[oldest];
+  SmallVector<unsigned> order = withoutOnes(orders[oldest], type);
+  for (unsigned input : graph.inputs[op])
+    if (RankedTensorType from = tensor(graph.values[input]);
+        from && from.getShape() == type.getShape() && !orders[input].empty() &&
+        withoutOnes(orders[input], from) != order)
+      changesOrder[input] = true;
+}
+
+void Layouts::propagate(unsigned op) {
+  Operation *operation = graph.ops[op];
+  for (unsigned value : graph.outputs[op])
+    if (RankedTensorType type = tensor(graph.values[value]); type && !graph.isVirtual[op]) {
+      orders[value].resize(type.getRank());
+      std::iota(orders[value].begin(), orders[value].end(), 0);
+    }
+  if (!graph.isVirtual[op] || graph.outputs[op].size() != 1 || graph.inputs[op].empty())
+    return;
+  unsigned result = graph.outputs[op][0], input = graph.inputs[op][0];
+  RankedTensorType type = tensor(graph.values[result]), from = tensor(graph.values[input]);
+  if (!type || !from)
+    return;
+  if (auto transpose = dyn_cast<stablehlo::TransposeOp>(operation)) {
+    Order &order = orders[result];
+    // Where each dimension of the operand went.
+    SmallVector<unsigned> went(from.getRank());
+    for (auto [to, dim] : llvm::enumerate(transpose.getPermutation()))
+      went[dim] = to;
+    for (unsigned dim : orders[input])
+      order.push_back(went[dim]);
+    return;
+  }
+  if (isa<stablehlo::ReshapeOp>(operation)) {
+    if (orders[input].empty())
+      return;
+    Order &order = orders[result];
+    SmallVector<unsigned> kept, keptFrom;
+    for (int64_t dim = 0; dim < type.getRank(); ++dim)
+      if (type.getDimSize(dim) != 1)
+        kept.push_back(dim);
+    for (int64_t dim = 0; dim < from.getRank(); ++dim)
+      if (from.getDimSize(dim) != 1)
+        keptFrom.push_back(dim);
+    bool same = kept.size() == keptFrom.size() &&
+                llvm::all_of(llvm::zip(kept, keptFrom), [&](auto pair) {
+                  return type.getDimSize(std::get<0>(pair)) == from.getDimSize(std::get<1>(pair));
+                });
+    // Dimensions that are split or joined are in order before they are.
+    order.resize(type.getRank());
+    std::iota(order.begin(), order.end(), 0);
+    if (!same || inDefaultOrder(orders[input], from))
+      return;
+    order.clear();
+    for (int64_t dim = 0; dim < type.getRank(); ++dim)
+      if (type.getDimSize(dim) == 1)
+        order.push_back(dim);
+    for (unsigned dim : withoutOnes(orders[input], from))
+      order.push_back(kept[llvm::find(keptFrom, dim) - keptFrom.begin()]);
+    return;
+  }
+  // A broadcast is written in whatever order its reader wants.
+  if (isa<stablehlo::BroadcastInDimOp, stablehlo::BroadcastOp, stablehlo::BitcastConvertOp>(operation))
+    return;
+  if (type.getRank() == from.getRank() && type.getShape() != from.getShape()) {
+    // Slices, pads, concatenations keep the order.
+    orders[result] = orders[input];
+    return;
+  }
+  join(op);
+}
+
+bool Layouts::serves(unsigned op, unsigned operand) const {
+  auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]);
+  if (!dot)
+    return true;
+  Value value = dot->getOperand(operand);
+  RankedTensorType type = tensor(value);
+  if (!type || !graph.contains(value))
+    return true;
+  const Order &order = orders[graph.id(value)];
+  if (order.empty())
+    return true;
+  auto numbers = dot.getDotDimensionNumbers();
+  ArrayRef<int64_t> batch =
+      operand == 0 ? numbers.getLhsBatchingDimensions() : numbers.getRhsBatchingDimensions();
+  ArrayRef<int64_t> contracted =
+      operand == 0 ? numbers.getLhsContractingDimensions() : numbers.getRhsContractingDimensions();
+  SmallVector<unsigned> free;
+  for (int64_t dim = 0; dim < type.getRank(); ++dim)
+    if (!llvm::is_contained(batch, dim) && !llvm::is_contained(contracted, dim))
+      free.push_back(dim);
+  auto joined = [&](std::initializer_list<SmallVector<unsigned>> parts) {
+    SmallVector<unsigned> all;
+    for (const SmallVector<unsigned> &part : parts)
+      all.append(part.begin(), part.end());
+    return withoutOnes(all, type);
+  };
+  SmallVector<unsigned> first(batch.begin(), batch.end()), inner(contracted.begin(), contracted.end());
+  SmallVector<unsigned> now = withoutOnes(order, type);
+  return now == joined({first, free, inner}) || now == joined({first, inner, free});
+}
+
+} // namespace farrier

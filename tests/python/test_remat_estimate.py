@@ -1,0 +1,113 @@
+"""What the estimate takes for a buffer, rule by rule. That the rules are XLA:GPU's, `benchmarks/remat` measures."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from farrier._src import interchange
+
+MB = 1 << 20
+
+
+def estimate(function, *shapes):
+    """The predicted temporary bytes of the lowered function, and what is live at the peak: {(shape, op): count}."""
+    arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+    module = interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
+    answer = json.loads(module.query("memory.estimate", json.dumps({"top": 64})))
+    live = [entry["key"].split("|")[-3:-1] for entry in answer["live"]]
+    return answer["temp"], [
+        f"{kind.removeprefix('stablehlo.').split(':')[0]} {shape}" for kind, shape in live
+    ]
+
+
+def attention(q, k, v):
+    """Grouped heads, as decoders write it: the scores lie in the order that the product gives them."""
+    scores = jnp.einsum("bskgd,btkd->bkgst", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, v)
+
+
+def test_what_products_read_in_another_order_is_not_kept():
+    """The f32 scores wait for the backward part; the bf16 probabilities are made again by the kernel that
+    transposes them for each product."""
+    q, kv = (2, 1024, 2, 2, 64), (2, 1024, 2, 64)
+
+    def step(q, k, v):
+        for _ in range(2):
+            q = attention(q, k, v)
+        return jnp.sum(q.astype(jnp.float32))
+
+    _, live = estimate(
+        jax.grad(step, argnums=(0, 1, 2)), (q, jnp.bfloat16), (kv, jnp.bfloat16), (kv, jnp.bfloat16)
+    )
+    assert live.count("dot_general tensor<2x2x1024x1024x2xf32>") == 2
+    assert not [value for value in live if value.startswith("convert") and "1024x1024xbf16" in value]
+
+
+def test_what_products_read_in_its_own_order_is_kept():
+    def step(x, w):
+        y = jax.nn.silu((x @ w).astype(jnp.float32)).astype(x.dtype)
+        return jnp.sum((y @ w).astype(jnp.float32))
+
+    square = (2048, 2048)
+    _, live = estimate(jax.grad(step, argnums=1), (square, jnp.bfloat16), (square, jnp.bfloat16))
+    assert [value for value in live if value == "convert tensor<2048x2048xbf16>"]
+
+
+def test_what_a_loop_reads_is_a_buffer():
+    """Weights are cast before the loop over layers: nothing fuses into a loop's operands."""
+
+    def step(x, weights):
+        half = weights.astype(jnp.bfloat16)
+        return jax.lax.scan(lambda x, w: (x @ w, None), x, half)[0]
+
+    temp, live = estimate(step, ((64, 1024), jnp.bfloat16), ((8, 1024, 1024), jnp.float32))
+    assert "convert tensor<8x1024x1024xbf16>" in live
+    assert temp >= 16 * MB
+
+
+def test_two_stacks_of_the_same_values_are_one():
+    """As a scan's derivative writes what two operations keep."""
+
+    def step(x):
+        def body(i, carry):
+            x, a, b = carry
+            y = jnp.sin(x)
+            return y @ x, *(jax.lax.dynamic_update_index_in_dim(stack, y, i, 0) for stack in (a, b))
+
+        zeros = jnp.zeros((8, *x.shape), x.dtype)
+        _, a, b = jax.lax.fori_loop(0, 8, body, (x, zeros, zeros))
+        return jnp.einsum("lij,ljk->ik", a, b)
+
+    _, live = estimate(step, ((1024, 1024), jnp.float32))
+    assert live.count("while tensor<8x1024x1024xf32>") == 1
+
+
+@pytest.mark.parametrize("needed_later", [True, False])
+def test_a_sum_is_stored_only_where_that_frees_what_it_is_made_of(needed_later):
+    """Both branches of a residual block wait for their norms' derivatives: the sum is computed again."""
+
+    def step(x, w, v):
+        a, b = x @ w, x @ v
+        both = a + b
+        y = jnp.sin(both) @ w
+        z = jnp.cos(both) @ y
+        return (a * y) @ z + (b * y) @ z if needed_later else z
+
+    square = ((2048, 2048), jnp.float32)
+    _, live = estimate(step, square, square, square)
+    assert ("add tensor<2048x2048xf32>" in live) == (not needed_later)
+
+
+def test_a_product_with_a_vector_fuses_what_it_reads():
+    """XLA makes it a multiplication and a sum; a one-hot factor is never written."""
+
+    def step(index, gate):
+        hot = jax.nn.one_hot(index, 4096, dtype=jnp.bfloat16)  # [tokens, choices, 4096]
+        return jnp.einsum("tkc,tk->tc", hot, gate).astype(jnp.float32).sum()
+
+    temp, _ = estimate(step, ((2048, 2), jnp.int32), ((2048, 2), jnp.bfloat16))
+    assert temp < 2048 * 2 * 4096 * 2
