@@ -171,8 +171,9 @@ def test_before_a_budget_is_refused_the_least_plan_is_tried():
 
 
 def test_a_budget_below_arguments_and_results_is_refused():
-    with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000"):
-        search.plan_step(Module(), [Planner()], context(FIXED - 1, lambda temp: temp))
+    with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000") as caught:
+        search.plan_step(Module(), [Planner(floor=100)], context(FIXED - 1, lambda temp: temp))
+    assert caught.value.smallest_bytes == FIXED + 100  # what works, not what the program needs as written
 
 
 def test_a_budget_that_does_not_bind_takes_the_best_there_is():

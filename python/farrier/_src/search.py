@@ -331,9 +331,10 @@ def _fit(ways: Sequence[_Way], remat: Any, context: Context) -> StepPlan:
     def kept(attempt: _Attempt) -> bool:
         return attempt.measurement.total_bytes <= budget
 
-    if context.budget_binding and attempts and not any(map(kept, attempts)) and not context.clock.expired():
+    if context.budget_binding and not any(map(kept, attempts)) and not context.clock.expired():
         # Before a budget is refused, one compile more for what is believed to need least, given how wrong that
-        # belief was for the same way before.
+        # belief was for the same way before. A budget that nothing can keep gets it, too: the error names what
+        # would do.
         wrong = {id(a.choice.way): a.measurement.temp_bytes - a.predicted_temp for a in attempts}
         least = [c for c in _choices(ways, remat, context, lambda way: 1, host=False) if c.text not in seen]
         if least:
