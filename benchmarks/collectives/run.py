@@ -12,6 +12,7 @@ see docs/collectives.md.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -79,6 +80,7 @@ def measure(name: str, target_name: str) -> dict:
         "changed": found.changed,
         "reason": found.reason,
         "form": found.variant.name if found.variant else None,
+        "prepared": dataclasses.asdict(found.prepared) if found.prepared else None,
         "rejected": dict(found.rejected),
         "memory_allowed": growth,
         "bytes_before": found.before.measurement.total_bytes,

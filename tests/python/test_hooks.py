@@ -1,6 +1,7 @@
 """Our schedule inside XLA's compile: applied where asked for, nowhere else, whatever the compile cache
 holds."""
 
+import dataclasses
 import itertools
 import threading
 
@@ -91,7 +92,7 @@ def test_untagged_modules_and_other_threads_are_left_alone(plain, plan):
 
 
 def test_a_failing_hook_does_not_fail_the_compile(plain, plan, monkeypatch):
-    def broken(module, plan):
+    def broken(module, plan, **_):
         raise RuntimeError("on purpose")
 
     monkeypatch.setattr(hooks, "reschedule", broken)
@@ -139,7 +140,7 @@ def compile_cache(tmp_path):
     compilation_cache.reset_cache()
 
 
-@pytest.mark.parametrize("first", ["plain", "one"])
+@pytest.mark.parametrize("first", ["plain", "one", "before"])
 def test_one_cache_folder_never_mixes_plans(compile_cache, plan, first):
     """Plain then hooked, hooked then plain, and two plans, each twice: every executable is its own.
 
@@ -147,7 +148,9 @@ def test_one_cache_folder_never_mixes_plans(compile_cache, plan, first):
     """
     other = schedule.SchedulePlan.from_json({**plan.to_json(), "memory_growth_bytes": 0})
     assert other.tag != plan.tag
-    plans = {"plain": None, "one": plan, "two": other}
+    before = dataclasses.replace(plan, pipeline=True, buckets=True)
+    assert before.tag not in (plan.tag, other.tag)
+    plans = {"plain": None, "one": plan, "two": other, "before": before}
     sequence = [first, *[k for k in plans if k != first]]
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
 
@@ -169,6 +172,7 @@ def test_one_cache_folder_never_mixes_plans(compile_cache, plan, first):
             assert p.tag in compile_for(p)
         # From the cache, XLA does not run at all; the first time it meets this plan, and no other.
         assert record.calls == (0 if again else 1) and record.error is None
+        assert (record.prepared is not None) == (p is before and not again)
 
 
 def test_nothing_exposed_is_left_untouched():

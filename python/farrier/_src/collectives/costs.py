@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from farrier._src.collectives.parameters import ParameterSet
 from farrier._src.hlo import Computation, Instruction
 from farrier._src.hlo.flops import custom_call_flops, instruction_flops
 from farrier._src.hlo.traffic import kernel_bytes
-from farrier._src.targets import Target
 
 # Backend configuration that says where and when a kernel runs, or what XLA guesses it costs: not what it
 # computes.
@@ -32,10 +32,20 @@ _FLOAT8 = {19, 20, 23, 24, 25, 28, 29}
 _LARGEST_ESTIMATE_US = 1e6
 
 
+class Rates(Protocol):
+    """What costs are made from: a `Target` has it, and a plan."""
+
+    @property
+    def peak_flops(self) -> Mapping[str, float]: ...
+
+    @property
+    def hbm_bytes_per_s(self) -> float: ...
+
+
 class CostModel:
     """Costs of kernels for one target and parameter set."""
 
-    def __init__(self, target: Target, parameters: ParameterSet, frozen: dict[str, float] | None = None):
+    def __init__(self, target: Rates, parameters: ParameterSet, frozen: dict[str, float] | None = None):
         """`frozen`: costs by fingerprint that take precedence; new ones are added to it."""
         self.peak = {k: v / 1e6 for k, v in target.peak_flops.items()}  # FLOP per us
         self.memory = target.hbm_bytes_per_s * parameters.memory_fraction / 1e6
@@ -52,6 +62,15 @@ class CostModel:
         if found is None:
             found = self.frozen[key] = self._estimate(i)
         return found
+
+    def matrix(self, i: Instruction) -> float:
+        """Microseconds of the products in `i` and in all that it calls, once; 0 for everything else.
+
+        A lower bound that needs no fusion: what XLA's estimates add comes with the kernels only.
+        """
+        if i.called and i.opcode in ("while", "call", "conditional"):
+            return sum(self.matrix(j) for c in i.called for j in c.instructions)
+        return self._estimate(i) if self._matrix_work(i)[0] else 0.0
 
     def fingerprint(self, i: Instruction) -> str:
         """A name for what the kernel computes on what shapes, the same in every compile."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import oracle
-from farrier._src.collectives import hooks, schedule
+from farrier._src.collectives import hooks, prepare, schedule
 from farrier._src.collectives import parameters as parameter_sets
 from farrier._src.targets import Target
 
@@ -15,6 +15,9 @@ from farrier._src.targets import Target
 STATISTICS = {"xla_gpu_collect_cost_model_stats": True}
 # Exposed communication below this part of the step is not worth a second compile.
 WORTHWHILE = 1e-3
+
+PIPELINE = "pipeline"
+"""The name of the form that is made before XLA's scheduler: buckets, and collectives across iterations."""
 
 NOTHING_EXPOSED = "no communication worth mentioning is exposed"
 
@@ -49,6 +52,8 @@ class Improved:
     reason: str
     """Why the result is what it is, for the report."""
     outcome: schedule.Outcome | None = None
+    prepared: prepare.Prepared | None = None
+    """What was changed before XLA's scheduler, where that is part of `plan`."""
     variant: Variant | None = None
     """The form of the program that `after` is of; None: the program as it was."""
     compiles: int = 1
@@ -71,6 +76,7 @@ class _Found:
     plan: schedule.SchedulePlan | None
     outcome: schedule.Outcome | None
     variant: Variant | None
+    prepared: prepare.Prepared | None = None
 
 
 def improve(
@@ -86,6 +92,7 @@ def improve(
     compiles: int | None = None,
     compile: Callable[[Any, Mapping[str, Any]], oracle.Compiled] | None = None,
     order: bool = True,
+    pipeline: bool = True,
 ) -> Improved:
     """Gives a program our schedule, and another form, where that is better.
 
@@ -106,6 +113,8 @@ def improve(
         the program's own, each form then takes one, and its schedule another.
       compile: what compiles; None: `oracle.compile_module` for `target`.
       order: whether to look for a schedule of our own.
+      pipeline: whether to try what is changed before XLA's scheduler: buckets, and collectives across the
+        iterations of loops. It is judged together with a schedule of our own, which it needs, in one compile.
 
     Returns:
       What was found; `after` is `before` unless the result is faster under every set of `parameters`, within
@@ -134,6 +143,12 @@ def improve(
     if not judge.all_hidden(original):
         found, reason, outcome = judge.scheduled(original, module)
         best = judge.better(original, found) if found is not None else original
+        if pipeline and order:
+            found, why = judge.pipelined(original, best, module)
+            if found is None:
+                judge.rejected[PIPELINE] = why
+            else:
+                best, reason, outcome = found, "faster under every parameter set", found.outcome
         for variant in variants() if callable(variants) else variants:
             found, why = judge.form(variant, best)
             if found is None:
@@ -148,6 +163,7 @@ def improve(
         simulated_after=best.simulated,
         reason=reason,
         outcome=best.outcome or outcome,
+        prepared=best.prepared,
         variant=best.variant,
         compiles=judge.spent,
         rejected=dict(judge.rejected),
@@ -200,10 +216,28 @@ class _Judge:
             return 0.0
         return sum(1 - a.seconds / b.seconds for b, a in pairs) / len(pairs)
 
+    def pipelined(self, original: _Found, best: _Found, module: Any) -> tuple[_Found | None, str]:
+        """The program with changes before XLA's scheduler and our schedule after it, if that beats `best`."""
+        loops, joined = prepare.promising(original.compiled.hlo())
+        if not loops and not joined:
+            return None, "no collective of a loop could move, and none was joined with others"
+        found, why, _ = self.scheduled(original, module, pipeline=loops)
+        if found is not None and self.gain(best, found) <= 0:
+            return None, "not faster under every parameter set"
+        return found, why
+
     def scheduled(
-        self, given: _Found, module: Any, options: Mapping[str, Any] | None = None
+        self,
+        given: _Found,
+        module: Any,
+        options: Mapping[str, Any] | None = None,
+        *,
+        pipeline: bool | None = None,
     ) -> tuple[_Found | None, str, schedule.Outcome | None]:
-        """`given` compiled once more with our schedule; None where XLA's stays, and why."""
+        """`given` compiled once more with our schedule; None where XLA's stays, and why.
+
+        With `pipeline`, also with buckets before XLA's scheduler, and where it is true with pipelined loops.
+        """
         if not self.order:
             return None, "a schedule of our own was not asked for", None
         if not self.may_compile():
@@ -215,6 +249,8 @@ class _Judge:
             self.sets,
             memory_growth_bytes=max(0, room),
             frozen=self.costs,
+            pipeline=bool(pipeline),
+            buckets=pipeline is not None,
         )
         copy = oracle.clone_module(module)
         hooks.rename(copy, plan)
@@ -225,9 +261,11 @@ class _Judge:
             return None, f"the hook failed, XLA's schedule stays: {record.error}", None
         if record.calls == 0:
             return None, "XLA did not call the hook: its plugin does not support hooks", None
-        if record.outcome is None or not record.outcome.changed:
+        if pipeline is not None and not (record.prepared is not None and record.prepared.changed):
+            return None, "nothing in it can move", record.outcome
+        if pipeline is None and (record.outcome is None or not record.outcome.changed):
             return None, "no order found that is faster under every parameter set", record.outcome
-        found = _Found(after, self.simulate(after), plan, record.outcome, given.variant)
+        found = _Found(after, self.simulate(after), plan, record.outcome, given.variant, record.prepared)
         for b, a in zip(given.simulated[: len(self.sets)], found.simulated, strict=False):
             if a.seconds > b.seconds:
                 return None, f"the final program is slower under {a.parameters}", record.outcome

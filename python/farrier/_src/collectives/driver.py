@@ -32,6 +32,8 @@ class Collectives:
       rewrites: which forms of programs that state their collectives (``shard_map``) to try.
       split_min_bytes: all-reduces with a smaller result, in bytes, are no reason to run layers in halves.
       schedule: whether to put an order of our own in the place of XLA's.
+      pipeline: whether to try, together with such an order, changes before XLA's scheduler: buckets of collectives,
+        and collectives of loops that move to the iteration before or after.
       max_compiles: how many compiles the pass may spend, on top of those of a search for memory.
       stress: apply every rewrite whether it gains or not, and compile nothing: for tests.
     """
@@ -43,7 +45,8 @@ class Collectives:
     rewrites: Sequence[str] = rewrites.NAMES
     split_min_bytes: int = 4 << 20
     schedule: bool = True
-    max_compiles: int = 4
+    pipeline: bool = True
+    max_compiles: int = 5
     stress: bool = False
 
     def __post_init__(self):
@@ -129,6 +132,7 @@ class CollectivesDriver:
             compiles=self.options.max_compiles,
             compile=context.compile,
             order=self.options.schedule,
+            pipeline=self.options.pipeline,
         )
         self.compiles = found.compiles
         self._explain(found, len(sets), say)
@@ -186,6 +190,7 @@ class CollectivesDriver:
             what = " and ".join(
                 [
                     *([f"rewrite {found.variant.name}"] if found.variant is not None else []),
+                    *(_moved(found.prepared) if found.prepared is not None else []),
                     *(["an order of our own"] if found.plan is not None else []),
                 ]
             )
@@ -205,7 +210,7 @@ class CollectivesDriver:
                 Parameters=after.parameters,
             )
         for name, why in found.rejected.items():
-            say("missed", f"rewrite {name} is not used: {why}")
+            say("missed", f"{name} is not used: {why}")
         for wait in pairs[0][1].waits[:_NAMED]:
             if wait.exposed_seconds < drive.WORTHWHILE * pairs[0][1].seconds:
                 break
@@ -225,6 +230,15 @@ class CollectivesDriver:
                 Seconds=wait.seconds,
                 ExposedSeconds=wait.exposed_seconds,
             )
+
+
+def _moved(done: Any) -> list[str]:
+    parts = [
+        *([f"{done.early} gathers an iteration early"] if done.early else []),
+        *([f"{done.late} reductions an iteration late"] if done.late else []),
+        *([f"{done.buckets} buckets of collectives"] if done.buckets else []),
+    ]
+    return [", ".join(parts)]
 
 
 def _plan(

@@ -1,6 +1,6 @@
-"""Our schedule inside XLA's compile, through `jax.extend.xla`.
+"""Our changes inside XLA's compile, before and after its scheduler, through `jax.extend.xla`.
 
-The hook is registered once per process and does nothing unless this thread is inside `applying(plan)`
+The hooks are registered once per process and do nothing unless this thread is inside `applying(plan)`
 *and* the module's name carries the tag that goes with it. The name matters twice: XLA also compiles small modules
 of its own on the way (autotuning), and JAX's persistent compile cache keys on the module and its name
 but not on registered hooks, so without the tag in the name a cached executable of one plan would be
@@ -19,10 +19,12 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+from farrier._src.collectives.prepare import Prepared, prepare
 from farrier._src.collectives.schedule import Outcome, SchedulePlan, reschedule
 from farrier._src.hlo import Module
 
-_PASS_NAME = "farrier-schedule"
+_PREPARE_NAME = "farrier-prepare"
+_SCHEDULE_NAME = "farrier-schedule"
 
 
 @dataclasses.dataclass
@@ -33,8 +35,10 @@ class Record:
     tag: str
     """What the name of a module must contain to be this plan's."""
     calls: int = 0
-    """Modules of this plan that came by; 0 means the executable came from a cache or hooks are not
+    """Scheduled modules of this plan that came by; 0 means the executable came from a cache or hooks are not
     supported."""
+    prepared: Prepared | None = None
+    """What was changed before the scheduler; None: that was not asked for, or did not happen."""
     outcome: Outcome | None = None
     error: str | None = None
     """The traceback when the hook failed; the module was then left alone."""
@@ -56,7 +60,7 @@ def tagged_name(name: str, plan: SchedulePlan) -> str:
 
 
 def ensure_registered(platform: str = "cuda") -> bool:
-    """Registers the hook with a platform's compiler, once per process; False where the platform is not
+    """Registers the hooks with a platform's compiler, once per process; False where the platform is not
     here."""
     from jax.extend import xla
 
@@ -64,12 +68,11 @@ def ensure_registered(platform: str = "cuda") -> bool:
         if platform in _registered:
             return True
         try:
-            xla.register_hlo_module_transformation(
-                _post_scheduler,
-                name=_PASS_NAME,
-                stage=xla.PipelineStage.POST_SCHEDULER,
-                platforms=[platform],
-            )
+            for hook, name, stage in (
+                (_pre_scheduler, _PREPARE_NAME, xla.PipelineStage.PRE_SCHEDULER),
+                (_post_scheduler, _SCHEDULE_NAME, xla.PipelineStage.POST_SCHEDULER),
+            ):
+                xla.register_hlo_module_transformation(hook, name=name, stage=stage, platforms=[platform])
         except (RuntimeError, ValueError, KeyError):
             return False
         _registered.add(platform)
@@ -108,6 +111,19 @@ def _current(data: bytes) -> tuple[Record, Module] | None:
     return (record, module) if record.tag in module.name else None
 
 
+def _pre_scheduler(data: bytes) -> bytes | None:
+    try:
+        found = _current(data)
+        if found is None or not (found[0].plan.pipeline or found[0].plan.buckets):
+            return None
+        record, module = found
+        new, record.prepared = prepare(module, record.plan)
+        return new
+    except Exception:
+        _note(traceback.format_exc())
+        return None
+
+
 def _post_scheduler(data: bytes) -> bytes | None:
     try:
         found = _current(data)
@@ -115,7 +131,10 @@ def _post_scheduler(data: bytes) -> bytes | None:
             return None
         record, module = found
         record.calls += 1
-        new, record.outcome = reschedule(module, record.plan)
+        if not record.plan.order:
+            return None
+        spent = record.prepared.carried_bytes if record.prepared is not None else 0
+        new, record.outcome = reschedule(module, record.plan, spent_bytes=spent)
         return new
     except Exception:
         _note(traceback.format_exc())

@@ -79,7 +79,8 @@ def source_line(module: Module, instruction: Any) -> str:
     return f"{index.file_names[location.file_name_id - 1]}:{location.line}"
 
 
-def _request(**fields: Any) -> dict[str, Any]:
+def request(**fields: Any) -> dict[str, Any]:
+    """The C++ side's answer to a request of docs/collectives.md's exchange format."""
     try:
         return json.loads(_core.schedule(json.dumps(fields)))
     except ValueError as e:
@@ -105,7 +106,7 @@ def simulate(
     """
     costs = CostModel(target, parameters[0], frozen)
     program = program_lib.build(module, costs, parameters[0].domain_devices)
-    answer = _request(
+    answer = request(
         action="simulate", program=program.json, models=[p.comm_json() for p in parameters], hideable=True
     )
     return tuple(
@@ -168,6 +169,12 @@ class SchedulePlan:
     """What the new order may hold over XLA's at the worst instant, per device."""
     work: int = 600_000
     """Instructions the search may visit; it ends there, the same on every machine."""
+    pipeline: bool = False
+    """Whether collectives may move across the iterations of loops, before XLA's scheduler."""
+    buckets: bool = False
+    """Whether XLA may only join collectives that are ready, or wanted, at about the same time."""
+    order: bool = True
+    """Whether to look for an order of our own, after XLA's scheduler."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the version."""
@@ -237,10 +244,13 @@ def plan(
     *,
     memory_growth_bytes: int = 0,
     frozen: Mapping[str, float] | None = None,
+    pipeline: bool = False,
+    buckets: bool = False,
 ) -> SchedulePlan:
     """A plan for programs like `module` (scheduled HLO of a compile without one).
 
-    `frozen` are prices of kernels, microseconds by fingerprint, that take precedence over the program's own.
+    `frozen` are prices of kernels, microseconds by fingerprint, that take precedence over the program's own;
+    `pipeline` and `buckets` as in the plan.
     """
     costs = CostModel(target, parameters[0], dict(frozen or {}))
     program_lib.build(module, costs, parameters[0].domain_devices)
@@ -250,33 +260,29 @@ def plan(
         hbm_bytes_per_s=target.hbm_bytes_per_s,
         costs=dict(sorted(costs.frozen.items())),
         memory_growth_bytes=memory_growth_bytes,
+        pipeline=pipeline,
+        buckets=buckets,
     )
 
 
-class _Rates:
-    """The part of a Target that kernel costs need, from a plan."""
-
-    def __init__(self, plan: SchedulePlan):
-        self.peak_flops = dict(plan.peak_flops)
-        self.hbm_bytes_per_s = plan.hbm_bytes_per_s
-
-
-def reschedule(module: Module, plan: SchedulePlan) -> tuple[bytes | None, Outcome]:
+def reschedule(module: Module, plan: SchedulePlan, *, spent_bytes: int = 0) -> tuple[bytes | None, Outcome]:
     """Looks for a better order of a scheduled module.
+
+    `spent_bytes` of the plan's memory went to what was changed before the scheduler.
 
     Returns:
       The serialized HloModuleProto in the new order, or None when the given one stays; and the outcome.
     """
-    costs = CostModel(_Rates(plan), plan.parameters[0], dict(plan.costs))
+    costs = CostModel(plan, plan.parameters[0], dict(plan.costs))
     program = program_lib.build(module, costs, plan.parameters[0].domain_devices)
     models = [p.comm_json() for p in plan.parameters]
     entry = program.json["entry"]
-    peak = _request(action="simulate", program=program.json, models=models[:1])["peaks"][entry]
-    answer = _request(
+    peak = request(action="simulate", program=program.json, models=models[:1])["peaks"][entry]
+    answer = request(
         action="optimize",
         program=program.json,
         models=models,
-        cap_bytes=peak + plan.memory_growth_bytes,
+        cap_bytes=peak + max(0, plan.memory_growth_bytes - spent_bytes),
         work=plan.work,
     )
     changed = any(answer["orders"])
