@@ -13,6 +13,7 @@ _ATTENTION = ("attention",)
 _FLASH = ("attention", "attention_statistics")
 
 _NAMED: dict[str, tuple[str, ...]] = {
+    "names-qkv": _QKV,
     "names-attention": _ATTENTION,
     "names-attention-middle": (*_ATTENTION, "middle"),
     "names-qkv-attention": (*_QKV, *_ATTENTION, "middle"),
@@ -38,7 +39,18 @@ def names() -> tuple[str, ...]:
         "dots-no-batch",
         "offload-dots-no-batch",
         "offload-names",
+        "offload-qkv",
         *_NAMED,
+    )
+
+
+def _offloaded(*names: str) -> Callable[..., Any]:
+    """What has one of these names waits in host memory; everything else is computed again."""
+    return jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(names),
+        offload_src="device",
+        offload_dst="pinned_host",
     )
 
 
@@ -65,11 +77,7 @@ def wrap(layer: Callable[..., Any], policy: str, *, scanned: bool) -> Callable[.
             "dots": table.dots_saveable,
             "dots-no-batch": table.dots_with_no_batch_dims_saveable,
             "offload-dots-no-batch": table.offload_dot_with_no_batch_dims("device", "pinned_host"),
-            "offload-names": table.save_and_offload_only_these_names(
-                names_which_can_be_saved=[],
-                names_which_can_be_offloaded=["attention", "middle", "gate", "up"],
-                offload_src="device",
-                offload_dst="pinned_host",
-            ),
+            "offload-names": _offloaded("attention", "middle", "gate", "up"),
+            "offload-qkv": _offloaded(*_QKV),
         }[policy]
     return jax.checkpoint(layer, policy=chosen, prevent_cse=not scanned)

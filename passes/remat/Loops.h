@@ -84,6 +84,10 @@ public:
   virtual mlir::LogicalResult apply(const LoopDecision &decision) = 0;
 };
 
+/// What reads one whole operand of a concatenation reads that operand instead. A scan that is unrolled altogether
+/// glues the residuals of its iterations together, and its derivative takes them apart again.
+void readThroughConcatenations(mlir::ModuleOp module);
+
 /// The pairs of loops anywhere in `module` that hand residuals from one to the other, in program order. Calls
 /// must have been inlined. Of nested pairs only the outermost is returned: look again after applying.
 std::vector<std::unique_ptr<LoopPair>> findLoopPairs(mlir::ModuleOp module, CostModel &costs,

@@ -168,11 +168,27 @@ public:
     // operands.
     SmallVector<Value> operands = replace(backward, replacements);
     llvm::erase_if(operands, [&](Value value) { return value.getDefiningOp() == F.op; });
+    for (const Residual &residual : pair.residuals)
+      eraseReshapesOf(F.op->getResult(residual.forward), operands);
     operands.append(replace(forward, forwardResults));
     eraseDeadMakers(operands);
   }
 
 private:
+  /// Of a stack that only the old backward loop read, and takes them off the list.
+  static void eraseReshapesOf(Value stack, SmallVector<Value> &values) {
+    for (Operation *user : llvm::make_early_inc_range(stack.getUsers())) {
+      auto reshape = dyn_cast<stablehlo::ReshapeOp>(user);
+      if (!reshape)
+        continue;
+      eraseReshapesOf(reshape.getResult(), values);
+      if (!reshape->use_empty())
+        continue;
+      llvm::erase(values, reshape.getResult());
+      reshape.erase();
+    }
+  }
+
   void findRecipes(Rewritten &rewritten) {
     WhileLoop &loop = rewritten.loop;
     for (unsigned i = 0; i < loop.size(); ++i) {

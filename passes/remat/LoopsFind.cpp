@@ -1,5 +1,6 @@
 #include "passes/remat/LoopsPair.h"
 
+#include "llvm/ADT/SetVector.h"
 #include "llvm/ADT/StringMap.h"
 
 using namespace mlir;
@@ -18,12 +19,17 @@ public:
     // The backward loop that reads the most of what this one writes.
     llvm::MapVector<Operation *, int64_t> readers;
     for (OpResult result : forwardOp->getResults())
-      for (Operation *user : result.getUsers())
-        if (isa<stablehlo::WhileOp>(user) && user->getBlock() == forwardOp->getBlock() &&
-            !taken.contains(user))
+      for (OpOperand *use : usesOf(result))
+        if (Operation *user = use->getOwner(); isa<stablehlo::WhileOp>(user) &&
+                                               user->getBlock() == forwardOp->getBlock() &&
+                                               !taken.contains(user))
           readers[user] += options.size(result);
-    if (readers.empty())
+    if (readers.empty()) {
+      if (Operation *glued = gluedStack(forwardOp))
+        missed(glued, "a loop's stacks are left alone: they are read in other groups than they are written, as "
+                      "those of a scan that is unrolled with a remainder");
       return nullptr;
+    }
     std::string reason;
     std::optional<WhileLoop> forward = analyse(forwardOp, reason);
     if (!forward) {
@@ -61,6 +67,19 @@ private:
   }
   static bool feeds(Value stack, Operation *loop) {
     return llvm::any_of(usesOf(stack), [&](OpOperand *use) { return use->getOwner() == loop; });
+  }
+
+  /// Where a stack of the loop is joined with more and a part of that goes to a loop; null if nowhere.
+  static Operation *gluedStack(stablehlo::WhileOp loop) {
+    for (OpResult result : loop->getResults())
+      for (OpOperand *use : usesOf(result))
+        if (auto joined = dyn_cast<stablehlo::ConcatenateOp>(use->getOwner()))
+          for (Operation *user : joined->getUsers())
+            if (isa<stablehlo::SliceOp>(user) &&
+                llvm::any_of(usesOf(user->getResult(0)),
+                             [](OpOperand *read) { return isa<stablehlo::WhileOp>(read->getOwner()); }))
+              return joined;
+    return nullptr;
   }
 
   std::optional<WhileLoop> analyse(stablehlo::WhileOp op, std::string &reason) {
@@ -174,6 +193,58 @@ private:
 };
 
 } // namespace
+
+/// The value that a slice or a concatenation hands on unchanged; null if it makes a new one.
+static Value handedOn(Operation *op) {
+  if (auto joined = dyn_cast<stablehlo::ConcatenateOp>(op)) {
+    Value only;
+    for (Value part : joined.getInputs()) {
+      auto type = dyn_cast<RankedTensorType>(part.getType());
+      if (type && type.hasStaticShape() && type.getNumElements() == 0)
+        continue;
+      if (only)
+        return {};
+      only = part;
+    }
+    return only && only.getType() == joined.getType() ? only : Value();
+  }
+  auto slice = dyn_cast<stablehlo::SliceOp>(op);
+  if (!slice)
+    return {};
+  auto type = dyn_cast<RankedTensorType>(slice.getType());
+  if (!type || !type.hasStaticShape())
+    return {};
+  // Of the same type it takes everything, whatever its strides.
+  if (slice.getOperand().getType() == type)
+    return slice.getOperand();
+  auto joined = slice.getOperand().getDefiningOp<stablehlo::ConcatenateOp>();
+  return joined ? partOf(joined, slice) : Value();
+}
+
+void readThroughConcatenations(ModuleOp module) {
+  SmallVector<Operation *> found;
+  module.walk([&](Operation *op) {
+    if (isa<stablehlo::SliceOp, stablehlo::ConcatenateOp>(op))
+      found.push_back(op);
+  });
+  // Operands come before what reads them.
+  llvm::SetVector<Operation *> unread;
+  for (Operation *op : found)
+    if (Value value = handedOn(op)) {
+      op->getResult(0).replaceAllUsesWith(value);
+      unread.insert(op);
+    }
+  while (!unread.empty()) {
+    Operation *op = unread.pop_back_val();
+    if (!op->use_empty())
+      continue;
+    SmallVector<Value> operands(op->getOperands());
+    op->erase();
+    for (Value operand : operands)
+      if (auto joined = operand.getDefiningOp<stablehlo::ConcatenateOp>())
+        unread.insert(joined);
+  }
+}
 
 std::vector<std::unique_ptr<LoopPair>> findLoopPairs(ModuleOp module, CostModel &costs,
                                                      const LoopOptions &options, MissedFn missed) {

@@ -22,6 +22,28 @@ SmallVector<Value> readsOf(Operation *op) {
   return SmallVector<Value>(reads.begin(), reads.end());
 }
 
+Value partOf(stablehlo::ConcatenateOp joined, stablehlo::SliceOp slice) {
+  auto whole = dyn_cast<RankedTensorType>(joined.getType());
+  auto dim = static_cast<int64_t>(joined.getDimension());
+  if (!whole || !whole.hasStaticShape() || llvm::any_of(slice.getStrides(), [](int64_t stride) { return stride != 1; }))
+    return {};
+  for (int64_t d = 0; d < whole.getRank(); ++d)
+    if (d != dim && (slice.getStartIndices()[d] != 0 || slice.getLimitIndices()[d] != whole.getDimSize(d)))
+      return {};
+  int64_t start = 0;
+  for (Value part : joined.getInputs()) {
+    auto type = dyn_cast<RankedTensorType>(part.getType());
+    if (!type || !type.hasStaticShape())
+      return {};
+    int64_t end = start + type.getDimSize(dim);
+    if (slice.getStartIndices()[dim] == start && slice.getLimitIndices()[dim] == end &&
+        part.getType() == slice.getType())
+      return part;
+    start = end;
+  }
+  return {};
+}
+
 namespace {
 
 /// Numbers values so that equal numbers mean equal values. Keys are compared, never ordered into the output.
@@ -187,19 +209,38 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
 
   DenseMap<Operation *, unsigned> readNumber;
   DenseMap<unsigned, Value> unwrapped; // number of a written slice -> the value before its reshape
+  DenseMap<unsigned, stablehlo::ConcatenateOp> joined; // what an unrolled scan writes in one slice
+  auto unwrap = [&](Value value) {
+    Operation *wrap = value.getDefiningOp();
+    if (wrap && wrap->getBlock() == &forward.body() && isUnitReshape(wrap))
+      unwrapped[numberOf[value]] = wrap->getOperand(0);
+  };
   for (const Residual &residual : residuals) {
     unsigned number = numberOf[residual.slice];
     for (Operation *read : residual.reads)
       readNumber[read] = number;
-    Operation *wrap = residual.slice.getDefiningOp();
-    if (wrap && wrap->getBlock() == &forward.body() && isUnitReshape(wrap))
-      unwrapped[number] = wrap->getOperand(0);
+    unwrap(residual.slice);
+    if (Value value = unwrapped.lookup(number))
+      if (auto parts = value.getDefiningOp<stablehlo::ConcatenateOp>();
+          parts && parts->getBlock() == &forward.body()) {
+        joined[numberOf[value]] = parts;
+        llvm::for_each(parts.getInputs(), unwrap);
+      }
   }
+  llvm::SmallPtrSet<Operation *, 16> splits; // take one of several values out of a read
   numberer.number(backward, back, [&](Operation *op) {
     if (auto it = readNumber.find(op); it != readNumber.end()) {
       numberOf[op->getResult(0)] = it->second;
       return true;
     }
+    if (auto slice = dyn_cast<stablehlo::SliceOp>(op))
+      if (auto number = numberOf.find(slice.getOperand()); number != numberOf.end())
+        if (auto parts = joined.find(number->second); parts != joined.end())
+          if (Value part = partOf(parts->second, slice)) {
+            numberOf[slice.getResult()] = numberOf[part];
+            splits.insert(op);
+            return true;
+          }
     if (op->getNumOperands() == 1 && isUnitReshape(op))
       if (auto number = numberOf.find(op->getOperand(0)); number != numberOf.end())
         if (Value value = unwrapped.lookup(number->second);
@@ -214,7 +255,7 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
   for (Operation &op : backward.body().without_terminator()) {
     bool isRead = readNumber.contains(&op);
     bool depends = isRead || llvm::any_of(readsOf(&op), [&](Value v) { return known.contains(v); });
-    bool unwraps = op.getNumOperands() == 1 && isUnitReshape(&op) && depends;
+    bool unwraps = op.getNumOperands() == 1 && (isUnitReshape(&op) || splits.contains(&op)) && depends;
     bool isBarrier = isa<stablehlo::OptimizationBarrierOp>(op);
     for (Value result : op.getResults())
       if (depends && first.contains(numberOf[result]) && (isRead || unwraps || replan))

@@ -177,11 +177,22 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     if (auto it = indexOf.find(numbering.representative(value)); it != indexOf.end())
       wanted[it->second] = true;
   };
+  auto unwrapped = [](Value value) {
+    Operation *wrap = value.getDefiningOp();
+    return wrap && wrap->getNumOperands() == 1 &&
+                   isa<stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp>(wrap)
+               ? wrap->getOperand(0)
+               : value;
+  };
   for (const Residual &residual : residuals) {
+    Value value = unwrapped(residual.slice);
     want(residual.slice);
-    if (Operation *wrap = residual.slice.getDefiningOp();
-        wrap && wrap->getNumOperands() == 1 && isa<stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp>(wrap))
-      want(wrap->getOperand(0));
+    want(value);
+    if (auto joined = value.getDefiningOp<stablehlo::ConcatenateOp>())
+      for (Value part : joined.getInputs()) {
+        want(part);
+        want(unwrapped(part));
+      }
   }
   now = prob.complete(wanted);
   return true;

@@ -83,6 +83,9 @@ private:
   int64_t stacks = 0;
 };
 
+/// The operand of `joined` that `slice` takes, if it takes exactly one; null otherwise.
+mlir::Value partOf(stablehlo::ConcatenateOp joined, stablehlo::SliceOp slice);
+
 /// What an operation reads: its operands and what its regions capture, each once.
 llvm::SmallVector<mlir::Value> readsOf(mlir::Operation *op);
 

@@ -30,6 +30,7 @@ struct RematerializeLoops : impl::RematerializeLoopsBase<RematerializeLoops>, Co
   void runOnOperation() override {
     ModuleOp module = getOperation();
     inlineCalls(module);
+    readThroughConcatenations(module);
     CostModel costs(module);
     LoopOptions options;
     options.sinkBytes = sinkBytes;
@@ -101,6 +102,7 @@ private:
 static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::Object &query) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
+  readThroughConcatenations(*copy);
   CostModel costs(*copy, Machine::fromJSON(query.getObject("machine")));
   LoopOptions options;
   options.offload.allowed = false;

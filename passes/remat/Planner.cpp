@@ -1,6 +1,7 @@
 #include "passes/remat/Planner.h"
 
 #include "passes/remat/LoopPlanner.h"
+#include "passes/remat/Loops.h"
 #include "passes/remat/OffloadStraight.h"
 #include "passes/remat/Remarks.h"
 #include "passes/remat/SegmentSearch.h"
@@ -124,6 +125,7 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
 } // namespace
 
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
+  readThroughConcatenations(module);
   CostModel costs(module, options.machine);
   int64_t asWritten = 0;
   SizeFn sizeAsWritten = deviceMemory(module);
@@ -365,6 +367,7 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
   const llvm::json::Array *blocks = plan.getArray("blocks");
   if (!blocks)
     return module.emitError("the rematerialization plan has no blocks");
+  readThroughConcatenations(module); // as the planner saw it
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
   DecisionRemarks remarks;
   if (const llvm::json::Array *loops = plan.getArray("loops"))

@@ -91,13 +91,14 @@ private:
   }
 };
 
-/// What queries look at: calls inlined and, given {"shards"} (Sharding.h), one device's part known.
+/// What queries look at: calls inlined, concatenations read through as XLA does and, given {"shards"} (Sharding.h), one device's part known.
 FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::Object &options) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
   if (const llvm::json::Object *shards = options.getObject("shards"))
     if (failed(setShards(*copy, *shards)))
       return failure();
+  readThroughConcatenations(*copy);
   return copy;
 }
 

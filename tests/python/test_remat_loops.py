@@ -58,7 +58,7 @@ def layer(x, w, memory=None, attention=attend, key=None):
     return x + a @ w["down"]
 
 
-def decoder(attention=attend, dropout=False, checkpoint=False, dtype=jnp.float32):
+def decoder(attention=attend, dropout=False, checkpoint=False, dtype=jnp.float32, layers=3, **scan):
     def loss(w, x):
         def step(x, inputs):
             w, i = inputs
@@ -69,10 +69,10 @@ def decoder(attention=attend, dropout=False, checkpoint=False, dtype=jnp.float32
 
             return (jax.checkpoint(body) if checkpoint else body)(x, w), None
 
-        x, _ = lax.scan(step, x, (w, jnp.arange(3)))
+        x, _ = lax.scan(step, x, (w, jnp.arange(layers)), **scan)
         return (x.astype(jnp.float32) ** 2).mean()
 
-    return jax.value_and_grad(loss), (weights(3, dtype=dtype), normal(9, 2, 4, 8, dtype=dtype))
+    return jax.value_and_grad(loss), (weights(layers, dtype=dtype), normal(9, 2, 4, 8, dtype=dtype))
 
 
 def encoder_decoder():
@@ -98,7 +98,7 @@ def accumulated():
     return step, (w, jnp.stack([x, 2 * x]))
 
 
-def recurrent():
+def recurrent(steps=5, unroll=1):
     def loss(w, xs):
         def cell(state, x):
             h, c = state
@@ -108,11 +108,11 @@ def recurrent():
             return (h, c), h
 
         zero = jnp.zeros((3, 4))
-        (h, _), forwards = lax.scan(cell, (zero, zero), xs)
-        _, backwards = lax.scan(cell, (zero, zero), xs, reverse=True)
+        (h, _), forwards = lax.scan(cell, (zero, zero), xs, unroll=unroll)
+        _, backwards = lax.scan(cell, (zero, zero), xs, reverse=True, unroll=unroll)
         return (forwards * backwards).mean() + h.sum()
 
-    return jax.value_and_grad(loss), (normal(1, 12, 16), normal(2, 5, 3, 8))
+    return jax.value_and_grad(loss), (normal(1, 12, 16), normal(2, steps, 3, 8))
 
 
 def mixture():
@@ -131,6 +131,45 @@ def mixture():
     return jax.value_and_grad(loss), (w, normal(4, 5, 8))
 
 
+def mapped():
+    """`lax.map` over examples: iterations that hand nothing on."""
+
+    def loss(w, xs):
+        return (lax.map(lambda x: layer(x[None], w)[0], xs) ** 2).mean()
+
+    first = {name: value[0] for name, value in weights(1).items()}
+    return jax.value_and_grad(loss), (first, normal(9, 3, 4, 8))
+
+
+def counted():
+    """`fori_loop` over a static range."""
+
+    def loss(w, x):
+        def step(i, x):
+            return layer(x, jax.tree.map(lambda v: lax.dynamic_index_in_dim(v, i, keepdims=False), w))
+
+        return (lax.fori_loop(0, 3, step, x) ** 2).mean()
+
+    return jax.value_and_grad(loss), (weights(3), normal(9, 2, 4, 8))
+
+
+def by_hand():
+    """A scan whose layers are manual computations over a mesh."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("data")
+
+    def loss(w, x):
+        def step(x, w):
+            local = jax.shard_map(
+                layer, mesh=mesh, in_specs=(spec, jax.sharding.PartitionSpec()), out_specs=spec
+            )
+            return local(x, w), None
+
+        return (lax.scan(step, x, w)[0] ** 2).mean()
+
+    return jax.value_and_grad(loss), (weights(3), normal(9, 2, 4, 8))
+
+
 PROGRAMS = {
     "dropout": (lambda: decoder(dropout=True), 1),
     "bf16": (lambda: decoder(dtype=jnp.bfloat16), 1),
@@ -140,6 +179,13 @@ PROGRAMS = {
     "gradient accumulation": (accumulated, 1),
     "LSTM both ways": (recurrent, 2),
     "mixture of experts": (mixture, 1),
+    "unrolled by two": (lambda: decoder(layers=4, unroll=2), 1),
+    "unrolled, checkpointed": (lambda: decoder(layers=4, unroll=2, checkpoint=True), 1),
+    "unrolled both ways": (lambda: recurrent(steps=4, unroll=2), 2),
+    "one iteration": (lambda: decoder(layers=1), 1),
+    "map": (mapped, 1),
+    "counted": (counted, 1),
+    "manual computations": (by_hand, 1),
 }
 
 
@@ -187,6 +233,47 @@ def test_stacks_keep_within_their_share():
     after, pairs = stack_bytes(rewritten(text, "save=0.4")[0])
     assert 0 < after <= 0.4 * before
     assert pairs == 2
+
+
+def test_an_unrolled_scan_is_cut_as_finely_as_its_layers():
+    def frontier(unroll):
+        text, _ = lowered(lambda: decoder(layers=4, unroll=unroll))
+        (pair,) = json.loads(_core.Module.parse(text).query("remat.loops", "{}"))["pairs"]
+        assert pair["iterations"] == 4 // unroll
+        least = pair["frontier"][-1]
+        return pair["stack_bytes"], least["saved_bytes"], least["flops"]
+
+    # What is stacked is the same; two layers at a time, less need be saved and more is computed again.
+    (stacks, least, flops), (same, less, more) = frontier(1), frontier(2)
+    assert stacks == same
+    assert less == least // 2 and more > flops
+
+
+def test_groups_of_iterations_that_do_not_match_are_left_alone():
+    # Five iterations by twos: forwards 01 23 4, backwards 43 21 0.
+    text, _ = lowered(lambda: decoder(layers=5, unroll=2))
+    module = _core.Module.parse(text)
+    result = module.run("builtin.module(farrier-remat-loops{save=0})")
+    assert any("unrolled with a remainder" in diagnostic.message for diagnostic in result.diagnostics)
+    assert module.print().count(b"stablehlo.while") == 2
+
+
+def test_an_unrolled_scan_without_a_loop_is_a_straight_line():
+    def least(unrolled):
+        def loss(w, x):
+            if unrolled:
+                x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, w, unroll=4)
+            else:
+                for i in range(4):
+                    x = layer(x, {name: value[i] for name, value in w.items()})
+            return (x**2).mean()
+
+        text, _ = lowered(lambda: (jax.grad(loss), (weights(4), normal(9, 8, 64, 8))))
+        assert "stablehlo.while" not in text
+        return plan_of(_core.Module.parse(text), budget=1)["predicted"]["after"]
+
+    # As long as residuals are glued together, four times as much.
+    assert least(unrolled=True) < 2 * least(unrolled=False)
 
 
 def test_rewriting_is_deterministic():
