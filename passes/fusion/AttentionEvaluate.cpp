@@ -16,17 +16,25 @@ using namespace mlir;
 
 namespace farrier::fusion {
 
+/// What is added to a score that shall not count.
+static constexpr double masked = -1e4;
+
 std::optional<std::vector<double>> Matcher::logits(ArrayRef<int64_t> coordinates,
                                                    std::vector<int64_t> columns, double score) {
   RowEval eval(scoreSizes(), site.column);
   eval.coordinates.assign(coordinates.begin(), coordinates.end());
   eval.columns = std::move(columns);
   eval.withoutReductions = true;
+  eval.leaves = tryLeaves ? &leaves : nullptr;
+  eval.seed = seed;
+  eval.unknown = unknownLeaves;
+  eval.rounds = roundLeaves;
   eval.bind(site.scores.getResult(), scoreRoles, {score});
   auto numbers = eval.evaluate(exponential.getOperand(), reached[exponential.getResult()]);
   metTable |= eval.metTable;
   if (!numbers) {
-    no(eval.where ? eval.where : site.scores, eval.whyNot);
+    no(eval.where ? eval.where : site.scores,
+       eval.whyNot.empty() ? "a mask that cannot be read" : eval.whyNot);
     return std::nullopt;
   }
   if (numbers->size() == 1)
@@ -41,7 +49,7 @@ std::optional<std::vector<int>> Matcher::seen(ArrayRef<int64_t> coordinates,
     return std::nullopt;
   std::vector<int> result;
   for (double number : *base) {
-    constexpr double masked = -1e4, none = 1e-9;
+    constexpr double none = 1e-9;
     if (!(number <= masked) && !(std::fabs(number) <= none)) {
       no(exponential, "a bias is added to the scores");
       return std::nullopt;
@@ -176,9 +184,13 @@ bool Matcher::verifyRows() {
   int64_t keys = site.sizes[site.column], queries = site.sizes[*site.row];
   std::normal_distribution<double> normal(0, 2);
   constexpr int samples = 6;
-  for (int sample = 0; sample < samples; ++sample) {
+  // Rows of which nothing is seen say nothing: others are tried.
+  int attempts = (site.bias ? 40 : 1) * samples + 1;
+  for (int sample = 0; sample < samples && attempts > 0; ++sample, --attempts) {
     SmallVector<int64_t> coordinates = randomRow();
     int64_t s = sample == 0 ? queries - 1 : coordinates[*site.row];
+    if (site.bias)
+      s = random() % queries;
     coordinates[*site.row] = s;
     std::set<int64_t> chosen;
     for (int64_t t : {s - 2, s - 1, s, s + 1, s - site.window, s - site.window + 1, int64_t(0), keys - 1})
@@ -187,13 +199,32 @@ bool Matcher::verifyRows() {
     for (int i = 0; i < 8; ++i)
       chosen.insert(random() % keys);
     std::vector<int64_t> columns(chosen.begin(), chosen.end());
-    std::vector<double> score, gradient, probability, scoreGradient;
+    std::vector<double> score, gradient, probability, scoreGradient, base;
+    seed = attempts;
+    if (site.bias) {
+      auto added = logits(coordinates, columns, 0);
+      if (!added)
+        return false;
+      std::vector<int64_t> numbers;
+      for (size_t i = 0; i < columns.size(); ++i)
+        if (!std::isnan((*added)[i])) {
+          numbers.push_back(columns[i]);
+          base.push_back((*added)[i]);
+        }
+      columns = std::move(numbers);
+      if (llvm::all_of(base, [](double number) { return number <= masked; })) {
+        --sample;
+        continue;
+      }
+    }
     double most = -INFINITY, total = 0, inner = 0;
     for (int64_t t : columns) {
       score.push_back(normal(random) / std::fabs(site.scale));
       gradient.push_back(normal(random));
-      bool visible = !site.causal || (t <= s && (site.window == 0 || s - t < site.window));
-      probability.push_back(visible ? site.scale * score.back() : -INFINITY);
+      double added = base.empty() ? 0 : base[score.size() - 1];
+      bool visible = base.empty() ? !site.causal || (t <= s && (site.window == 0 || s - t < site.window))
+                                  : added > masked;
+      probability.push_back(visible ? site.scale * score.back() + added : -INFINITY);
       most = std::max(most, probability.back());
     }
     for (double &p : probability)
@@ -204,6 +235,9 @@ bool Matcher::verifyRows() {
       scoreGradient.push_back(site.scale * probability[i] * (gradient[i] - inner));
 
     auto bindScores = [&](RowEval &eval) {
+      eval.leaves = tryLeaves ? &leaves : nullptr;
+      eval.leavesAreKnown = true;
+      eval.seed = seed;
       eval.coordinates = coordinates;
       eval.columns = columns;
       eval.bind(site.scores.getResult(), scoreRoles, score);
@@ -244,8 +278,22 @@ bool Matcher::verifyRows() {
                                     : "what it reads is not a softmax of the scores (normalised elsewhere?)");
       }
     }
+    for (stablehlo::ReduceOp sum : sums) {
+      Value value = sum.getInputs()[0];
+      if (!site.bias || !gradientOfProbabilities)
+        return no(sum, "scores or probabilities are also read by 'stablehlo.reduce'");
+      eval.bind(gradientOfProbabilities->first, gradientOfProbabilities->second, gradient);
+      auto numbers = eval.evaluate(value, reached[value]);
+      if (!numbers)
+        return no(eval.where ? eval.where : sum, eval.whyNot);
+      for (size_t i = 0; i < columns.size(); ++i) {
+        double got = (*numbers)[numbers->size() == 1 ? 0 : i], wanted = scoreGradient[i] / site.scale;
+        if (!(std::fabs(got - wanted) <= 1e-6 + 5e-3 * std::fabs(wanted)))
+          return no(sum, "scores or probabilities are also read by 'stablehlo.reduce'");
+      }
+    }
   }
-  return true;
+  return attempts > 0 || no(site.scores, "no row was found of which anything is seen");
 }
 
 } // namespace farrier::fusion

@@ -60,7 +60,7 @@ bool Matcher::followOne(Operation *op) {
       place.dim -= shift;
       result[axis] = place;
     }
-  } else if (isElementwise(op)) {
+  } else if (isElementwise(op) || isAnnotation(op)) {
     for (Value operand : op->getOperands()) {
       auto it = reached.find(operand);
       if (it == reached.end() || tensorType(operand).getRank() == 0)
@@ -86,6 +86,23 @@ bool Matcher::followOne(Operation *op) {
   }
   reached[op->getResult(0)] = result;
   return true;
+}
+
+static bool isZero(Value value) {
+  auto constant = value.getDefiningOp<stablehlo::ConstantOp>();
+  auto dense = dyn_cast_or_null<DenseFPElementsAttr>(constant ? constant.getValue() : Attribute());
+  return dense && dense.isSplat() && dense.getSplatValue<APFloat>().isZero();
+}
+
+/// Whether it adds up over whole axes that the softmax does not run over: a bias's gradient, perhaps.
+bool Matcher::sumsOthers(stablehlo::ReduceOp reduce) {
+  if (!columnAxis || reduce.getInputs().size() != 1 || !reached.contains(reduce.getInputs()[0]))
+    return false;
+  const Roles &roles = reached[reduce.getInputs()[0]];
+  Block &body = reduce->getRegion(0).front();
+  return roles[*columnAxis] && isa<stablehlo::AddOp>(body.front()) && llvm::hasNItems(body, 2) &&
+         isZero(reduce.getInitValues()[0]) &&
+         !llvm::is_contained(reduce.getDimensions(), roles[*columnAxis]->dim);
 }
 
 bool Matcher::follow() {
@@ -134,6 +151,10 @@ bool Matcher::follow() {
     }
     if (cross(op))
       continue;
+    if (auto reduce = dyn_cast<stablehlo::ReduceOp>(op); reduce && sumsOthers(reduce)) {
+      sums.push_back(reduce);
+      continue;
+    }
     if (!followOne(op)) {
       escape = escape ? escape : op;
       continue;
@@ -258,12 +279,28 @@ Roles Matcher::resultRoles(const Reader &reader) {
   return result;
 }
 
+/// The same, also where two loops know what neither changes.
+static bool sameData(const Tensor &a, const Tensor &b) {
+  return a.roles == b.roles && resolveInvariant(a.value) == resolveInvariant(b.value);
+}
+
+/// Whether the value was rounded to 16 bits on its way from the operation that made it.
+static bool isNarrow(Value value) {
+  for (Operation *op = value.getDefiningOp(); tensorType(value).getElementTypeBitWidth() > 16;
+       op = value.getDefiningOp()) {
+    if (!op || !isa<stablehlo::ConvertOp, stablehlo::ReshapeOp, stablehlo::TransposeOp>(op))
+      return false;
+    value = op->getOperand(0);
+  }
+  return true;
+}
+
 bool Matcher::identifyProducts() {
   for (Reader &reader : readers)
     if (!coversAll({reader.dot->getOperand(reader.operand), reached[reader.dot->getOperand(reader.operand)]},
                    scoreSizes()))
       return no(reader.dot, "a product reads only a part of what is made of the scores");
-  if (!verifyRows())
+  if (!verifyRows() || !identifyBiasGradient())
     return false;
   if (gradientOfProbabilities) {
     auto dot = gradientOfProbabilities->first.getDefiningOp<DotGeneralOp>();
@@ -305,6 +342,7 @@ bool Matcher::identifyProducts() {
       else if (llvm::is_contained(site.batch, axis) != llvm::is_contained(batched, roles[axis]->dim))
         return no(reader.dot, "a product treats batch axes in another way than the scores do");
     }
+    site.wideProbabilities |= !reader.readsGradient && !isNarrow(reader.dot->getOperand(reader.operand));
     Tensor local = otherOperand(reader.dot, reader.operand, roles);
     Tensor other = originOf(local, site.sizes, &aliases);
     bool overKeys = sums.size() == 1 && sums[0] == site.column;
@@ -315,17 +353,17 @@ bool Matcher::identifyProducts() {
     Product *slot = nullptr;
     if (overKeys && !reader.readsGradient) {
       slot = &site.output;
-      if (site.value && site.value != other)
+      if (site.value && !sameData(site.value, other))
         return no(reader.dot, "forward and backward read different values");
       site.value = other;
     } else if (overKeys) {
       slot = &site.queryGradient;
-      if (other != site.key)
+      if (!sameData(other, site.key))
         return no(reader.dot, "the gradient of the scores is multiplied by something else than the keys");
       site.keyAgain = local;
     } else if (overQueries && reader.readsGradient) {
       slot = &site.keyGradient;
-      if (other != site.query)
+      if (!sameData(other, site.query))
         return no(reader.dot, "the gradient of the scores is multiplied by something else than the queries");
       site.queryAgain = local;
     } else if (overQueries) {

@@ -17,7 +17,9 @@ class Matcher {
 public:
   Matcher(stablehlo::DotGeneralOp scores, Obstacle &obstacle) : obstacle(obstacle) { site.scores = scores; }
 
-  bool run() { return nameAxes() && follow() && classifyAxes() && findMask() && identifyProducts(); }
+  bool run() {
+    return nameAxes() && follow() && classifyAxes() && (findMask() || findBias()) && identifyProducts();
+  }
 
   Attention site;
 
@@ -34,9 +36,15 @@ private:
   bool nameAxes();
   bool follow();
   bool followOne(mlir::Operation *op);
+  bool sumsOthers(stablehlo::ReduceOp reduce);
   bool classifyAxes();
   bool findMask();
+  bool findBias();
+  bool followLinks(Bias &bias);
+  void markAxes(mlir::Value value, const Roles &roles, llvm::SmallVectorImpl<bool> &axes);
+  bool readBias();
   bool identifyProducts();
+  bool identifyBiasGradient();
   bool verifyRows();
   std::optional<std::vector<double>> logits(llvm::ArrayRef<int64_t> coordinates, std::vector<int64_t> columns,
                                             double score);
@@ -62,6 +70,10 @@ private:
   std::optional<unsigned> columnAxis;
   std::optional<std::pair<mlir::Value, Roles>> gradientOfProbabilities;
   bool metTable = false;
+  llvm::SetVector<mlir::Value> leaves; ///< known at run time only; tried with arbitrary numbers
+  bool tryLeaves = false, unknownLeaves = false, roundLeaves = false;
+  uint64_t seed = 0;
+  llvm::SmallVector<stablehlo::ReduceOp> sums;      ///< over other axes than the softmax's
   llvm::DenseMap<mlir::Value, mlir::Value> aliases; ///< values read back from stacks, and what was stored
   std::mt19937_64 random{0x6661727269657221ull};
 };

@@ -24,7 +24,8 @@ struct Settings {
   int64_t maxHeadWidth = 256;
   int64_t minOneHotFlops = 1000000000;
   int64_t minStackBytes = 1 << 20;
-  int64_t partitions = 1; ///< devices the module's shapes are split over by XLA
+  std::vector<std::string> attentionSplit; ///< for each matched attention; see Split::parse
+  int64_t partitions = 1;                  ///< devices the module's shapes are split over by XLA
 };
 
 /// "file:line" of the user's program, or the operation's location as MLIR prints it.

@@ -1,5 +1,6 @@
 //===- FusionPass.cpp - runs the rewrites on a copy, keeps it if one applied ===//
 
+#include "passes/fusion/Attention.h"
 #include "passes/fusion/Fusion.h"
 #include "passes/fusion/Loops.h"
 
@@ -160,6 +161,7 @@ private:
     settings.maxHeadWidth = maxHeadWidth;
     settings.minOneHotFlops = minOneHotFlops;
     settings.minStackBytes = minStackBytes;
+    settings.attentionSplit.assign(attentionSplit.begin(), attentionSplit.end());
     return success();
   }
 
@@ -175,5 +177,8 @@ private:
 
 } // namespace
 
-void fusion::registerPasses() { PassRegistration<FusionPass>(); }
+void fusion::registerPasses() {
+  PassRegistration<FusionPass>();
+  registerQuery("fusion.attention", fusion::attentionQuery);
+}
 } // namespace farrier

@@ -137,6 +137,13 @@ static void yield(stablehlo::WhileOp loop, Value value) {
   terminator->insertOperands(terminator->getNumOperands(), value);
 }
 
+Value addInvariant(stablehlo::WhileOp &loop, Value value) {
+  loop = extended(loop, value);
+  Value inside = bodyOf(loop).getArguments().back();
+  yield(loop, inside);
+  return inside;
+}
+
 Value addResidual(LoopPair &loops, Value value) {
   RankedTensorType type = tensorType(value);
   SmallVector<int64_t> slice{1}, stack{*tripCount(loops.forward)};

@@ -47,6 +47,9 @@ llvm::SmallVector<Residual> residualsOf(stablehlo::WhileOp forward);
 /// `readIndex` is known. The loops are rebuilt: `loops` is updated.
 mlir::Value addResidual(LoopPair &loops, mlir::Value value);
 
+/// Makes `value`, known before the loop, known inside. The loop is rebuilt: `loop` is updated.
+mlir::Value addInvariant(stablehlo::WhileOp &loop, mlir::Value value);
+
 /// Removes state of loops that nothing reads. Returns how many values were dropped.
 unsigned eraseDeadState(mlir::Operation *root);
 

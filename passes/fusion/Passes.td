@@ -25,7 +25,9 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
 
     - `attention`: dot, scale, mask, softmax, dot, and the gradients that autodiff made of it become cuDNN flash
       attention custom calls. The part is found by axis roles and checked by evaluating it on sampled rows
-      against the definition of attention; masks are evaluated, not matched.
+      against the definition of attention; masks are evaluated, not matched. Biases and masks that the kernels have
+      no name for become a tensor that they add to the scores. Under automatic sharding kernels stand in
+      `sdy.manual_computation`, over the mesh axes that `attention-split` names.
 
     - `ragged-dot`: `chlo.ragged_dot` and its gradients, which XLA:GPU computes as one masked dense product per
       group, become a grouped matrix product: a Triton kernel, generated here and compiled by XLA, in which each
@@ -67,6 +69,10 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
            "stacks: smaller ones are left alone; their zeros stay in the L2 cache">,
     Option<"maxHeadWidth", "max-head-width", "int64_t", "256",
            "attention: the widest head the target's cuDNN takes (256 on Hopper and later, 128 before)">,
+    ListOption<"attentionSplit", "attention-split", "std::string",
+               "attention under automatic sharding: for each site, in program order, the mesh and its axes, those "
+               "that split the batch and those that split the heads: mesh|x:4+y:2|x|y. Query fusion.attention names "
+               "the sites; farrier.optimize asks Shardy">,
   ];
 }
 

@@ -1,5 +1,7 @@
 #include "passes/fusion/Roles.h"
 
+#include "passes/fusion/Build.h"
+
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 using namespace mlir;
@@ -13,8 +15,20 @@ static bool addsUnitsOnly(Operation *op) {
                           tensorType(broadcast.getResult()).getNumElements();
 }
 
+/// A sharding constraint that constrains nothing: partly manual programs have one behind every operation.
+static bool isOpenConstraint(Operation *op) {
+  if (!isAnnotation(op))
+    return false;
+  std::string text;
+  llvm::raw_string_ostream os(text);
+  if (Attribute properties = op->getPropertiesAsAttribute())
+    properties.print(os);
+  op->getDiscardableAttrDictionary().print(os);
+  return !StringRef(text).contains('"') && StringRef(text).contains("sharding<");
+}
+
 static bool onlyMoves(Operation *op) {
-  return isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op) || addsUnitsOnly(op);
+  return isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op) || addsUnitsOnly(op) || isOpenConstraint(op);
 }
 
 std::optional<Tensor> derivedFrom(Value value, const Tensor &origin, ArrayRef<int64_t> sizes) {
@@ -65,6 +79,28 @@ Tensor originOf(Tensor tensor, ArrayRef<int64_t> sizes, const DenseMap<Value, Va
     tensor = before;
   }
   return tensor;
+}
+
+SmallVector<unsigned> layoutOrder(const Roles &roles) {
+  SmallVector<unsigned> order;
+  for (unsigned axis = 0; axis < roles.size(); ++axis)
+    if (roles[axis])
+      order.push_back(axis);
+  llvm::sort(order, [&](unsigned a, unsigned b) {
+    return roles[a]->dim != roles[b]->dim ? roles[a]->dim < roles[b]->dim : roles[a]->inner > roles[b]->inner;
+  });
+  return order;
+}
+
+Value permuteAxes(Maker &make, Value value, ArrayRef<unsigned> from, ArrayRef<unsigned> to,
+                  ArrayRef<int64_t> sizes) {
+  SmallVector<int64_t> split, permutation;
+  for (unsigned axis : from)
+    split.push_back(sizes[axis]);
+  for (unsigned axis : to)
+    permutation.push_back(llvm::find(from, axis) - from.begin());
+  bool identity = llvm::is_sorted(permutation);
+  return identity ? value : make.transpose(make.reshape(value, split), permutation);
 }
 
 bool coversAll(const Tensor &tensor, ArrayRef<int64_t> sizes) {

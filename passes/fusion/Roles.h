@@ -9,6 +9,8 @@
 
 namespace farrier::fusion {
 
+class Maker;
+
 /// Where each of several axes lies in a value; nullopt: the value does not vary along it.
 using Roles = llvm::SmallVector<std::optional<AxisPlace>, 6>;
 
@@ -35,6 +37,14 @@ std::optional<Tensor> derivedFrom(mlir::Value value, const Tensor &origin, llvm:
 
 /// Whether the roles account for every element: each dimension is exactly the product of its axes.
 bool coversAll(const Tensor &tensor, llvm::ArrayRef<int64_t> sizes);
+
+/// Axes of a tensor in the order in which they lie in memory.
+llvm::SmallVector<unsigned> layoutOrder(const Roles &roles);
+
+/// `value`, whose axes lie in the order `from`, as a tensor with one dimension for each axis of `to`; left as
+/// it is where the orders are the same.
+mlir::Value permuteAxes(Maker &make, mlir::Value value, llvm::ArrayRef<unsigned> from,
+                        llvm::ArrayRef<unsigned> to, llvm::ArrayRef<int64_t> sizes);
 
 } // namespace farrier::fusion
 

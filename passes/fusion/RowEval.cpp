@@ -79,7 +79,11 @@ std::optional<Numbers> RowEval::table(Value value, const Roles &roles, Operation
   auto iota = dyn_cast<stablehlo::IotaOp>(op);
   auto dense =
       iota ? DenseElementsAttr() : dyn_cast<DenseElementsAttr>(cast<stablehlo::ConstantOp>(op).getValue());
-  if (!iota && (!dense || !dense.getElementType().isIntOrFloat()))
+  bool unreadable = !iota && (!dense || !dense.getElementType().isIntOrFloat());
+  // Large constants stay outside of this program: as good as an argument.
+  if (unreadable && leaves)
+    return leaf(value, roles);
+  if (unreadable)
     return fail(op, "a constant that cannot be read");
   if (dense && dense.isSplat())
     return Numbers{readElement(dense, 0)};
@@ -100,10 +104,61 @@ std::optional<Numbers> RowEval::table(Value value, const Roles &roles, Operation
   return numbers;
 }
 
+/// The nearest number that the type holds.
+static double rounded(double number, Type element) {
+  auto type = dyn_cast<FloatType>(element);
+  if (!type || type.getWidth() > 16 || !std::isfinite(number))
+    return number;
+  APFloat value(number);
+  bool loses = false;
+  value.convert(type.getFloatSemantics(), APFloat::rmNearestTiesToEven, &loses);
+  value.convert(APFloat::IEEEdouble(), APFloat::rmNearestTiesToEven, &loses);
+  return value.convertToDouble();
+}
+
+std::optional<Numbers> RowEval::leaf(Value value, const Roles &roles) {
+  RankedTensorType type = tensorType(value);
+  Operation *op = value.getDefiningOp() ? value.getDefiningOp() : value.getParentBlock()->getParentOp();
+  if (!type || !type.hasStaticShape())
+    return fail(op, "a mask, bias or dropout of unknown shape");
+  if (leavesAreKnown && !leaves->contains(value))
+    return fail(op,
+                "a mask, bias or dropout known only at run time ('" + op->getName().getStringRef() + "')");
+  leaves->insert(value);
+  if (unknown)
+    return Numbers{std::nan("")};
+  uint64_t name = llvm::find(*leaves, value) - leaves->begin();
+  Numbers numbers;
+  bool varies = roles[column].has_value();
+  for (size_t i = 0; i < (varies ? columns.size() : 1); ++i) {
+    uint64_t flat = 0;
+    for (int64_t dim = 0; dim < type.getRank(); ++dim) {
+      std::optional<int64_t> at = index(type, roles, dim, i);
+      if (!at)
+        return fail(op, "a mask or bias with dimensions that are not axes of the scores");
+      flat = flat * type.getDimSize(dim) + *at;
+    }
+    // Bits of a counter-based generator (splitmix64).
+    uint64_t bits = (seed * 0x9e3779b97f4a7c15ull) ^ (name << 48) ^ flat;
+    for (uint64_t factor : {0xbf58476d1ce4e5b9ull, 0x94d049bb133111ebull})
+      bits = (bits ^ (bits >> 29)) * factor;
+    bits ^= bits >> 32;
+    Type element = type.getElementType();
+    double uniform = static_cast<double>(bits >> 11) / 9007199254740992.0;
+    if (isa<FloatType>(element))
+      numbers.push_back(rounded(4 * uniform - 2, element));
+    else if (element.isInteger(1))
+      numbers.push_back(bits >> 63);
+    else // Small, so that equal ones are met; and as large as positions, so that lengths are.
+      numbers.push_back(std::trunc(uniform * (seed % 2 ? 3 : static_cast<double>(sizes[column]) + 1)));
+  }
+  return numbers;
+}
+
 /// Rounds the way a conversion or integer arithmetic of the program would, as far as it can matter for
 /// deciding what is computed: floats stay exact, integers and booleans wrap.
 static double wrap(double number, Type element) {
-  if (isa<FloatType>(element))
+  if (isa<FloatType>(element) || std::isnan(number))
     return number;
   if (element.isInteger(1))
     return number != 0;
@@ -178,6 +233,23 @@ static double binary(Operation *op, double a, double b, bool integer, bool &know
       });
 }
 
+/// The result where some operand has no number: a number only if the others decide it.
+static double undecided(Operation *op, ArrayRef<double> operands) {
+  Type element = tensorType(op->getResult(0)).getElementType();
+  if (element.isInteger(1) && isa<stablehlo::AndOp>(op) && llvm::is_contained(operands, 0.0))
+    return 0;
+  if (element.isInteger(1) && isa<stablehlo::OrOp>(op) && llvm::is_contained(operands, 1.0))
+    return 1;
+  if (isa<stablehlo::SelectOp>(op)) {
+    if (!std::isnan(operands[0]))
+      return operands[0] != 0 ? operands[1] : operands[2];
+    // Masked either way.
+    if (operands[1] == operands[2] || (operands[1] <= -1e4 && operands[2] <= -1e4))
+      return std::max(operands[1], operands[2]);
+  }
+  return std::nan("");
+}
+
 std::optional<Numbers> RowEval::elementwise(Operation *op, const Roles &roles) {
   SmallVector<Numbers, 3> inputs;
   size_t count = 1;
@@ -197,7 +269,12 @@ std::optional<Numbers> RowEval::elementwise(Operation *op, const Roles &roles) {
   Numbers result(count);
   for (size_t i = 0; i < count; ++i) {
     bool known = true;
-    if (isa<stablehlo::SelectOp>(op))
+    SmallVector<double, 3> operands;
+    for (unsigned operand = 0; operand < inputs.size(); ++operand)
+      operands.push_back(at(operand, i));
+    if (unknown && llvm::any_of(operands, [](double x) { return std::isnan(x); }))
+      result[i] = undecided(op, operands);
+    else if (isa<stablehlo::SelectOp>(op))
       result[i] = at(0, i) != 0 ? at(1, i) : at(2, i);
     else if (isa<stablehlo::ClampOp>(op))
       result[i] = std::min(std::max(at(1, i), at(0, i)), at(2, i));
@@ -210,6 +287,8 @@ std::optional<Numbers> RowEval::elementwise(Operation *op, const Roles &roles) {
     if (!known)
       return fail(op, "'" + op->getName().getStringRef() + "' between the scores and the probabilities");
     result[i] = wrap(result[i], element);
+    if (rounds && isa<stablehlo::ConvertOp>(op))
+      result[i] = rounded(result[i], element);
   }
   return result;
 }
@@ -266,14 +345,28 @@ std::optional<Numbers> RowEval::reduce(Operation *op, const Roles &roles) {
 
 std::optional<Numbers> RowEval::compute(Value value, const Roles &roles) {
   Operation *op = value.getDefiningOp();
+  if (leaves && leavesAreKnown && leaves->contains(value))
+    return leaf(value, roles);
+  if (!op && leaves)
+    return leaf(value, roles);
   if (!op)
     return fail(value.getParentBlock()->getParentOp(), "a mask, bias or dropout known only at run time");
   if (isa<stablehlo::ConstantOp, stablehlo::IotaOp>(op))
     return table(value, roles, op);
   if (isa<stablehlo::ReduceOp>(op))
     return reduce(op, roles);
-  if (isElementwise(op) && op->getNumResults() == 1)
-    return elementwise(op, roles);
+  if (isElementwise(op) && op->getNumResults() == 1) {
+    bool failedBefore = !whyNot.empty();
+    std::optional<Numbers> numbers = elementwise(op, roles);
+    // An operation that is not known here (a sine): its result is as good as any number.
+    if (numbers || !leaves || leavesAreKnown || failedBefore || where != op)
+      return numbers;
+    whyNot.clear();
+    where = nullptr;
+    return leaf(value, roles);
+  }
+  if (isAnnotation(op))
+    return evaluate(op->getOperand(0), roles);
   if (isa<stablehlo::OptimizationBarrierOp>(op))
     return evaluate(op->getOperand(cast<OpResult>(value).getResultNumber()), roles);
   if (isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::SliceOp>(
@@ -288,6 +381,8 @@ std::optional<Numbers> RowEval::compute(Value value, const Roles &roles) {
       }
     return evaluate(op->getOperand(0), inner);
   }
+  if (leaves && !leavesAreKnown)
+    return leaf(value, roles);
   if (isa<stablehlo::DotGeneralOp>(op)) {
     unboundProducts.emplace_back(value, roles);
     return fail(op, "a product enters between the scores and the probabilities");

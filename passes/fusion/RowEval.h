@@ -12,6 +12,7 @@
 #include "passes/fusion/Roles.h"
 
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/SetVector.h"
 
 #include <string>
 #include <vector>
@@ -30,6 +31,14 @@ public:
   std::vector<int64_t> columns;
   /// Treat every reduction as zero: what is left is elementwise.
   bool withoutReductions = false;
+  /// Where not null, what is known only at run time has arbitrary numbers, the same for the same seed: values
+  /// that are not computed element by element are put there, unless `leavesAreKnown`: then only what is there
+  /// is one.
+  llvm::SetVector<mlir::Value> *leaves = nullptr;
+  bool leavesAreKnown = false;
+  uint64_t seed = 0;
+  bool rounds = false;  ///< conversions to 16 bits round
+  bool unknown = false; ///< leaves have no number (nan), and nothing that depends on them has one
 
   /// Gives `value` (whose axes lie as in `roles`) these numbers.
   void bind(mlir::Value value, const Roles &roles, Numbers numbers);
@@ -51,6 +60,8 @@ private:
   std::optional<Numbers> fail(mlir::Operation *op, const llvm::Twine &reason);
   std::optional<Numbers> elementwise(mlir::Operation *op, const Roles &roles);
   std::optional<Numbers> reduce(mlir::Operation *op, const Roles &roles);
+  /// Arbitrary numbers for a value of which nothing is known but its type.
+  std::optional<Numbers> leaf(mlir::Value value, const Roles &roles);
   std::optional<Numbers> table(mlir::Value value, const Roles &roles, mlir::Operation *op);
   /// Index along `dim` of the element at column number `i`; nullopt where the axes do not account for it.
   std::optional<int64_t> index(mlir::RankedTensorType type, const Roles &roles, int64_t dim, size_t i);

@@ -207,10 +207,10 @@ def probabilities_kept(q, k, v):
     return jnp.einsum("bkgst,btkd->bskgd", weights, v).reshape(q.shape) + weights.sum().astype(q.dtype)
 
 
-def padded(q, k, v):
-    """A mask that is known only at run time."""
-    valid = q[:, :, 0, 0] > -100
-    return grouped(lambda scores: jnp.where(valid[:, None, None, None, :], scores, -1e30))(q, k, v)
+def wide_probabilities(q, k, v):
+    """Probabilities meet the values in f32."""
+    weights = jax.nn.softmax(causal(_scores(q, k)), -1)
+    return jnp.einsum("bkgst,btkd->bskgd", weights, v).reshape(q.shape).astype(q.dtype)
 
 
 MATCHED = {
@@ -229,19 +229,19 @@ MATCHED = {
     "multi query": multi_query,
     "vmap": mapped,
     "logsumexp": with_logsumexp,
+    "checkered mask": grouped(masked(lambda i, j: (i >= j) & ((i + j) % 2 == 0))),
+    "anticausal": grouped(masked(lambda i, j: i <= j)),
+    "one key off": grouped(masked(lambda i, j: (i >= j) & ((i != 40) | (j != 3)))),
 }
 
 REFUSED = {
     "normalised after the product": (normalised_late, "scores or probabilities are"),
-    "ALiBi": (grouped(lambda s: s - 0.1 * jnp.abs(jnp.subtract(*positions(s.shape[-1])))), "a bias is added"),
-    "checkered mask": (grouped(masked(lambda i, j: (i >= j) & ((i + j) % 2 == 0))), "neither causal nor"),
-    "anticausal": (grouped(masked(lambda i, j: i <= j)), "neither causal nor"),
-    "one key off": (grouped(masked(lambda i, j: (i >= j) & ((i != 40) | (j != 3)))), "neither causal nor"),
+    "ALiBi": (grouped(lambda s: s - 0.1 * jnp.abs(jnp.subtract(*positions(s.shape[-1])))), "more digits"),
+    "probabilities in f32": (wide_probabilities, "numerics=relaxed allows it"),
     "soft-capping": (grouped(causal, cap=20.0), "nonlinear function"),
     "softmax in bf16": (grouped(causal, softmax=jnp.bfloat16), "numerics=relaxed allows it"),
     "dropout": (with_dropout, "scores or probabilities|only at run time"),
     "probabilities kept": (probabilities_kept, "also read by"),
-    "padding": (padded, "only at run time"),
 }
 
 

@@ -135,7 +135,7 @@ def test_an_unknown_hint_is_refused(given):
 class _Context:
     """What a driver may know, for a test."""
 
-    platform, numerics, target, budget_bytes = "cuda", "bounded", None, None
+    platform, numerics, target, budget_bytes, partitions = "cuda", "bounded", None, None, 1
 
     def __init__(self):
         self.remarks = []

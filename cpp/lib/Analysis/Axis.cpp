@@ -245,8 +245,7 @@ static std::optional<AxisFlow> sameDimension(Operation *op, AxisPlace place) {
   return flow;
 }
 
-/// An operation on values of one shape that is not named here: a sharding annotation.
-static bool isAnnotation(Operation *op) { return op->getName().getStringRef() == "sdy.sharding_constraint"; }
+bool isAnnotation(Operation *op) { return op->getName().getStringRef() == "sdy.sharding_constraint"; }
 
 std::optional<AxisFlow> flowFromOperand(Operation *op, unsigned operand, AxisPlace place, int64_t size) {
   if (isElementwise(op) || isAnnotation(op))

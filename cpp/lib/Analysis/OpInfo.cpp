@@ -132,8 +132,11 @@ static bool isPureCustomCall(stablehlo::CustomCallOp call) {
 
 static bool isClonableAlone(Operation *op) {
   StringRef dialect = op->getName().getDialectNamespace(), name = op->getName().stripDialect();
-  if (dialect == "chlo" || dialect == "sdy")
-    return dialect == "chlo" || name == "sharding_constraint";
+  // A manual computation is what it holds (attention's forward on every device).
+  if (dialect == "sdy")
+    return name == "sharding_constraint" || name == "manual_computation" || name == "return";
+  if (dialect == "chlo")
+    return true;
   if (dialect == "func")
     return name == "return";
   if (dialect != "stablehlo" || !op->isRegistered() || isCollectiveName(op->getName().getStringRef()))

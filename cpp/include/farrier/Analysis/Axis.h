@@ -50,6 +50,9 @@ mlir::RankedTensorType chunkedType(mlir::RankedTensorType type, AxisPlace place,
 /// same shape (scalars allowed beside them: select, clamp).
 bool isElementwise(mlir::Operation *op);
 
+/// Whether the operation passes its operand on and says only how it is split over devices.
+bool isAnnotation(mlir::Operation *op);
+
 inline mlir::RankedTensorType tensorType(mlir::Value value) {
   return llvm::dyn_cast<mlir::RankedTensorType>(value.getType());
 }

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors
+from farrier._src.fusion.split import attention_splits
 
 REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
 _DEFAULT = tuple(r for r in REWRITES if r != "stacks")
@@ -61,6 +62,7 @@ class FusionDriver:
 
     def __init__(self, options: Fusion | None = None):
         self.options = options or Fusion()
+        self._known: tuple[Any, Sequence[str]] = (None, ())
 
     def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
         plan, remarks = self._tried(module, context, self.options.chunk_bytes)
@@ -99,10 +101,19 @@ class FusionDriver:
         rewrites = [r for r in self.options.rewrites if r not in _GPU_ONLY or context.platform == "cuda"]
         if not rewrites:
             return None, ()
-        pipeline = self._pipeline(rewrites, context, chunk_bytes)
+        splits: Sequence[str] = ()
+        if "attention" in rewrites and context.partitions > 1:
+            splits = self._splits_of(module)
+        pipeline = self._pipeline(rewrites, context, chunk_bytes, splits)
         result = module.clone().run(pipeline)
         sites = _sites(result)
         return ({"version": 1, "pipeline": pipeline, "sites": sites} if sites else None), result.remarks
+
+    def _splits_of(self, module: Any) -> Sequence[str]:
+        """Shardy is asked once about a program."""
+        if self._known[0] is not module:
+            self._known = module, attention_splits(module)
+        return self._known[1]
 
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
@@ -117,7 +128,9 @@ class FusionDriver:
             if found.get(rewrite, 0) != count
         ] or None
 
-    def _pipeline(self, rewrites: Sequence[str], context: Any, chunk_bytes: int | None) -> str:
+    def _pipeline(
+        self, rewrites: Sequence[str], context: Any, chunk_bytes: int | None, splits: Sequence[str] = ()
+    ) -> str:
         options = {
             "rewrites": ",".join(rewrites),
             "numerics": context.numerics,
@@ -128,6 +141,8 @@ class FusionDriver:
             # As jax.nn.dot_product_attention: wider heads from Hopper on.
             "max-head-width": 256 if _is_hopper_or_later(context.target) else 128,
         }
+        if splits:
+            options["attention-split"] = ",".join(splits)
         text = " ".join(f"{name}={value}" for name, value in options.items())
         return f"builtin.module(farrier-fusion{{{text}}})"
 

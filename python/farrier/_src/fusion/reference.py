@@ -97,8 +97,9 @@ def attention_backward(
     causal: bool = False,
     window: int = 0,
     exact: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of `attention_forward` by the query, the key and the value.
+    by_bias: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Gradients of `attention_forward` by the query, the key and the value, and by the bias if asked for.
 
     The kernel rounds in two places where a program that keeps score gradients in f32 does not: it subtracts
     the row sum of gradient * output with the output already rounded (Dao et al. 2022, section B.4, keeps no
@@ -110,9 +111,10 @@ def attention_backward(
       gradient: [B, S, H, D], by the output.
       output: [B, S, H, D].
       exact: leave those two roundings out, to tell them from a wrong substitution.
+      by_bias: also the gradient by the bias, added up over what the bias has one of.
 
     Returns:
-      [B, H, S, D], [B, K, T, D] and [B, K, T, D] in the type of the query.
+      [B, H, S, D], [B, K, T, D] and [B, K, T, D] in the type of the query; as the bias, in its type.
     """
     batch, length, heads, width = query.shape
     groups = key.shape[2]
@@ -130,7 +132,8 @@ def attention_backward(
     else:
         narrow = query.dtype
         inner = jnp.einsum("bskgd,bskgd->bkgs", gradient.astype(wide), output.astype(wide))
-    by_scores = (weights * (by_weights - inner[..., None])).astype(narrow)
+    wide_scores = weights * (by_weights - inner[..., None])
+    by_scores = wide_scores.astype(narrow)
     by_query = scale * jnp.einsum(
         "bkgst,btkd->bkgsd", by_scores, key.astype(narrow), preferred_element_type=wide
     )
@@ -141,7 +144,15 @@ def attention_backward(
         by_query.astype(query.dtype).reshape(batch, heads, length, width),
         by_key.astype(query.dtype),
         by_value.astype(query.dtype),
+        *([_summed_as(bias, wide_scores)] if by_bias else []),
     )
+
+
+def _summed_as(bias, by_scores) -> jax.Array:
+    batch, groups, each, *positions = by_scores.shape
+    by_scores = by_scores.reshape(batch, groups * each, *positions)
+    shared = [dim for dim in (0, 1) if bias.shape[dim] == 1]
+    return by_scores.sum(shared, keepdims=True).astype(bias.dtype)
 
 
 def grouped_product(
@@ -176,7 +187,7 @@ def grouped_product(
     return (each if "m" in rhs_axes else each.sum(0)).astype(result)
 
 
-def _attention(target: str, config: dict[str, Any], exact: bool):
+def _attention(target: str, config: dict[str, Any], exact: bool, results: int):
     """The reference of a cuDNN attention call: a function of its operands giving its results."""
     fmha = config["cudnn_fmha_backend_config"]
     options = {
@@ -192,10 +203,19 @@ def _attention(target: str, config: dict[str, Any], exact: bool):
 
         def backward(query, key, value, statistics, gradient, *rest):
             bias, output = (rest[0], rest[1]) if biased else (None, rest[0])
-            results = attention_backward(
-                query, key, value, statistics, gradient, output, bias, exact=exact, **options
+            gradients = attention_backward(
+                query,
+                key,
+                value,
+                statistics,
+                gradient,
+                output,
+                bias,
+                exact=exact,
+                by_bias=results == 5,
+                **options,
             )
-            return (*results, jnp.zeros_like(bias), workspace) if biased else (*results, workspace)
+            return (*gradients, workspace)
 
         return backward
     return lambda *operands: (*attention_forward(*operands, **options), workspace)
@@ -220,7 +240,7 @@ def _reference(op: Any, exact: bool) -> Any:
         garbage = jnp.nan if jnp.issubdtype(buffer.dtype, jnp.floating) else 77
         return lambda: (jnp.full(buffer.shape, garbage, buffer.dtype),)
     if target in _ATTENTION:
-        return _attention(target, json.loads(_text(op.attributes["backend_config"])), exact)
+        return _attention(target, json.loads(_text(op.attributes["backend_config"])), exact, len(op.results))
     kernel = (
         custom_calls.grouped(str(op.attributes["backend_config"])) if target == custom_calls.TRITON else None
     )
