@@ -89,13 +89,17 @@ private:
     return Value();
   }
 
-  /// The biggest operand of a kernel that the block itself makes, or null.
+  /// The biggest operand of a kernel that the block itself makes, or null. What the backward part reads of moved
+  /// values is fetched right before it, and not there yet.
   Value operandOf(Operation *kernel) const {
     Value best;
-    for (Value operand : kernel->getOperands())
-      if (Operation *maker = operand.getDefiningOp(); maker && maker->getBlock() == &block)
-        if (!best || byteSize(operand.getType()) > byteSize(best.getType()))
-          best = operand;
+    for (Value operand : kernel->getOperands()) {
+      Operation *maker = operand.getDefiningOp();
+      if (!maker || maker->getBlock() != &block || (moved.contains(operand) && isAfter(kernel)))
+        continue;
+      if (!best || byteSize(operand.getType()) > byteSize(best.getType()))
+        best = operand;
+    }
     return best;
   }
 
