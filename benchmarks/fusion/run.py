@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from farrier import Target  # noqa: E402
 from farrier._src import interchange, oracle  # noqa: E402
+from farrier._src.fusion.split import attention_splits  # noqa: E402
 from jax.interpreters import mlir  # noqa: E402
 from workloads import decoder, moe  # noqa: E402
 
@@ -66,6 +67,74 @@ IDEAL_EXPERTS = 3 * 3 * 2 * TOKENS * CHOSEN * WIDTH * HIDDEN
 """Of the experts' three products and their gradients, FLOPs: each token once for each of its experts."""
 
 SCANNED = {"attention": "cudnn", "style": "scanned"}
+
+
+def masked(kind: str, cudnn: bool):
+    """Attention alone, forward and every gradient, with a mask or a bias: batch 4, 2,048 positions, 16 heads."""
+    batch, length, heads, groups, width = 4, 2048, 16, 4, 128
+
+    def lower(target: Target, layers: int):
+        del layers
+
+        def plain(q, k, v, added):
+            grouped = q.reshape(batch, length, groups, -1, width)
+            scores = jnp.einsum("bskgd,btkd->bkgst", grouped, k, preferred_element_type=jnp.float32)
+            scores = scores * width**-0.5
+            if kind == "padding":
+                seen = jnp.arange(length)[None] < added[:, None]
+                scores = jnp.where(seen[:, None, None, None], scores, -1e30)
+            else:
+                scores += added.reshape(1, groups, -1, length, length).astype(jnp.float32)
+            return jnp.einsum("bkgst,btkd->bskgd", jax.nn.softmax(scores, -1).astype(q.dtype), v).reshape(
+                q.shape
+            )
+
+        def library(q, k, v, added):
+            if kind == "padding":
+                seen = (jnp.arange(length)[None] < added[:, None])[:, None, None]
+                more = {"mask": jnp.broadcast_to(seen, (batch, 1, length, length))}
+            else:
+                more = {"bias": added}
+            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn", **more)
+
+        def loss(*arguments):
+            out = (library if cudnn else plain)(*arguments)
+            return jnp.sum(jnp.sin(out.astype(jnp.float32)))
+
+        def array(*shape, dtype=jnp.bfloat16):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=target.sharding())
+
+        added = array(batch, dtype=jnp.int32) if kind == "padding" else array(1, heads, length, length)
+        keys = array(batch, length, groups, width)
+        differentiated = (0, 1, 2) if kind == "padding" else (0, 1, 2, 3)
+        step = jax.jit(jax.value_and_grad(loss, differentiated))
+        return step.lower(array(batch, length, heads, width), keys, keys, added)
+
+    return lower
+
+
+EIGHT = Target("h100", topology="1x1x8")
+
+
+def over_eight(**options):
+    """The decoder's step on eight GPUs, under automatic sharding: FSDP over all, or over four with heads over two."""
+    return lambda target, layers: decoder.build(EIGHT, layers=layers, batch=8, **options).lower()
+
+
+def over_eight_cases() -> dict:
+    cases = {}
+    for style in ("unrolled", "scanned"):
+        for name, tensor in (("FSDP 8", 1), ("FSDP 4, heads 2", 2)):
+            here = f"attention over 8 devices, {style}, {name}"
+            options = {"style": style, "tensor": tensor}
+            cases[f"{here}, naive rewritten"] = (
+                over_eight(attention="naive", **options),
+                "rewrites=attention",
+            )
+            cases[f"{here}, written with cuDNN"] = (over_eight(attention="cudnn", **options), None)
+    return cases
+
+
 # name -> (program, pass options or None for "as written")
 CASES = {
     "cross-entropy 128k, as written": (step(size=LARGE_VOCABULARY), None),
@@ -88,6 +157,13 @@ CASES = {
     ),
     "attention in a scan, written with cuDNN": (step(**SCANNED), None),
     "stacks of a scan without a first value": (step(**SCANNED), "rewrites=stacks"),
+    "attention with padding, as written": (masked("padding", False), None),
+    "attention with padding, rewritten": (masked("padding", False), "rewrites=attention"),
+    "attention with padding, written with cuDNN": (masked("padding", True), None),
+    "attention with a bias and its gradient, as written": (masked("bias", False), None),
+    "attention with a bias and its gradient, rewritten": (masked("bias", False), "rewrites=attention"),
+    "attention with a bias and its gradient, written with cuDNN": (masked("bias", True), None),
+    **over_eight_cases(),
     "experts with ragged_dot, as written": (experts("ragged"), None),
     "experts with ragged_dot, rewritten": (experts("ragged"), "rewrites=ragged-dot"),
     "experts with one-hot tensors, as written": (experts("onehot"), None),
@@ -102,6 +178,8 @@ def measure(program, layers: int, rewrite: str | None, target: Target):
         return oracle.measure(lowered, target), None
     module = interchange.to_core(lowered.compiler_ir("stablehlo"))
     operations = module.num_ops
+    if target.device_count > 1:
+        rewrite += f" attention-split={','.join(attention_splits(module))}"
     result = module.run(f"builtin.module(farrier-fusion{{{rewrite}}})")
     record = next(r for r in result.passes if r.name == "farrier-fusion")
     return oracle.measure(interchange.to_jaxlib(module, mlir.make_ir_context()), target), {
@@ -122,8 +200,10 @@ def main() -> None:
     for name, (program, rewrite) in CASES.items():
         if arguments.only not in name:
             continue
-        measured, run = measure(program, arguments.layers, rewrite, target)
-        row = name if name.startswith("experts") else f"{name}, {arguments.layers} layers"
+        here = EIGHT if "8 devices" in name else target
+        measured, run = measure(program, arguments.layers, rewrite, here)
+        alone = name.startswith(("experts", "attention with "))
+        row = name if alone else f"{name}, {arguments.layers} layers"
         stored["rows"][row] = {
             "temp_bytes": measured.temp_bytes,
             "total_bytes": measured.total_bytes,

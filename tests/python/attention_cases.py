@@ -163,6 +163,12 @@ def layers_flag(q, k, v, flag):
     return mix(jnp.where(flag, near(scores), cases.causal(scores)), v, q)
 
 
+def mask_by_flag(q, k, v, flag):
+    """The same by masks."""
+    near = cases.positions(q.shape[1])[0] - cases.positions(q.shape[1])[1] < 6
+    return mix(jnp.where((near | ~flag) & cases.tril(q.shape[1]), scores_of(q, k), BIG), v, q)
+
+
 def chunked(q, k, v):
     """Queries in four chunks under a scan, each recomputed in the backward."""
     size = q.shape[1] // 4
@@ -182,6 +188,10 @@ def nothing(random, sizes):
     return ()
 
 
+def flag(random, sizes):
+    return (jnp.bool_(True),)
+
+
 MATCHED = {
     "padding": Case(padded, lengths),
     "padding, causal": Case(padded_and_causal, lengths),
@@ -199,6 +209,7 @@ MATCHED = {
     "library, mask": Case(library(more=("mask",)), whole_masks),
     "library, causal and mask": Case(library(more=("mask",), is_causal=True), whole_masks),
     "library, lengths": Case(library(more=("key_value_seq_lengths",)), lengths),
+    "window by a flag": Case(mask_by_flag, flag, kernel_masks=True),
     "chunks of queries": Case(chunked, nothing),
 }
 
@@ -226,10 +237,6 @@ def multiplied(q, k, v, seen):
 
 def layer_number(random, sizes):
     return (jnp.int32(3),)
-
-
-def flag(random, sizes):
-    return (jnp.bool_(True),)
 
 
 REFUSED = {

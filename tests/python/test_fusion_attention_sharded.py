@@ -85,6 +85,21 @@ def test_batch_and_heads_may_be_split_positions_and_widths_not(axes, specs, expe
         assert "which the kernel needs whole" in cases.reasons(result)[0]
 
 
+def test_inside_a_shard_map_of_all_axes_it_is_local_and_of_some_it_is_left_alone():
+    mesh = mesh_of(f=4, t=2)
+    arguments = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=NamedSharding(mesh, Q)) for a in SIZES.arguments()
+    ]
+    whole = jax.shard_map(ATTEND, mesh=mesh, in_specs=(Q,) * 3, out_specs=Q)
+    module, result, splits = rewrite(jax.jit(whole).lower(*arguments))
+    assert splits == ["local"] and cases.applied(result)
+    assert module.print().count(b"sdy.manual_computation") == 1
+    part = jax.shard_map(ATTEND, mesh=mesh, axis_names={"f"}, in_specs=(P("f"),) * 3, out_specs=P("f"))
+    _, result, splits = rewrite(jax.jit(part).lower(*arguments))
+    assert splits == ["!partly-manual"] and not cases.applied(result)
+    assert "partly-manual" in cases.reasons(result)[0]
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 def test_it_computes_the_same_on_eight_devices(key_heads):
     """Fewer key heads than devices along "t" are repeated, and their gradients added up."""

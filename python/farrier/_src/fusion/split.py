@@ -24,8 +24,8 @@ def attention_splits(module: Any) -> list[str]:
     """The pass option ``attention-split`` for a `farrier._core.Module`: one entry for each attention in it.
 
     An entry is ``"mesh|x:4+y:2|x|y"`` (the mesh; all of its axes; those that split the batch; those that split
-    the heads), ``"local"`` inside a computation that is manual already, or ``"!why"`` where the kernel cannot
-    be split as its operands are. Empty if the program has no attention, or nobody knows how it is split.
+    the heads), ``"local"`` inside a computation that is manual already, or ``"!why"``, without spaces, where the
+    kernel cannot be split as its operands are. Empty if the program has no attention, or nobody knows how it is split.
     """
     sites = json.loads(module.query("fusion.attention", "{}"))
     found = sharding.layouts(module) if sites else None
@@ -42,10 +42,12 @@ def _entry(site: Mapping[str, Any], found: sharding.Layouts) -> str:
     meshes = {each.mesh for each in layouts.values() if each is not None}
     if site["manual"] and all(taken >= axes.keys() for axes in found.meshes.values() if axes):
         return "local"
+    if site["manual"]:
+        return "!partly-manual"  # Shardy's propagation does not say how its arguments are split further
     # Split by nothing: any mesh serves.
     mesh = meshes.pop() if meshes else next((name for name, axes in found.meshes.items() if axes), None)
     if meshes or mesh is None:
-        return "!several meshes"
+        return "!several-meshes"
     try:
         axes = {name: _axes(site, name, layouts[name]) for name in layouts}
         for name in ("query", "key", "value"):
@@ -57,10 +59,9 @@ def _entry(site: Mapping[str, Any], found: sharding.Layouts) -> str:
         heads = _first([_flat(site, axes[name], site["heads"]) for name in axes])
     except _CannotSplit as reason:
         return f"!{reason}"
-    manual = {name: size for name, size in found.meshes[mesh].items() if name not in taken}
-    names = [mesh, *manual]
-    if any(not _PLAIN.fullmatch(name) for name in names) or not {*batch, *heads} <= manual.keys():
-        return "!axes that cannot be named"
+    manual = found.meshes[mesh]
+    if any(not _PLAIN.fullmatch(name) for name in (mesh, *manual)) or not {*batch, *heads} <= manual.keys():
+        return "!axes-without-plain-names"
     written = "+".join(f"{name}:{size}" for name, size in manual.items())
     return f"{mesh}|{written}|{'+'.join(batch)}|{'+'.join(heads)}"
 
@@ -98,7 +99,8 @@ def _axes(
 def _refuse(splitting: Sequence[tuple[str, int]] | None, what: str) -> None:
     for mesh_axis, size in splitting or ():
         if size > 1:
-            raise _CannotSplit(f"{what}:{mesh_axis.partition(':')[0]}")
+            name = mesh_axis.partition(":")[0]
+            raise _CannotSplit(f"{what}:{name if _PLAIN.fullmatch(name) else '?'}")
 
 
 def _flat(site: Mapping[str, Any], axes: Mapping[int, Sequence[tuple[str, int]]], order: Sequence[int]):
