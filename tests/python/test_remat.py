@@ -1,5 +1,6 @@
 """Rematerialization keeps meaning, keeps budgets, and really computes again."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from farrier import _core
 from farrier._src import interchange, oracle
+from jax.ad_checkpoint import checkpoint_name
 
 # Small enough that the compiler is quick; big next to `small_bytes`.
 WIDTH, LAYERS, BATCH = 64, 4, 32
@@ -301,3 +303,48 @@ def test_a_slice_costs_what_it_yields():
     rows = [jnp.ones((n, 1024)) for n in (8, 64)]
     for function, more in ((read, ()), (write, (jnp.ones(1024),))):
         assert seconds(function, rows[0], *more, 3) == seconds(function, rows[1], *more, 3)
+
+
+def test_checkpoint_names_pick_what_is_kept():
+    def layer(x, w):
+        return jnp.tanh(checkpoint_name(x @ w["in"], "hidden")) * jax.nn.sigmoid(x @ w["gate"]) + x
+
+    def straight(weights, x):
+        for w in weights:
+            x = layer(x, w)
+        return jnp.mean(x * x)
+
+    def scanned(weights, x):
+        return jnp.mean(jax.lax.scan(lambda x, w: (layer(x, w), None), x, weights)[0] ** 2)
+
+    def recomputed(loss, weights, **options):
+        step = jax.jit(functools.partial(train_step, loss))
+        remat = farrier.Remat(small_bytes=256, **options)
+        found = []
+        for seed in range(8):
+            chosen = dataclasses.replace(remat, stress=seed)
+            plan = farrier.optimize(step, passes=[chosen]).plan(weights, inputs()).passes.get("remat", {})
+            found.append(json.dumps([plan.get("loops"), [b["segments"] for b in plan.get("blocks", ())]]))
+        return sum("hidden" in one for one in found)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *matrices())
+    for loss, weights in ((straight, matrices()), (scanned, stacked)):
+        assert recomputed(loss, weights) > 0, loss
+    assert recomputed(straight, matrices(), keep=["hidden"], offload=False) == 0
+
+
+def test_a_remembered_plan_whose_names_are_gone_is_made_again(tmp_path):
+    def loss(name, weights, x):
+        with jax.named_scope(name):
+            return dense_loss(weights, x)
+
+    def planned(name):
+        step = jax.jit(functools.partial(train_step, functools.partial(loss, name)))
+        step = farrier.optimize(
+            step, passes=[farrier.Remat(stress=3, small_bytes=256)], strict=True, cache_dir=tmp_path
+        )
+        return json.dumps(step.plan(matrices(), inputs()).passes)
+
+    # The programs differ in nothing else, so that the second finds the plan of the first.
+    assert "before" in planned("before")
+    assert "after" in planned("after")

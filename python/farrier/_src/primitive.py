@@ -28,7 +28,7 @@ from jax.interpreters import mlir
 from jaxlib.mlir import passmanager
 from jaxlib.mlir.dialects import func as func_dialect
 
-from farrier._src import compat, errors
+from farrier._src import compat, errors, names
 
 ir = mlir.ir
 
@@ -260,7 +260,7 @@ def _lower_program(ctx, tokens, operands, result_types, jaxpr) -> tuple[ir.Modul
         constants = _constants(jaxpr)
         outputs, token_set = mlir.jaxpr_subcomp(
             inner,
-            jaxpr,
+            names.in_name_stacks(jaxpr),
             ctx.name_stack,
             token_set,
             constants,

@@ -160,7 +160,17 @@ class FunctionSite:
             )
         compiling = None
         try:
-            module, after = self._carried_out(program, original, drivers, plan, before, remarks)
+            try:
+                module, after = self._carried_out(program, original, drivers, plan, before, remarks)
+            except errors.StalePlanError:
+                # A program whose name scopes alone have changed is the same to the store, and not to a plan.
+                if source != "cache" or len(run.processes) > 1:
+                    raise
+                remarks.clear()
+                plan, source, compiles = self._search_or_recall(
+                    program, run, original, before, drivers, remarks, recall=False
+                )
+                module, after = self._carried_out(program, original, drivers, plan, before, remarks)
             if plan.fallback is None:
                 compiling = pipeline.compiling(drivers, plan.passes)
         except Exception as error:
@@ -290,8 +300,8 @@ class FunctionSite:
                 hint="plan again with step.plan(...).save(path), or give the options of the plan",
             )
 
-    def _search_or_recall(self, program, run, original, before, drivers, remarks):
-        """The plan for a program: the one that was made before, or a new one.
+    def _search_or_recall(self, program, run, original, before, drivers, remarks, *, recall=True):
+        """The plan for a program: the one that was made before, if it may be recalled, or a new one.
 
         A pass that fails gives a plan too (unless strict): to fall back on the original. So all
         processes of a job fall back together.
@@ -299,7 +309,7 @@ class FunctionSite:
         if isinstance(original, Exception):
             return self._fallback(program, run, before, original), "fallback", 0
         key = fingerprint.plan_key(before, self, run)
-        remembered = self._store.get(key)
+        remembered = self._store.get(key) if recall else None
         if remembered is not None:
             plan, said = remembered
             remarks.extend(said)
