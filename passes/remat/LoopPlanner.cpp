@@ -27,7 +27,7 @@ static constexpr double slack = 0.01;
 
 static void ignoreMissed(Operation *, StringRef) {}
 
-static int64_t estimate(ModuleOp module) {
+int64_t estimateModule(ModuleOp module) {
   inferShards(module); // of what the rewriting made
   int64_t peak = 0;
   SizeFn size = deviceMemory(module);
@@ -128,7 +128,7 @@ static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options,
   CostModel costs(*copy, options.machine);
   for (auto &pair : findLoopPairs(*copy, costs, loopOptions(options), ignoreMissed))
     if (pair->key() == key)
-      return succeeded(pair->apply(decision)) ? std::optional<int64_t>(estimate(*copy)) : std::nullopt;
+      return succeeded(pair->apply(decision)) ? std::optional<int64_t>(estimateModule(*copy)) : std::nullopt;
   return std::nullopt;
 }
 
@@ -210,7 +210,7 @@ FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptio
   LoopPlan plan;
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
   llvm::StringSet<> done;
-  int64_t peak = estimate(module);
+  int64_t peak = estimateModule(module);
   while (options.stress || peak > options.budget) {
     // Applying makes the other pairs stale, so they are looked up again. The biggest stacks first.
     auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
@@ -236,7 +236,7 @@ FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptio
     plan.seconds += addedSeconds;
     plan.flops += addedFlops;
     plan.hostBytes += addedHostBytes;
-    peak = estimate(module);
+    peak = estimateModule(module);
   }
   return plan;
 }

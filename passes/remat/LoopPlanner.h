@@ -29,6 +29,10 @@ struct LoopPlan {
 /// choices the loop is split or mixed, whichever recomputes less.
 mlir::FailureOr<LoopPlan> planLoops(mlir::ModuleOp module, CostModel &costs, const PlanOptions &options);
 
+/// Predicted temporary bytes of the module's public functions, the most that one needs. Fills in what a rewriting
+/// left open about shards.
+int64_t estimateModule(mlir::ModuleOp module);
+
 /// Rewrites the pairs that the plan names. Fails with a diagnostic that names what the program does not have.
 mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
                                bool keepCheckpoints, DecisionRemarks &remarks);

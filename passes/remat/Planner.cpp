@@ -122,19 +122,24 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
                             {"segments", std::move(segments)}};
 }
 
-} // namespace
+/// One pass over the program: loops first, then what is straight.
+struct Draft {
+  llvm::json::Object plan; ///< "loops", "blocks" and what else applying needs
+  bool loops = false, blocks = false, sends = false;
+  /// What the parts were chosen by; the estimate of the program as planned says it better.
+  int64_t after = 0;
+  double seconds = 0, flops = 0;
+  int64_t hostBytes = 0;
+};
 
-llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
-  readThroughConcatenations(module);
+/// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each.
+Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget) {
   CostModel costs(module, options.machine);
-  int64_t asWritten = 0;
-  SizeFn sizeAsWritten = deviceMemory(module);
-  for (auto function : module.getOps<func::FuncOp>())
-    if (function.isPublic() && function.getBody().hasOneBlock())
-      asWritten = std::max(asWritten, estimatePeak(function.getBody().front(), sizeAsWritten));
   LoopPlan loopPlan;
+  options.budget = loopBudget;
   if (FailureOr<LoopPlan> planned = planLoops(module, costs, options); succeeded(planned))
     loopPlan = std::move(*planned);
+  options.budget = blockBudget;
   SizeFn size = deviceMemory(module);
   llvm::DenseSet<Operation *> paired = pairedLoops(module, costs);
   ForbidFn forbid = [&paired, named = forbidFrom(options.keep)](Operation *op) {
@@ -143,7 +148,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   llvm::json::Array blocks;
   int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
-  bool fits = true;
+  bool anySends = false;
   // Streams of their own: what is computed again does not depend on what may wait in host memory.
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1),
       randomBoundary(options.stress.value_or(0) + 2);
@@ -242,22 +247,101 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
       hostBytes += choice ? choice->hostBytes : 0;
     seconds += best->seconds;
     flops += best->flops;
-    fits &= best->fits;
+    anySends |= sends;
     if (outermost)
       after = best->peak;
   }
-  return llvm::json::Object{{"version", 1},
-                            {"small_bytes", options.smallBytes},
-                            {"machine", llvm::json::Object(options.machineFigures)},
-                            {"keep_checkpoints", options.keepCheckpoints},
-                            {"loops", std::move(loopPlan.loops)},
-                            {"blocks", std::move(blocks)},
-                            {"predicted", llvm::json::Object{{"before", asWritten},
-                                                             {"after", after},
-                                                             {"seconds", seconds},
-                                                             {"flops", flops},
-                                                             {"host_bytes", hostBytes},
-                                                             {"fits", fits && after <= options.budget}}}};
+  Draft result;
+  result.loops = !loopPlan.loops.empty();
+  result.blocks = !blocks.empty();
+  result.sends = anySends;
+  result.after = after;
+  result.seconds = seconds;
+  result.flops = flops;
+  result.hostBytes = hostBytes;
+  result.plan = llvm::json::Object{{"version", 1},
+                                   {"small_bytes", options.smallBytes},
+                                   {"machine", llvm::json::Object(options.machineFigures)},
+                                   {"keep_checkpoints", options.keepCheckpoints},
+                                   {"loops", std::move(loopPlan.loops)},
+                                   {"blocks", std::move(blocks)}};
+  return result;
+}
+
+LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned,
+                      DecisionRemarks &remarks);
+
+/// The estimate of the program as planned; nothing where the plan does not apply.
+std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t smallBytes) {
+  // What is under way to the host, and what the estimate calls small, is in the segments' figures alone.
+  if ((!draft.loops && !draft.blocks) || draft.sends || smallBytes < defaultSmallBytes)
+    return draft.after;
+  OwningOpRef<ModuleOp> copy(module.clone());
+  uint64_t cloned = 0;
+  DecisionRemarks unsaid;
+  if (failed(rewrite(*copy, draft.plan, cloned, unsaid)))
+    return std::nullopt;
+  return estimateModule(*copy);
+}
+
+/// Drafts before what is left is accepted, and the share of a budget that is not worth another.
+constexpr int maxDrafts = 5;
+constexpr double worthAnother = 0.01;
+
+} // namespace
+
+llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
+  readThroughConcatenations(module);
+  int64_t asWritten = estimateModule(module);
+  std::optional<Draft> best;
+  int64_t bestAfter = 0;
+  int64_t loopBudget = options.budget, blockBudget = options.budget;
+  int64_t smallest = options.budget / 512;
+  std::vector<std::pair<int64_t, int64_t>> tried;
+  for (int attempt = 0; attempt < maxDrafts; ++attempt) {
+    tried.push_back({loopBudget, blockBudget});
+    OwningOpRef<ModuleOp> copy(module.clone());
+    Draft next = draft(*copy, options, loopBudget, blockBudget);
+    std::optional<int64_t> after = options.stress ? next.after : estimateOf(module, next, options.smallBytes);
+    if (!after)
+      break;
+    bool fits = *after <= options.budget, bestFits = best && bestAfter <= options.budget;
+    bool loops = next.loops, blocks = next.blocks;
+    int64_t chosenBy = next.after;
+    if (!best || (fits && !bestFits) ||
+        (fits == bestFits &&
+         (fits || *after == bestAfter ? next.seconds < best->seconds : *after < bestAfter))) {
+      best = std::move(next);
+      bestAfter = *after;
+    }
+    // Loops are decided before the straight part, whose savings they do not know of; the straight part is decided by
+    // segments, which see less than the estimate of the whole.
+    int64_t left = options.budget - *after;
+    if (options.stress || (fits && left <= worthAnother * options.budget) || (!loops && !blocks))
+      break;
+    if (fits && !loops && best->seconds == 0)
+      break;
+    bool ofLoops = loops && (fits || !blocks);
+    int64_t &budget = ofLoops ? loopBudget : blockBudget;
+    // Below what this draft was believed to need: it must not come out the same again.
+    budget = (fits ? budget : std::min(budget, chosenBy) - smallest) + left;
+    if (loopBudget <= 0 || blockBudget <= 0 ||
+        llvm::is_contained(tried, std::make_pair(loopBudget, blockBudget)))
+      break;
+  }
+  if (!best)
+    best = Draft{llvm::json::Object{{"version", 1},
+                                    {"small_bytes", options.smallBytes},
+                                    {"loops", llvm::json::Array()},
+                                    {"blocks", llvm::json::Array()}},
+                 false, false, false, asWritten};
+  best->plan["predicted"] = llvm::json::Object{{"before", asWritten},
+                                               {"after", bestAfter},
+                                               {"seconds", best->seconds},
+                                               {"flops", best->flops},
+                                               {"host_bytes", best->hostBytes},
+                                               {"fits", bestAfter <= options.budget}};
+  return std::move(best->plan);
 }
 
 namespace {
@@ -359,9 +443,8 @@ LogicalResult applyBlock(StraightLine &unit, const llvm::json::Object &plan, Str
   return success();
 }
 
-} // namespace
-
-LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned) {
+LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned,
+                      DecisionRemarks &remarks) {
   if (plan.getInteger("version").value_or(0) != 1)
     return module.emitError("the rematerialization plan has a version that this build does not know");
   const llvm::json::Array *blocks = plan.getArray("blocks");
@@ -369,7 +452,6 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
     return module.emitError("the rematerialization plan has no blocks");
   readThroughConcatenations(module); // as the planner saw it
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
-  DecisionRemarks remarks;
   if (const llvm::json::Array *loops = plan.getArray("loops"))
     if (failed(
             applyLoops(module, costs, *loops, plan.getBoolean("keep_checkpoints").value_or(false), remarks)))
@@ -391,6 +473,15 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
     if (failed(applyBlock(unit, *object, path, costs, smallBytes, remarks, cloned)))
       return failure();
   }
+  return success();
+}
+
+} // namespace
+
+LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned) {
+  DecisionRemarks remarks;
+  if (failed(rewrite(module, plan, cloned, remarks)))
+    return failure();
   remarks.emit();
   return success();
 }

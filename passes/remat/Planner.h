@@ -39,7 +39,8 @@ struct PlanOptions {
 /// Forbids operations whose name stack contains one of the texts; null when there are none.
 ForbidFn forbidFrom(const std::vector<std::string> &keep);
 
-/// Plans `module`, whose calls must be inlined; pairs of loops are rewritten in it as they are planned. The
+/// Plans `module`, whose calls must be inlined. Loops and the straight part are decided one after the other; the
+/// estimate of the program as planned then says whether budget is left, or missing, and both are decided again. The
 /// answer is what `applyPlan` takes:
 /// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "loops": (LoopPlanner.h), "blocks": [{"path",
 /// "boundary", "cuts": [key], "segments": [null |

@@ -304,6 +304,68 @@ llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsi
   return place;
 }
 
+static bool isPartitioned(Block &block) {
+  auto module = block.getParentOp()->getParentOfType<ModuleOp>();
+  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
+  return count && count.getInt() > 1;
+}
+
+/// A parameter that is cast again in the backward part must have been read before the optimizer overwrites it: XLA
+/// runs an update as soon as its gradient exists, and copies the parameter, from the forward part on, where a later
+/// cast reads it too. The gradient waits for the cast.
+void StraightLine::castBeforeUpdate(unsigned op, Operation *cast) const {
+  unsigned value = graph->outputs[op][0];
+  if (!argumentOnly[value] || graph->bytes[value] < smallBytes)
+    return;
+  for (unsigned argument : graph->inputs[op]) {
+    if (graph->definition[argument] >= 0)
+      continue;
+    // The gradient: of what updates of this parameter read, the product that is made last.
+    int gradient = -1;
+    for (unsigned user : graph->users[argument]) {
+      if (user <= boundary || !graph->isVirtual[user] ||
+          !llvm::all_of(graph->outputs[user], [&](unsigned out) { return liveness->onlyFeedsResults(out); }))
+        continue;
+      for (unsigned input : graph->inputs[user])
+        for (unsigned root : roots->roots(input))
+          if (graph->bytes[root] >= smallBytes && graph->definition[root] > static_cast<int>(boundary) &&
+              liveness->onlyFeedsResults(root))
+            gradient = std::max(gradient, static_cast<int>(root));
+    }
+    if (gradient < 0)
+      continue;
+    Operation *made = graph->ops[graph->definition[gradient]];
+    // What reads the cast before, the gradient follows from.
+    bool readLater = llvm::any_of(cast->getResult(0).getUsers(), [&](Operation *user) {
+      Operation *reader = graph->block.findAncestorOpInBlock(*user);
+      return reader && made->isBeforeInBlock(reader);
+    });
+    if (!readLater)
+      continue;
+    if (made->isBeforeInBlock(cast)) {
+      bool ready = llvm::all_of(cast->getOperands(), [&](Value operand) {
+        Operation *maker = operand.getDefiningOp();
+        return !maker || maker->getBlock() != made->getBlock() || maker->isBeforeInBlock(made);
+      });
+      if (!ready)
+        continue;
+      cast->moveBefore(made);
+    }
+    OpBuilder builder(made->getContext());
+    builder.setInsertionPointAfter(made);
+    Value operands[] = {cast->getResult(0), graph->values[gradient]};
+    auto barrier =
+        stablehlo::OptimizationBarrierOp::create(builder, cast->getLoc(), TypeRange(ValueRange(operands)),
+                                                 ValueRange(operands), DictionaryAttr());
+    graph->values[gradient].replaceAllUsesExcept(barrier->getResult(1), barrier);
+    cast->getResult(0).replaceUsesWithIf(barrier->getResult(0), [&](OpOperand &use) {
+      Operation *reader = graph->block.findAncestorOpInBlock(*use.getOwner());
+      return reader && reader != barrier.getOperation() && barrier->isBeforeInBlock(reader);
+    });
+    return;
+  }
+}
+
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
   const std::vector<Segment> &segments = segmentation.segments;
   unsigned cloned = 0;
@@ -329,6 +391,7 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     stages.push_back(segment.stage);
   llvm::sort(stages);
   std::vector<Value> current = graph->values;
+  std::vector<std::pair<unsigned, Operation *>> casts;
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];
@@ -410,8 +473,10 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     for (unsigned op : chain) {
       builder.setInsertionPoint(graph->ops[place.lookup(op)]);
       // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
-      builder.clone(*graph->ops[op], mapping);
+      Operation *clone = builder.clone(*graph->ops[op], mapping);
       ++cloned;
+      if (isa<stablehlo::ConvertOp>(clone))
+        casts.push_back({op, clone});
     }
     for (const Read &use : uses) {
       Value replacement = mapping.lookup(graph->values[use.value]);
@@ -426,6 +491,12 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
       current[front] = tied;
     }
   }
+  // What waits on the host ties gradients itself; a partitioned program's hide communication.
+  bool tie = !isPartitioned(graph->block) &&
+             llvm::none_of(choices, [](const Choice *choice) { return choice && choice->hostBytes > 0; });
+  for (auto [op, cast] : casts)
+    if (tie)
+      castBeforeUpdate(op, cast);
   return cloned;
 }
 

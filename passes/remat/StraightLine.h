@@ -103,6 +103,8 @@ private:
   llvm::DenseMap<unsigned, unsigned> placeClones(llvm::ArrayRef<unsigned> chain, llvm::ArrayRef<Read> uses,
                                                  unsigned stage) const;
 
+  void castBeforeUpdate(unsigned op, mlir::Operation *cast) const;
+
   int64_t smallBytes;
   SizeFn size;
   ForbidFn forbid;

@@ -152,7 +152,9 @@ def test_transfers_do_not_change_a_bit(scanned):
         stressed = farrier.optimize(step, passes=passes, strict=True)
         comparison = comparator.compare(stressed, *arguments(scanned))
         assert comparison.equal, comparison.differences
-        sent += len(offloaded(stressed.plan(*arguments(scanned)).passes["remat"]))
+        # A seed may choose to change nothing.
+        passes = stressed.plan(*arguments(scanned)).passes
+        sent += len(offloaded(passes["remat"])) if passes else 0
     assert sent
 
 

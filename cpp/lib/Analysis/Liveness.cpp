@@ -3,7 +3,10 @@
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "llvm/ADT/MapVector.h"
+
 #include <algorithm>
+#include <tuple>
 
 using namespace mlir;
 
@@ -28,6 +31,37 @@ static int64_t peakInside(Operation *op, const SizeFn &size) {
     for (Block &inner : region)
       peak = std::max(peak, estimatePeak(inner, size));
   return peak;
+}
+
+/// XLA:GPU makes one product of several that read the same operand in the same way, if all but one are smaller than
+/// this (DotMerger in its gpu_compiler.cc): keys and values come out of the product that gives the queries.
+static constexpr int64_t mergedProduct = 32 << 20;
+
+/// The products that become one, by their operations, ascending.
+static std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph) {
+  llvm::MapVector<std::tuple<Value, unsigned, Attribute>, llvm::SmallVector<unsigned>> same;
+  for (unsigned op = 0; op < graph.numOps(); ++op)
+    if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]))
+      for (unsigned side : {0u, 1u})
+        same[{dot->getOperand(side), side, dot.getDotDimensionNumbersAttr()}].push_back(op);
+  std::vector<llvm::SmallVector<unsigned>> result;
+  for (auto &[key, ops] : same) {
+    unsigned other = 1 - std::get<1>(key);
+    llvm::SmallVector<unsigned> merged;
+    unsigned big = 0;
+    for (unsigned op : ops) {
+      Value operand = graph.ops[op]->getOperand(other);
+      int64_t bytes = graph.bytes[graph.outputs[op][0]];
+      if (graph.contains(operand))
+        bytes += graph.bytes[graph.id(operand)];
+      bool isBig = bytes >= mergedProduct;
+      if (!isBig || big++ == 0)
+        merged.push_back(op);
+    }
+    if (merged.size() > 1 && merged.size() > big)
+      result.push_back(std::move(merged));
+  }
+  return result;
 }
 
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
@@ -60,15 +94,40 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
       ready[value] = graph.isVirtual[op] ? earliest : op;
   }
 
-  std::vector<unsigned> last(graph.numValues(), 0);
-  std::vector<bool> used(graph.numValues(), false);
-  for (unsigned op = 0; op < numOps; ++op)
+  // What only empty slices read, as JAX writes them for the remainder of a loop that is unrolled fully, XLA drops.
+  std::vector<bool> dead(numOps, false);
+  for (unsigned op = numOps; op-- > 0;)
+    dead[op] = graph.isVirtual[op] && llvm::all_of(graph.outputs[op], [&](unsigned value) {
+                 return graph.bytes[value] == 0 ||
+                        llvm::all_of(graph.users[value], [&](unsigned user) { return dead[user]; });
+               });
+  std::vector<unsigned> last(graph.numValues(), 0), lastFused(graph.numValues(), 0);
+  std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false);
+  for (unsigned op = 0; op < numOps; ++op) {
+    if (dead[op])
+      continue;
+    bool layout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(graph.ops[op]);
+    for (unsigned value : graph.outputs[op])
+      isWhole[value] = roots.isRoot(value) || (layout && !graph.inputs[op].empty() && isWhole[graph.inputs[op][0]]);
     for (unsigned value : graph.inputs[op])
       for (unsigned root : roots.roots(value)) {
-        if (!graph.isTerminator(op))
+        if (!graph.isTerminator(op)) {
           last[root] = std::max(last[root], runsAt[op]);
+          if (!isWhole[value] || (graph.isVirtual[op] && !layout))
+            lastFused[root] = std::max(lastFused[root], runsAt[op]);
+        }
         used[root] = true;
       }
+  }
+
+  // Kernels read their part of a merged product from a copy; what is elementwise reads the whole.
+  for (llvm::ArrayRef<unsigned> ops : mergedProducts(graph)) {
+    unsigned end = 0;
+    for (unsigned op : ops)
+      end = std::max(end, lastFused[graph.outputs[op][0]]);
+    for (unsigned op : ops)
+      last[graph.outputs[op][0]] = std::max(last[graph.outputs[op][0]], end);
+  }
 
   for (unsigned value = 0; value < graph.numValues(); ++value) {
     Range &range = ranges[value];
