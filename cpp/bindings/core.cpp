@@ -2,7 +2,7 @@
 //
 // Text in, passes, text out. Every call releases the GIL around MLIR; diagnostics and remarks are
 // collected without touching Python; exceptions are thrown only above MLIR's frames, which are
-// built without exception support.
+// built without exception support, but for memory that ran out (see Module::Watch).
 //
 //===----------------------------------------------------------------------===//
 
@@ -20,6 +20,7 @@
 #include "mlir/Pass/PassInstrumentation.h"
 #include "mlir/Pass/PassManager.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "llvm/Support/ErrorHandling.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Path.h"
 #include "llvm/Support/SHA256.h"
@@ -34,8 +35,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <mutex>
+#include <new>
 #include <optional>
 
 namespace nb = nanobind;
@@ -263,6 +266,7 @@ public:
     {
       nb::gil_scoped_release release;
       DiagnosticCollector collector(result->context, sink);
+      Watch watch(*result);
       ParserConfig config(&result->context, verify);
       result->module = parseSourceString<ModuleOp>(text, config);
     }
@@ -271,11 +275,20 @@ public:
     return result;
   }
 
-  Module() : context(registry(), MLIRContext::Threading::DISABLED) {
+  Module() : context(*new MLIRContext(registry(), MLIRContext::Threading::DISABLED)) {
     context.allowUnregisteredDialects();
     context.loadAllAvailableDialects();
   }
-  ~Module() { module = {}; }
+  ~Module() {
+    if (lost) {
+      (void)module.release();
+      return;
+    }
+    module = {};
+    delete &context;
+  }
+  Module(const Module &) = delete;
+  Module &operator=(const Module &) = delete;
 
   nb::bytes print(bool generic, bool locations) {
     std::string text;
@@ -338,6 +351,7 @@ public:
       }
       if (parsed) {
         manager.addInstrumentation(std::make_unique<Recorder>(result.passes, std::move(callback)));
+        Watch watch(*this);
         ok = succeeded(manager.run(*module));
         // CSE may have let a reduction's region use a value from outside, which XLA refuses.
         if (ok)
@@ -369,6 +383,7 @@ public:
     {
       nb::gil_scoped_release release;
       DiagnosticCollector collector(context, sink);
+      Watch watch(*this);
       llvm::Expected<llvm::json::Value> parsed = llvm::json::parse(options);
       if (!parsed)
         error = "options are not JSON: " + llvm::toString(parsed.takeError());
@@ -418,8 +433,26 @@ private:
     return text;
   }
 
-  MLIRContext context;
+  /// Watches a call into MLIR. When memory runs out there an exception passes through frames that clean nothing
+  /// up: what they worked on must not be touched again, not even to be destroyed.
+  class Watch {
+  public:
+    explicit Watch(Module &module) : module(module) {}
+    ~Watch() {
+      if (std::uncaught_exceptions() <= before)
+        return;
+      module.lost = true;
+      module.context.setRemarkEngine(nullptr); // it writes to this call's locals
+    }
+
+  private:
+    Module &module;
+    int before = std::uncaught_exceptions();
+  };
+
+  MLIRContext &context; ///< owned
   OwningOpRef<ModuleOp> module;
+  bool lost = false;
 
 public:
   /// What Python keeps beside the module: the data of constants that the text only names.
@@ -455,8 +488,14 @@ std::map<std::string, std::vector<std::string>> dialectOperations(const std::str
 
 } // namespace
 
+/// LLVM's containers end the process where they can have no memory. Like `operator new`, which the rest of MLIR
+/// uses, they shall throw instead: Python sees a MemoryError, and the program runs as it was written. What the
+/// pass was working on is lost; it was a copy.
+static void outOfMemory(void *, const char *, bool) { throw std::bad_alloc(); }
+
 NB_MODULE(_core, m) {
   m.doc() = "farrier's MLIR: parse, run passes, print. Private; use the public modules.";
+  llvm::install_bad_alloc_error_handler(outOfMemory);
   farrier::registerPasses();
 
   nb::class_<DiagnosticRecord>(m, "Diagnostic")

@@ -1,5 +1,8 @@
 """A pass that fails in any way: training goes on as written with one warning; strict mode raises."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -177,6 +180,49 @@ def test_memory_is_asked_for_before_planning():
     limits.check_memory(10_000)
     with pytest.raises(farrier.PassError, match="planning 1,000,000 operations takes about"):
         limits.check_memory(1_000_000, available=1 << 30)
+
+
+# Its address space may grow by so many bytes only. On a thread, whose stack is there beforehand: one that cannot grow
+# is a signal, whatever the program does.
+STARVED = """
+import resource, sys, threading
+from farrier import _core
+
+kind = "tensor<8xf32>"
+lines = [f"func.func @main(%a0: {kind}) -> {kind} {{"]
+lines += [f'%a{i + 1} = "stablehlo.tanh"(%a{i}) : ({kind}) -> {kind}' for i in range(20000)]
+module = _core.Module.parse("\\n".join([*lines, f"return %a20000 : {kind} }}"]))
+go, said = threading.Event(), []
+
+def work():
+    go.wait()
+    try:
+        said.append(module.query("memory.estimate") and "an answer")
+    except MemoryError:
+        said.append("MemoryError")
+
+threading.stack_size(64 << 20)
+thread = threading.Thread(target=work)
+thread.start()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+unlimited = resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]), unlimited))
+go.set()
+thread.join()
+resource.setrlimit(resource.RLIMIT_AS, (unlimited, unlimited))
+del module
+_core.Module.parse("module {}").run("builtin.module(cse)")
+print(said[0])
+"""
+
+
+@pytest.mark.parametrize("megabytes", [1, 4])
+def test_memory_that_runs_out_in_a_pass_is_an_exception(megabytes):
+    """In LLVM's containers, which would end the process, as in operator new; and the process goes on."""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", STARVED, str(megabytes << 20)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout == "MemoryError\n", (done.returncode, done.stderr)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, True, "1"])

@@ -44,6 +44,13 @@ def test_a_lowered_is_measured():
     assert m.target == "h100 1x1x1"
 
 
+def test_what_was_lowered_for_a_cpu_is_not_measured_for_a_gpu():
+    low = jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((8,), jnp.float32))
+    with pytest.raises(errors.CompileError, match=r"lowered for cpu .*not for"):
+        oracle.measure(low, ONE, cache=False)
+    assert oracle.measure(low, cache=False).argument_bytes == 32
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_module_compiles_as_its_lowered_does(sharded):
     """Donation, shardings and device order come from the module alone; as text as well."""

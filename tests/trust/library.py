@@ -12,6 +12,7 @@ import collections
 import json
 import os
 import pathlib
+import random
 import sys
 import time
 import warnings
@@ -126,12 +127,17 @@ def bits(function: Callable, arguments: list) -> list[tuple[str, bytes]] | str:
 
 
 def run(
-    only: str, modes: dict[str, int | None], batch: int, note: Callable[[dict[str, Any]], None]
+    only: str,
+    modes: dict[str, int | None],
+    batch: int,
+    seconds: float | None,
+    note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Counts; what differs, and what farrier refused, by name.
 
     Args:
       modes: name to seed of ``farrier.optimize_all``; None is its default mode.
+      seconds: of processor time after which no further batch starts.
       note: told of the counts so far after each batch.
     """
     import farrier
@@ -140,10 +146,14 @@ def run(
     from trust import library_calls
 
     calls, without = library_calls.calls(only)
+    # In an order of its own, so that a run that is cut off has seen a bit of everything.
+    random.Random(0).shuffle(calls)
     names = {call.name for call in calls}
+    seen_names: set[str] = set()
 
     def everything() -> Iterator[Program]:
         for call in calls:
+            seen_names.add(call.name)
             yield from forms(call)
         for entry in zoo():
             if entry[0].removeprefix("grad ").startswith(only):
@@ -151,17 +161,19 @@ def run(
 
     counts: collections.Counter[str] = collections.Counter()
     differing, refused, raising = [], collections.Counter(), []
-    start = time.monotonic()
+    start, processor = time.monotonic(), time.process_time()
 
     def report() -> dict[str, Any]:
         return {
-            "jax": jax.__version__, "only": only, "modes": modes, "functions": len(names), "calls": len(calls),
+            "jax": jax.__version__, "only": only, "modes": modes, "functions": len(names), "functions run": len(seen_names), "calls": len(calls),
             "without arguments": without, "raise without farrier": raising, **counts, "differing": differing,
             "refused": dict(refused), "seconds": round(time.monotonic() - start),
         }  # fmt: skip
 
     source = everything()
-    while group := [p for _, p in zip(range(batch), source, strict=False)]:
+    while (seconds is None or time.process_time() - processor < seconds) and (
+        group := [p for _, p in zip(range(batch), source, strict=False)]
+    ):
         expected = [bits(function, arguments) for _, function, arguments in group]
         for mode, seed in modes.items():
             with farrier.optimize_all(stress=seed) as seen:
@@ -192,6 +204,7 @@ def main() -> int:
     parser.add_argument("--stress", type=int, default=1, help="seed of the stress mode")
     parser.add_argument("--modes", nargs="*", default=["stress", "default"], choices=["stress", "default"])
     parser.add_argument("--batch", type=int, default=100, help="programs between two notes")
+    parser.add_argument("--seconds", type=float, help="of processor time; then the run ends")
     parser.add_argument("-o", dest="output", type=pathlib.Path)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -201,7 +214,7 @@ def main() -> int:
             arguments.output.write_text(json.dumps(report, indent=1) + "\n")
 
     modes = {mode: arguments.stress if mode == "stress" else None for mode in arguments.modes}
-    report = run(arguments.only, modes, arguments.batch, note)
+    report = run(arguments.only, modes, arguments.batch, arguments.seconds, note)
     print(json.dumps(report, indent=1))
     return 1 if report["differing"] or report["refused"] else 0
 

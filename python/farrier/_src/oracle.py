@@ -43,13 +43,20 @@ def compile_lowered(
     Args:
       lowered: a `jax.stages.Lowered`. For a GPU that is not attached, lower with abstract arguments on the
         target's mesh (`Target.mesh`, `Target.sharding`).
-      target: recorded in the measurement.
+      target: recorded in the measurement; the lowering must be for it.
       compiler_options: XLA options for this compile only.
 
     Raises:
-      farrier.Error: XLA refuses the program; the message carries XLA's and says what to do.
+      farrier.Error: the program was lowered for a CPU and the target is none, or XLA refuses the program; the message
+        carries XLA's and says what to do.
     """
     module = lowered.compiler_ir("stablehlo")
+    if target is not None and (device := _first_device(lowered)).platform == "cpu":
+        # XLA would compile it for the CPU, and the figures would be taken for the target's.
+        raise errors.CompileError(
+            f"the program was lowered for {_platform(device)}, not for {target!r}",
+            hint="lower with abstract arguments on the target's mesh (Target.sharding), or pass the module",
+        )
     start = time.perf_counter()
     with _xla_errors(target):
         compiled = lowered.compile(compiler_options=dict(compiler_options) if compiler_options else None)
