@@ -8,7 +8,7 @@ import time
 
 import pytest
 from farrier import _core
-from trust import check, fuzz, pipelines, stablehlo_programs
+from trust import check, estimates, fuzz, pipelines, stablehlo_programs
 
 PASSES = pathlib.Path(__file__).parents[2] / "passes"
 
@@ -30,8 +30,8 @@ def test_every_pass_and_option_is_drawn():
     for path in PASSES.glob("*/Passes.td"):
         for name, body in re.findall(r'Pass<"([^"]+)".*?\{(.*?)\n\}\n', path.read_text(), re.DOTALL):
             assert re.search(rf"[(,]{name}[,{{)]", drawn), name
-            # A plan is a file of one program.
-            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {"plan"}:
+            # A plan is a file of one program; how a mesh splits attention is what Shardy says of one program.
+            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {"plan", "attention-split"}:
                 assert re.search(rf"[(,]{name}\{{[^}}]*\b{option}=", drawn), f"{name}: {option}"
     for name in pipelines.REWRITES:
         assert f'"{name}"' in (PASSES / "fusion" / "FusionPass.cpp").read_text()
@@ -96,6 +96,13 @@ def test_a_failure_shrinks_to_a_small_test(monkeypatch, tmp_path):
     text = path.read_text()
     assert "RUN: farrier-opt %s --pass-pipeline='builtin.module(farrier-remat{stress=0" in text
     assert text.count('"stablehlo.') < 30
+
+
+def test_xla_takes_no_more_than_the_estimate_and_its_bound():
+    row = estimates.measured(4)
+    assert row["temp"] > 2 * estimates.SLACK
+    assert estimates.within(row), row
+    assert not estimates.within(row | {"temp": 3 * row["temp"]})
 
 
 def test_the_estimate_is_linear():

@@ -16,10 +16,12 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# XLA may take this much more than was estimated: FACTOR times the estimate and SLACK bytes. The estimate assumes that
-# elementwise work fuses wherever it may; a step that has little else was measured at 4.04 times its estimate.
-FACTOR = 4.5
-SLACK = 1 << 20
+# XLA may take this much more than was estimated: FACTOR times the estimate and SLACK bytes. An operation that the
+# estimate lets update in place may keep its operand as well, so what is alive can be twice as much; buffers below
+# 4 MiB are small for the estimate, and it takes a few of them for parts of fusions.
+FACTOR = 2
+SLACK = 4 * (4 << 20)
+# Activations are above 4 MiB then.
 SCALE = 64
 
 
@@ -41,6 +43,11 @@ def measured(seed: int) -> dict[str, Any]:
     return {"seed": seed, "estimate": estimate, "temp": temp, "ratio": round(temp / max(estimate, 1), 2)}
 
 
+def within(row: dict[str, Any]) -> bool:
+    """Whether XLA takes no more than the bound allows."""
+    return row.get("temp", 0) <= FACTOR * row.get("estimate", 0) + SLACK
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--programs", type=int, default=20)
@@ -53,7 +60,7 @@ def main() -> int:
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         if arguments.output:
             arguments.output.write_text(json.dumps(rows, indent=1) + "\n")
-    above = [row for row in rows if row.get("temp", 0) > FACTOR * row.get("estimate", 0) + SLACK]
+    above = [row for row in rows if not within(row)]
     print(json.dumps({"programs": len(rows), "above the bound": above, "rows": rows}))
     return 1 if above else 0
 
