@@ -35,8 +35,8 @@ def rewrite(lowered):
     return module, result, splits
 
 
-def run(function, arguments):
-    """What the rewritten program gives on this machine's devices, each kernel replaced by its reference."""
+def run(function, arguments, then=None):
+    """The values and the module: what the rewritten program gives on this machine's devices, each kernel replaced by its reference."""
     exported = jax.export.export(jax.jit(function), platforms=["cpu"])(*arguments)
     context = mlir.make_ir_context()
     with context:
@@ -46,6 +46,8 @@ def run(function, arguments):
         f"builtin.module(farrier-fusion{{rewrites=attention attention-split={','.join(splits)}}})"
     )
     assert cases.applied(result), cases.reasons(result)
+    if then is not None:
+        module.run(f"builtin.module({then})")
     runnable = reference.with_references(interchange.to_jaxlib(module, context))
     text = runnable.operation.get_asm(binary=True, print_generic_op_form=True)
     replaced = dataclasses.replace(exported, mlir_module_serialized=text)
@@ -172,6 +174,30 @@ def test_scans_under_fsdp_and_tensor_parallelism():
     truth, old = jax.tree.leaves(jax.jit(function)(*wide)), jax.tree.leaves(jax.jit(function)(weights, x))
     for a, b, t in zip(old[1:], new[1:], truth[1:], strict=True):
         assert cases.error(b, t) <= 1.3 * cases.error(a, t) + 2e-3
+
+
+def test_rematerialization_repeats_the_forward_kernels_on_every_device():
+    mesh = mesh_of(f=4, t=2)
+    weights, x = layer_arguments()
+
+    def loss(weights, x):
+        for n in range(3):
+            w = {name: stacked[n % 2] for name, stacked in weights.items()}
+            q, k, v = (jnp.einsum("bsm,mhd->bshd", x, w[name]) for name in "qkv")
+            x = x + jnp.einsum("bshd,hdm->bsm", ATTEND(q, k, v), w["o"])
+        return jnp.sum(jnp.sin(x.astype(jnp.float32)))
+
+    specs = {name: P(None, None, "t") for name in "qkv"} | {"o": P(None, "t")}
+    placed = {name: jax.device_put(w, NamedSharding(mesh, specs[name])) for name, w in weights.items()}
+    arguments = (placed, jax.device_put(x, NamedSharding(mesh, P("f"))))
+    function = jax.value_and_grad(loss)
+    plain, module = run(function, arguments)
+    again, repeated = run(function, arguments, then="farrier-remat{stress=0 small-bytes=1}")
+    forward = b'"__cudnn$fmhaSoftmax"'
+    assert module.print().count(forward) == 3
+    assert repeated.print().count(forward) > 3
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_on_eight_gpus_it_is_the_program_written_with_cudnn():
