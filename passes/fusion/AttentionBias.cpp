@@ -224,22 +224,45 @@ bool Matcher::readBias() {
   // it.
   if (!ownPositionSeen)
     return true;
+  // Rows near both ends and some between, keys near the own position; all where the mask is read from a table.
   unknownLeaves = true;
+  metTable = false;
   site.causal = true;
-  for (int sample = 0; sample < 6 && site.causal; ++sample) {
-    SmallVector<int64_t> coordinates = randomRow();
-    int64_t s = sample == 0 ? 0 : sample == 1 ? queries - 2 : coordinates[*site.row];
-    s = std::max<int64_t>(s, 0);
-    coordinates[*site.row] = s;
-    std::vector<int64_t> columns;
-    for (int64_t t = s + 1; t < keys; ++t)
-      columns.push_back(t);
-    if (columns.empty())
-      continue;
-    auto base = logits(coordinates, columns, 0);
-    if (!base)
-      return false;
-    site.causal = llvm::all_of(*base, [](double number) { return number <= masked; });
+  std::set<int64_t> rows, whole{0, queries / 2, std::max<int64_t>(queries - 2, 0)};
+  for (int64_t i = 0; i < std::min<int64_t>(queries, 24); ++i)
+    for (int64_t s : {i, queries - 1 - i, static_cast<int64_t>(random() % queries)})
+      rows.insert(s);
+  constexpr int64_t few = 1 << 12, most = 1 << 24;
+  for (int attempt = 0; attempt < 2 && site.causal; ++attempt) {
+    bool all = queries * keys <= few || (attempt == 1 && metTable);
+    if (attempt == 1 && !metTable)
+      break;
+    if (all && queries * keys > most) {
+      site.causal = false;
+      break;
+    }
+    for (int64_t s = 0; s < queries && site.causal; ++s) {
+      if (!all && !rows.count(s) && !whole.count(s))
+        continue;
+      std::set<int64_t> chosen;
+      if (all || whole.count(s))
+        for (int64_t t = s + 1; t < keys; ++t)
+          chosen.insert(t);
+      for (int64_t t : {s + 1, s + 2, s + 3, keys - 2, keys - 1})
+        chosen.insert(t);
+      for (int i = 0; i < 6 && s + 1 < keys; ++i)
+        chosen.insert(s + 1 + static_cast<int64_t>(random() % (keys - s - 1)));
+      std::vector<int64_t> columns;
+      llvm::copy_if(chosen, std::back_inserter(columns), [&](int64_t t) { return t > s && t < keys; });
+      if (columns.empty())
+        continue;
+      SmallVector<int64_t> coordinates = randomRow();
+      coordinates[*site.row] = s;
+      auto base = logits(coordinates, columns, 0);
+      if (!base)
+        return false;
+      site.causal = llvm::all_of(*base, [](double number) { return number <= masked; });
+    }
   }
   unknownLeaves = false;
   return true;

@@ -142,6 +142,15 @@ def biases(*names):
     return make
 
 
+def packed_but_for_one(q, k, v, segment):
+    """Causal segments of which one query sees one later key: from a table, and by numbers."""
+    same = (segment[:, :, None] == segment[:, None])[:, None, None]
+    i, j = cases.positions(k.shape[1])
+    table = np.tril(np.ones((k.shape[1],) * 2, bool))
+    table[9, 30] = True
+    return mix(jnp.where((same & jnp.asarray(table)) | ((i == 20) & (j == 25)), scores_of(q, k), BIG), v, q)
+
+
 def prefix(q, k, v):
     """The first eight positions are seen by all."""
     return mix(cases.masked(lambda i, j: (j <= i) | (j < 8))(scores_of(q, k)), v, q)
@@ -199,6 +208,7 @@ MATCHED = {
     "BERT": Case(bert, tokens_seen),
     "BERT, one minus the mask": Case(one_minus, tokens_seen),
     "packed segments": Case(packed, segments, kernel_masks=True),
+    "packed segments but for one": Case(packed_but_for_one, segments),
     "two masks": Case(two_masks, segments, kernel_masks=True),
     "any mask": Case(any_mask, whole_masks),
     "T5": Case(t5, t5_table, by_more=True, kernel_masks=True),
