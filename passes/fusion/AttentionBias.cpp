@@ -18,8 +18,6 @@ using namespace mlir;
 
 namespace farrier::fusion {
 
-static constexpr double masked = -1e4;
-
 /// Marks the axes along which a value varies.
 void Matcher::markAxes(Value value, const Roles &roles, SmallVectorImpl<bool> &axes) {
   SmallVector<std::pair<Value, Roles>> todo{{value, roles}};
@@ -39,21 +37,11 @@ void Matcher::markAxes(Value value, const Roles &roles, SmallVectorImpl<bool> &a
     if (auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op))
       if (auto dense = dyn_cast<DenseElementsAttr>(constant.getValue()); dense && dense.isSplat())
         continue;
-    if (op && isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp, stablehlo::TransposeOp>(op)) {
-      Roles inner(places.size());
-      bool follows = true;
-      for (unsigned axis = 0; axis < places.size(); ++axis)
-        if (places[axis]) {
-          std::optional<AxisFlow> flow = flowFromResult(op, 0, *places[axis], site.sizes[axis]);
-          follows &= flow.has_value();
-          if (flow)
-            inner[axis] = flow->operands[0];
-        }
-      if (follows) {
-        todo.emplace_back(op->getOperand(0), inner);
+    if (op && isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp, stablehlo::TransposeOp>(op))
+      if (std::optional<Roles> before = rolesBeforeMove(op, places, site.sizes)) {
+        todo.emplace_back(op->getOperand(0), *before);
         continue;
       }
-    }
     auto iota = dyn_cast_or_null<stablehlo::IotaOp>(op);
     for (unsigned axis = 0; axis < places.size(); ++axis)
       if (places[axis] && (!iota || static_cast<int64_t>(iota.getIotaDimension()) == places[axis]->dim))
@@ -224,7 +212,7 @@ bool Matcher::readBias() {
   // it.
   if (!ownPositionSeen)
     return true;
-  // Rows near both ends and some between, keys near the own position; all where the mask is read from a table.
+  // Rows near both ends and some between, keys near the own position; all where the mask comes from a table.
   unknownLeaves = true;
   metTable = false;
   site.causal = true;

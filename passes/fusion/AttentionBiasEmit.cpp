@@ -122,18 +122,12 @@ Value Narrower::make1(Value value, const Roles &roles) {
     return clone->getResult(0);
   }
   if (isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp, stablehlo::TransposeOp>(op)) {
-    Roles inner(roles.size());
-    bool follows = true;
-    for (unsigned axis = 0; axis < roles.size(); ++axis)
-      if (roles[axis]) {
-        std::optional<AxisFlow> flow = flowFromResult(op, 0, *roles[axis], site.sizes[axis]);
-        follows &= flow.has_value();
-        if (flow)
-          inner[axis] = flow->operands[0];
-      }
-    Value before = follows ? narrow(op->getOperand(0), inner) : Value();
+    std::optional<Roles> inner = rolesBeforeMove(op, roles, site.sizes);
+    if (!inner)
+      return again(value);
+    Value before = narrow(op->getOperand(0), *inner);
     if (!before)
-      return follows ? Value() : again(value);
+      return before;
     if (auto broadcast = dyn_cast<stablehlo::BroadcastInDimOp>(op))
       return make.broadcast(before, sizes, broadcast.getBroadcastDimensions());
     if (auto transpose = dyn_cast<stablehlo::TransposeOp>(op))

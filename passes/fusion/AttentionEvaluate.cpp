@@ -16,9 +16,6 @@ using namespace mlir;
 
 namespace farrier::fusion {
 
-/// What is added to a score that shall not count.
-static constexpr double masked = -1e4;
-
 std::optional<std::vector<double>> Matcher::logits(ArrayRef<int64_t> coordinates,
                                                    std::vector<int64_t> columns, double score) {
   RowEval eval(scoreSizes(), site.column);

@@ -11,6 +11,9 @@
 
 namespace farrier::fusion {
 
+/// What is added to a score that shall not count is as low as this.
+inline constexpr double masked = -1e4;
+
 /// Follows the axes from one product (AttentionMatch.cpp) and evaluates what was reached
 /// (AttentionEvaluate.cpp).
 class Matcher {

@@ -81,6 +81,18 @@ Tensor originOf(Tensor tensor, ArrayRef<int64_t> sizes, const DenseMap<Value, Va
   return tensor;
 }
 
+std::optional<Roles> rolesBeforeMove(Operation *op, const Roles &roles, ArrayRef<int64_t> sizes) {
+  Roles before(roles.size());
+  for (unsigned axis = 0; axis < roles.size(); ++axis)
+    if (roles[axis]) {
+      std::optional<AxisFlow> flow = flowFromResult(op, 0, *roles[axis], sizes[axis]);
+      if (!flow)
+        return std::nullopt;
+      before[axis] = flow->operands[0];
+    }
+  return before;
+}
+
 SmallVector<unsigned> layoutOrder(const Roles &roles) {
   SmallVector<unsigned> order;
   for (unsigned axis = 0; axis < roles.size(); ++axis)

@@ -38,6 +38,10 @@ std::optional<Tensor> derivedFrom(mlir::Value value, const Tensor &origin, llvm:
 /// Whether the roles account for every element: each dimension is exactly the product of its axes.
 bool coversAll(const Tensor &tensor, llvm::ArrayRef<int64_t> sizes);
 
+/// Where the axes lie in the operand of a broadcast, reshape or transpose, by where they lie in its result;
+/// nullopt where it mixes them.
+std::optional<Roles> rolesBeforeMove(mlir::Operation *op, const Roles &roles, llvm::ArrayRef<int64_t> sizes);
+
 /// Axes of a tensor in the order in which they lie in memory.
 llvm::SmallVector<unsigned> layoutOrder(const Roles &roles);
 

@@ -371,15 +371,10 @@ std::optional<Numbers> RowEval::compute(Value value, const Roles &roles) {
     return evaluate(op->getOperand(cast<OpResult>(value).getResultNumber()), roles);
   if (isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::SliceOp>(
           op)) {
-    Roles inner(roles.size());
-    for (unsigned axis = 0; axis < roles.size(); ++axis)
-      if (roles[axis]) {
-        std::optional<AxisFlow> flow = flowFromResult(op, 0, *roles[axis], sizes[axis]);
-        if (!flow)
-          return fail(op, "'" + op->getName().getStringRef() + "' mixes axes of the scores");
-        inner[axis] = flow->operands[0];
-      }
-    return evaluate(op->getOperand(0), inner);
+    std::optional<Roles> inner = rolesBeforeMove(op, roles, sizes);
+    if (!inner)
+      return fail(op, "'" + op->getName().getStringRef() + "' mixes axes of the scores");
+    return evaluate(op->getOperand(0), *inner);
   }
   if (leaves && !leavesAreKnown)
     return leaf(value, roles);
