@@ -30,6 +30,41 @@ def SimplifyCollectives : Pass<"farrier-simplify-collectives", "::mlir::ModuleOp
   }];
 }
 
+def MergeCollectives : Pass<"farrier-merge-collectives", "::mlir::ModuleOp"> {
+  let summary = "Remove explicit collectives that repeat or undo another one";
+  let description = [{
+    Within a block:
+
+    * a collective that does the same to the same operands as an earlier one is that one: JAX gives each a channel of
+      its own, so that MLIR's CSE sees two;
+    * a maximum, minimum, "and" or "or" over a group of what the same reduction has just made is its operand;
+    * a gather of what a reduction has just scattered, over the same groups along the same dimension, is one
+      all-reduce: one latency less. It adds the same values, which a GPU may do in another order (`regroup`);
+    * a permutation of a permutation is one, and half the bytes move.
+
+    Input:
+
+    ```mlir
+    %p = "stablehlo.collective_permute"(%x) <{source_target_pairs = dense<[[0, 1], [1, 0]]> ...}> ...
+    %q = "stablehlo.collective_permute"(%p) <{source_target_pairs = dense<[[0, 1], [1, 0]]> ...}> ...
+    ```
+
+    Output:
+
+    ```mlir
+    %q = "stablehlo.collective_permute"(%x) <{source_target_pairs = dense<[[1, 1], [0, 0]]> ...}> ...
+    ```
+
+    The trade: the one that stays may hold its result longer. A repetition across an `optimization_barrier`
+    (`jax.checkpoint`) reads another value and stays. Collectives that carry frontend attributes, shardings or
+    anything else this build does not model stay as well.
+  }];
+  let options = [
+    Option<"regroup", "regroup", "bool", /*default=*/"true",
+           "Whether sums may be added up in another order: a scatter and a gather become one reduction">,
+  ];
+}
+
 def ChainCollectives : Pass<"farrier-chain-collectives", "::mlir::ModuleOp"> {
   let summary = "Keep XLA from combining small explicit reductions into one that nothing hides";
   let description = [{

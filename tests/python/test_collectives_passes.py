@@ -76,6 +76,52 @@ def step():
     return f, (x, weights)
 
 
+@pytest.fixture(scope="module")
+def repeating():
+    """Collectives that repeat or undo one another."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    ring = [(i, (i + 1) % 8) for i in range(8)]
+
+    def local(x):
+        largest = lax.pmax(lax.pmax(jnp.max(x), "x"), "x")
+        twice = lax.all_gather(x, "x", tiled=True) + lax.all_gather(x, "x", tiled=True)
+        whole = lax.all_gather(lax.psum_scatter(twice, "x", tiled=True), "x", tiled=True)
+        # The last device of the second chain hears of nobody.
+        moved = lax.ppermute(lax.ppermute(x, "x", ring), "x", ring[:-1])
+        return largest, whole, moved
+
+    def f(x):
+        return jax.shard_map(
+            local, mesh=mesh, in_specs=P("x"), out_specs=(P(), P(), P("x")), check_vma=False
+        )(x)
+
+    return f, (jnp.asarray(np.random.default_rng(1).standard_normal((64, 16)), jnp.float32),)
+
+
+@pytest.mark.parametrize(
+    ("regroup", "expected"),
+    [
+        (
+            "true",
+            {
+                "repeated-collectives": 1,
+                "idempotent-reductions": 1,
+                "joined-scatters": 1,
+                "composed-permutes": 1,
+            },
+        ),
+        ("false", {"repeated-collectives": 1, "idempotent-reductions": 1, "composed-permutes": 1}),
+    ],
+)
+def test_merged_collectives_are_bitwise_equal(repeating, regroup, expected):
+    f, args = repeating
+    changed, site = through(f"builtin.module(farrier-merge-collectives{{regroup={regroup}}})", f)
+    want, got = jax.jit(f)(*args), changed(*args)
+    assert {name: count for name, count in site.counters.items() if count} == expected
+    for a, b in zip(want, got, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
 @pytest.mark.parametrize(
     ("pipeline", "counter"),
     [

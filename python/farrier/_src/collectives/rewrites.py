@@ -25,12 +25,13 @@ class Form(drive.Variant):
 
 
 def _pipeline(name: str, numerics: str, min_bytes: int) -> str:
+    regroup = str(numerics != "bitwise").lower()
     if name == "split-batch":
-        regroup = str(numerics != "bitwise").lower()
         return f"farrier-split-batch{{min-bytes={min_bytes} regroup={regroup}}}"
+    fewer = f"farrier-simplify-collectives,farrier-merge-collectives{{regroup={regroup}}}"
     if name == "chain":
-        return "farrier-simplify-collectives,farrier-chain-collectives"
-    return "farrier-simplify-collectives"
+        return f"{fewer},farrier-chain-collectives"
+    return fewer
 
 
 def variants(
