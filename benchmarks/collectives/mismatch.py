@@ -25,7 +25,7 @@ from farrier import Target
 from farrier._src import hlo, oracle
 from farrier._src.collectives import drive, parameters, schedule
 from jax.extend import xla
-from run import SET, VARIANTS, arguments
+from run import CASES, arguments
 
 # The most that a step may lose, as a part of XLA's.
 ALLOWED = 0.003
@@ -51,17 +51,16 @@ def scheduled_module(module, target: Target) -> tuple[hlo.Module, oracle.Compile
 
 def measure(name: str, target_name: str) -> dict:
     """Plans one workload with each set and scores with every set; the result as plain data."""
-    if name in VARIANTS:
-        letter, growth, workload, options = VARIANTS[name]
-    else:
-        (letter, growth), workload, options = SET[name], name, {}
-    target = Target(target_name, topology=workloads.topology(workload))
+    case = CASES[name]
+    target = case.target(target_name)
     sets = parameters.for_target(target)
-    lowered = workloads.build(workload, target, **options).lower()  # keeps its partitioning callbacks alive
+    lowered = workloads.build(
+        case.workload, target, **case.options
+    ).lower()  # keeps its partitioning callbacks alive
     module, compiled = scheduled_module(lowered.compiler_ir("stablehlo"), target)
     # Kernels at XLA's estimates, which only the final program carries, the same for every order.
     costs = dict(schedule.plan(compiled.hlo(), target, sets).costs)
-    room = int(growth * compiled.measurement.total_bytes)
+    room = int(case.growth * compiled.measurement.total_bytes)
     before = schedule.simulate(module, target, sets, frozen=dict(costs))
     rows = []
     for planned in sets:
@@ -81,7 +80,12 @@ def measure(name: str, target_name: str) -> dict:
                     "seconds": round(a.seconds, 9),
                 }
             )
-    return {"workload": name, "letter": letter, "target": f"{target.name} {target.topology}", "rows": rows}
+    return {
+        "workload": name,
+        "letter": case.letter,
+        "target": f"{target.name} {target.topology}",
+        "rows": rows,
+    }
 
 
 def table(results: list[dict]) -> str:

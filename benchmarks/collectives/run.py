@@ -19,6 +19,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -29,33 +31,57 @@ from farrier import Collectives, Target
 from farrier._src import interchange
 from farrier._src.collectives import drive, parameters, rewrites
 
-# Letters of the published table, and by how much each workload may grow.
-SET = {
-    "fsdp": ("a", 0.0),
-    "fsdp-scan": ("b", 0.10),
-    "fsdp-manual": ("cU", 0.0),
-    "fsdp-manual-scan": ("cS3", 0.01),
-    "tensor-manual": ("d", 0.02),
-    "tensor-manual-scan": ("dS", 0.02),
-    "data": ("e", 0.0),
-    "two-axes": ("f", 0.03),
-    "two-axes-scan": ("fS", 0.03),
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A row of the table."""
+
+    letter: str
+    """As the published table names it, or a short name."""
+    growth: float
+    """By how much its memory may grow."""
+    workload: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def cluster(self) -> bool:
+        """Whether it is meant for several hosts."""
+        return workloads.topology(self.workload) != "1x1x8"
+
+    def target(self, name: str, topology: str | None = None) -> Target:
+        """The GPU `name` in the topology that the workload is meant for, or in another one."""
+        return Target(name, topology=topology or workloads.topology(self.workload))
+
+
+CASES = {
+    "fsdp": Case("a", 0.0, "fsdp"),
+    "fsdp-scan": Case("b", 0.10, "fsdp-scan"),
+    "fsdp-manual": Case("cU", 0.0, "fsdp-manual"),
+    "fsdp-manual-scan-keep": Case("cS", 0.01, "fsdp-manual-scan", {"reshard": False}),
+    "fsdp-manual-scan": Case("cS3", 0.01, "fsdp-manual-scan"),
+    "tensor-manual": Case("d", 0.02, "tensor-manual"),
+    "tensor-manual-scan": Case("dS", 0.02, "tensor-manual-scan"),
+    "data": Case("e", 0.0, "data"),
+    "two-axes": Case("f", 0.03, "two-axes"),
+    "two-axes-scan": Case("fS", 0.03, "two-axes-scan"),
+    "experts": Case("x", 0.02, "experts"),
+    "experts-scan": Case("xS", 0.02, "experts-scan"),
+    "pipeline": Case("p", 0.02, "pipeline"),
+    "ring": Case("r", 0.02, "ring"),
+    "ring-unrolled": Case("rU", 0.02, "ring-unrolled"),
 }
-# The same programs with an option of the workload changed.
-VARIANTS = {"fsdp-manual-scan-keep": ("cS", 0.01, "fsdp-manual-scan", {"reshard": False})}
 
 
 def measure(name: str, target_name: str) -> dict:
     """Runs one workload; the result as plain data."""
-    if name in VARIANTS:
-        letter, growth, workload, options = VARIANTS[name]
-    else:
-        (letter, growth), workload, options = SET[name], name, {}
-    target = Target(target_name, topology=workloads.topology(workload))
+    case = CASES[name]
+    target = case.target(target_name)
     sets = parameters.for_target(target)
     judges = [sets[0].with_two_streams()] if target.device_count > sets[0].domain_devices else []
     start = time.perf_counter()
-    lowered = workloads.build(workload, target, **options).lower()  # keeps its partitioning callbacks alive
+    lowered = workloads.build(
+        case.workload, target, **case.options
+    ).lower()  # keeps its partitioning callbacks alive
     module = lowered.compiler_ir("stablehlo")
     forms = functools.partial(
         rewrites.variants,
@@ -69,20 +95,20 @@ def measure(name: str, target_name: str) -> dict:
         module,
         target,
         judges=judges,
-        memory_growth=growth,
+        memory_growth=case.growth,
         variants=forms,
         compiles=Collectives().max_compiles,
     )
     return {
         "workload": name,
-        "letter": letter,
+        "letter": case.letter,
         "target": f"{target.name} {target.topology}",
         "changed": found.changed,
         "reason": found.reason,
         "form": found.variant.name if found.variant else None,
         "prepared": dataclasses.asdict(found.prepared) if found.prepared else None,
         "rejected": dict(found.rejected),
-        "memory_allowed": growth,
+        "memory_allowed": case.growth,
         "bytes_before": found.before.measurement.total_bytes,
         "bytes_after": found.after.measurement.total_bytes,
         "orders_tried": found.outcome.tried if found.outcome else 0,
@@ -120,8 +146,8 @@ def table(results: list[dict]) -> str:
         "| | workload | target | parameters | bound | step | exposed | exposed, of XLA's | memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    order = [*(v[0] for v in SET.values()), "cS"]
-    for r in sorted(results, key=lambda r: (order.index(r["letter"]), r["target"])):
+    order = list(CASES)
+    for r in sorted(results, key=lambda r: (order.index(r["workload"]), r["target"])):
         for b, a in zip(r["before"], r["after"], strict=True):
             share = a["exposed_seconds"] / b["exposed_seconds"] if b["exposed_seconds"] > 1e-6 else 1.0
             change = a["seconds"] / b["seconds"] - 1
@@ -139,15 +165,21 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The command line of this folder's benchmarks: ``names`` of workloads, ``target``, and ``out``, which exists."""
+def arguments(
+    description: str, *, child: bool = False, default: Sequence[str] = tuple(CASES)
+) -> argparse.Namespace:
+    """The command line of this folder's benchmarks: ``names`` of workloads, ``target``, and ``out``, which exists.
+
+    `default` are the names where none are given; with `child` also the option by which a benchmark calls itself: the path of a file for the child to read.
+    """
     parser = argparse.ArgumentParser(description=description)
-    everything = [*SET, *VARIANTS]
-    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(everything)}")
+    parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(CASES)}")
     parser.add_argument("--target", default="h100")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/collectives"))
+    if child:
+        parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.names = args.names or everything
+    args.names = args.names or list(default)
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
@@ -159,7 +191,8 @@ def main() -> int:
         result = measure(name, args.target)
         path = args.out / f"{args.target}-{name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        done = [json.loads(p.read_text("utf-8")) for p in sorted(args.out.glob("*.json"))]
+        paths = [p for p in sorted(args.out.glob("*.json")) if p.stem.partition("-")[2] in CASES]
+        done = [json.loads(p.read_text("utf-8")) for p in paths]
         (args.out / "table.md").write_text(table(done), encoding="utf-8")
         print(name, result["reason"], result["seconds"], "s", flush=True)
     return 0

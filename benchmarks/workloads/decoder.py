@@ -26,7 +26,8 @@ from workloads.registry import Built
 class Size:
     """A model and its batch.
 
-    Llama-3 shapes: Grattafiori et al. 2024, table 3; the 8x7B mixture: Jiang et al. 2024, table 1.
+    Llama-3 shapes: Grattafiori et al. 2024, table 3; the 8x7B mixture: Jiang et al. 2024, table 1; the layers of
+    the 16B mixture: Dai et al. 2024 (DeepSeekMoE).
     """
 
     width: int
@@ -51,6 +52,7 @@ SIZES = {
     "wide": Size(4096, 4, 32, 8, 128, 14336, 32768, 4096, 2),
     "llama3-8b": Size(4096, 32, 32, 8, 128, 14336, 128256, 8192, 1, 500000.0),
     "llama3-70b": Size(8192, 80, 64, 8, 128, 28672, 128256, 8192, 1, 500000.0),
+    "moe-16b": Size(2048, 4, 16, 16, 128, 1408, 32768, 4096, 8, experts=64, chosen=6),
     "moe-8x7b": Size(4096, 32, 32, 8, 128, 14336, 32000, 4096, 1, 1e6, experts=8, chosen=2),
 }
 
@@ -128,11 +130,16 @@ class Plan:
         return lax.with_sharding_constraint(x, NamedSharding(self.batch_sharding.mesh, spec))
 
 
-def mix(s: Size, plan: Plan, h, weights, positions):
-    """Attention of normed activations [B, S, width], up to and without the output projection."""
+def projected(s: Size, h, weights, positions):
+    """Query, key and value of normed activations [B, S, width], positions rotated in."""
     query = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["query"]), positions, s.rope_base)
     key = rotary(jnp.einsum("bsd,dhk->bshk", h, weights["key"]), positions, s.rope_base)
-    value = jnp.einsum("bsd,dhk->bshk", h, weights["value"])
+    return query, key, jnp.einsum("bsd,dhk->bshk", h, weights["value"])
+
+
+def mix(s: Size, plan: Plan, h, weights, positions):
+    """Attention of normed activations [B, S, width], up to and without the output projection."""
+    query, key, value = projected(s, h, weights, positions)
     query, key, value = (checkpoint_name(v, n) for v, n in ((query, "query"), (key, "key"), (value, "value")))
     named = remat_policies.names_flash_residuals(plan.remat)
     mixed = attention_kinds.attend(plan.attention, query, key, value, name_residuals=named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,16 +16,51 @@ from workloads import decoder, optimizer, training
 from workloads.registry import Built
 
 
-def _gather(weight: jax.Array, axis: int) -> jax.Array:
-    """The whole weight in bf16 from its shards; its transpose is a reduce-scatter."""
-    return lax.all_gather(weight.astype(jnp.bfloat16), "x", axis=axis, tiled=True)
+def gather(weight: jax.Array, axis: int, over: str = "x") -> jax.Array:
+    """The whole weight in bf16 from its shards along a mesh axis; its transpose is a reduce-scatter."""
+    return lax.all_gather(weight.astype(jnp.bfloat16), over, axis=axis, tiled=True)
 
 
-def _shard_axis(shape: tuple[int, ...], devices: int) -> int:
+def shard_axis(shape: tuple[int, ...], devices: int) -> int:
+    """The largest axis that the devices divide."""
     candidates = [n for n, size in enumerate(shape) if size % devices == 0]
     if not candidates:
         raise ValueError(f"no axis of a weight of shape {shape} divides by {devices} devices")
     return max(candidates, key=lambda n: shape[n])
+
+
+def sharded_spec(axes: dict[str, int], style: str) -> Callable[[Any, tuple[int, ...]], P]:
+    """The partition of a decoder's weights over the axis "x": each layer's along `axes`."""
+
+    def spec(path, shape):
+        name = path[-1].key
+        if any(getattr(k, "key", None) == "layers" for k in path):
+            chosen = axes[name] + (style == "scanned")
+        else:
+            chosen = 1 if name == "head" else 0
+        return P(*["x" if n == chosen else None for n in range(len(shape))])
+
+    return spec
+
+
+def gathered_loss(weights: Any, tokens: jax.Array, labels: jax.Array, layer: Any, devices: int) -> jax.Array:
+    """One device's part of the mean loss; embedding, norm and head are gathered over the axis "x".
+
+    Args:
+      weights: a decoder's, one device's shards.
+      tokens, labels: [B, S], one device's.
+      layer: ``layer(x, shards)``, scanned where the layers are stacked.
+      devices: along "x".
+    """
+    x = gather(weights["embedding"], 0)[tokens]
+    if isinstance(weights["layers"], dict):
+        x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, weights["layers"])
+    else:
+        for w in weights["layers"]:
+            x = layer(x, w)
+    x = decoder.rms_norm(x, gather(weights["final_norm"], 0))
+    logits = jnp.einsum("bsd,dv->bsv", x, gather(weights["head"], 1), preferred_element_type=jnp.float32)
+    return training.cross_entropy(logits, labels) / devices
 
 
 def fsdp(
@@ -45,14 +81,12 @@ def fsdp(
       size, style, attention, layers, batch, length: as `decoder.build`.
       reshard: gather again in the backward (ZeRO-3) instead of keeping gathered weights (ZeRO-2).
     """
-    if target is None or target.device_count < 2:
-        raise ValueError("this workload needs a target with several devices")
+    devices = several(target)
     training.check_choice("style", style, ("unrolled", "scanned"))
     training.check_choice("attention", attention, attention_kinds.KINDS)
-    devices = target.device_count
     s = decoder.resize(size, layers, batch, length)
     plan = decoder.Plan(style, attention, "none")
-    axes = {k: _shard_axis(shape, devices) for k, shape in decoder.layer_shapes(s).items()}
+    axes = {k: shard_axis(shape, devices) for k, shape in decoder.layer_shapes(s).items()}
     mesh = target.mesh(names=("x",))
 
     def keep(primitive, *_, **__):
@@ -60,34 +94,16 @@ def fsdp(
         return primitive.name not in ("all_gather", "all_gather_invariant")
 
     def layer(x, w, positions):
-        gathered = {k: _gather(v, axes[k]) for k, v in w.items()}
+        gathered = {k: gather(v, axes[k]) for k, v in w.items()}
         return decoder.decoder_layer(s, plan, x, gathered, positions)
 
     def loss(weights, tokens, labels):
         positions = jnp.arange(tokens.shape[1])
         one = jax.checkpoint(layer, policy=keep, prevent_cse=style == "unrolled") if reshard else layer
-        x = _gather(weights["embedding"], 0)[tokens]
-        if style == "scanned":
-            x, _ = lax.scan(lambda x, w: (one(x, w, positions), None), x, weights["layers"])
-        else:
-            for w in weights["layers"]:
-                x = one(x, w, positions)
-        x = decoder.rms_norm(x, _gather(weights["final_norm"], 0))
-        head = _gather(weights["head"], 1)
-        logits = jnp.einsum("bsd,dv->bsv", x, head, preferred_element_type=jnp.float32)
-        return training.cross_entropy(logits, labels) / devices
+        return gathered_loss(weights, tokens, labels, lambda x, w: one(x, w, positions), devices)
 
-    def spec(path, shape):
-        name = path[-1].key
-        if name in ("embedding", "head"):
-            chosen = 0 if name == "embedding" else 1
-        elif any(getattr(k, "key", None) == "layers" for k in path):
-            chosen = axes[name] + (style == "scanned")
-        else:
-            chosen = 0
-        return P(*["x" if n == chosen else None for n in range(len(shape))])
-
-    return _finish_manual(target, mesh, s, style, loss, spec, P("x"), axis="x")
+    spec = sharded_spec(axes, style)
+    return finish_manual(target, mesh, s, style, loss, spec, P("x"), axis="x")
 
 
 def tensor_parallel(
@@ -106,11 +122,9 @@ def tensor_parallel(
       target: as many devices as divide the key heads.
       size, style, attention, layers, batch, length: as `decoder.build`.
     """
-    if target is None or target.device_count < 2:
-        raise ValueError("this workload needs a target with several devices")
+    devices = several(target)
     training.check_choice("style", style, ("unrolled", "scanned"))
     training.check_choice("attention", attention, attention_kinds.KINDS)
-    devices = target.device_count
     s = decoder.resize(size, layers, batch, length)
     if s.key_heads % devices or s.hidden % devices or s.vocabulary % devices:
         raise ValueError(f"{devices} devices do not divide {s.key_heads} key heads of size {size!r}")
@@ -180,12 +194,34 @@ def tensor_parallel(
         stacked = style == "scanned" and any(getattr(k, "key", None) == "layers" for k in path)
         return P(*["t" if n == sharded[name] + stacked else None for n in range(len(shape))])
 
-    return _finish_manual(target, mesh, s, style, loss, spec, P(), axis=None)
+    return finish_manual(target, mesh, s, style, loss, spec, P(), axis=None)
 
 
-def _finish_manual(target, mesh, s, style, loss, spec, batch_spec, *, axis: str | None) -> Built:
-    """Wraps the step in a shard_map over `mesh`; `axis` is the one over which the loss is summed."""
-    shapes = decoder.weight_shapes(s, style)
+def several(target: Any) -> int:
+    """The target's number of devices.
+
+    Raises:
+      ValueError: there is no target, or it has one device.
+    """
+    if target is None or target.device_count < 2:
+        raise ValueError("this workload needs a target with several devices")
+    return target.device_count
+
+
+def finish_manual(
+    target, mesh, s, style, loss, spec, batch_spec, *, axis: str | None, shapes: Any = None
+) -> Built:
+    """Wraps the step in a shard_map over `mesh`.
+
+    Args:
+      target, mesh, s, style: as the workload has them.
+      loss: ``loss(weights, tokens, labels)`` on one device's shards.
+      spec: partition of each weight by (tree path, shape).
+      batch_spec: partition of tokens and labels.
+      axis: the mesh axis over which the loss is summed; None: every device has all of it.
+      shapes: tree of weight shapes; None: the decoder's.
+    """
+    shapes = decoder.weight_shapes(s, style) if shapes is None else shapes
     specs = jax.tree_util.tree_map_with_path(spec, shapes, is_leaf=training.is_shape)
     state_specs = {"weights": specs, "first": specs, "second": specs, "step": P()}
 

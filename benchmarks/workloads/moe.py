@@ -65,9 +65,23 @@ def gather(
     x: jax.Array, weights: dict[str, jax.Array], chosen: int, *, capacity_factor: float = 1.25
 ) -> jax.Array:
     """What `onehot` computes, its masks replaced by indices written by hand. x [T, d] -> [T, d]."""
-    tokens, experts = x.shape[0], weights["gate"].shape[0]
+    experts = weights["gate"].shape[0]
+    rows, place, share = slots(x, weights["router"], experts, chosen, capacity_factor)
+    return combined(_experts(rows, weights), place, share)
+
+
+def slots(
+    x: jax.Array, router: jax.Array, experts: int, chosen: int, capacity_factor: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Tokens sorted into the experts' slots, those beyond the capacity dropped.
+
+    Returns:
+      Rows [E, C, d], the place of each of a token's choices in E * C (that number where dropped)
+      [T * chosen], and the choices' weights [T, chosen].
+    """
+    tokens = x.shape[0]
     capacity = _capacity(tokens, experts, chosen, capacity_factor)
-    share, index = _route(x, weights["router"], chosen)
+    share, index = _route(x, router, chosen)
     picked = jax.nn.one_hot(index.reshape(-1), experts, dtype=jnp.int32)
     slot = jnp.take_along_axis(jnp.cumsum(picked, axis=0), index.reshape(-1, 1), 1)[:, 0] - 1
     place = jnp.where(slot < capacity, index.reshape(-1) * capacity + slot, experts * capacity)
@@ -77,10 +91,35 @@ def gather(
         .set(jnp.arange(tokens * chosen, dtype=jnp.int32) // chosen, mode="drop", unique_indices=True)
     )
     rows = x.at[token].get(mode="fill", fill_value=0).reshape(experts, capacity, -1)
-    out = _experts(rows, weights)
-    taken = out.reshape(experts * capacity, -1).at[place].get(mode="fill", fill_value=0)
-    taken = taken.reshape(tokens, chosen, -1)
-    return jnp.einsum("tkd,tk->td", taken, share.astype(x.dtype))
+    return rows, place, share
+
+
+def combined(out: jax.Array, place: jax.Array, share: jax.Array) -> jax.Array:
+    """Every token's weighted sum over the slots [E, C, d] that its choices went to: [T, d]."""
+    taken = out.reshape(-1, out.shape[-1]).at[place].get(mode="fill", fill_value=0)
+    taken = taken.reshape(*share.shape, -1)
+    return jnp.einsum("tkd,tk->td", taken, share.astype(out.dtype))
+
+
+def exchanged(
+    x: jax.Array,
+    weights: dict[str, jax.Array],
+    chosen: int,
+    *,
+    axis: str,
+    devices: int,
+    capacity_factor: float = 1.25,
+) -> jax.Array:
+    """What `gather` computes, each of a mesh axis's devices holding its share of the experts.
+
+    Tokens travel to their experts and back in two all-to-alls. x [T, d] of one device -> [T, d].
+    """
+    experts = devices * weights["gate"].shape[0]
+    rows, place, share = slots(x, weights["router"], experts, chosen, capacity_factor)
+    # [E, C, d] -> [E / n, n * C, d]: all devices' rows for the experts that live here.
+    there = lax.all_to_all(rows, axis, split_axis=0, concat_axis=1, tiled=True)
+    out = lax.all_to_all(_experts(there, weights), axis, split_axis=1, concat_axis=0, tiled=True)
+    return combined(out, place, share)
 
 
 def feed_forward(kind: str, x: jax.Array, weights: dict[str, jax.Array], chosen: int) -> jax.Array:

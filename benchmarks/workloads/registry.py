@@ -63,6 +63,14 @@ _TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "workloads.decoder:build",
         {"size": "wide", "style": "scanned", "batch": 32, "tensor": 8},
     ),
+    "experts": ("workloads.expert_parallel:build", {"size": "moe-16b"}),
+    "experts-scan": ("workloads.expert_parallel:build", {"size": "moe-16b", "style": "scanned"}),
+    "pipeline": ("workloads.pipeline:build", {"size": "1b", "batch": 16}),
+    "ring": ("workloads.ring:build", {"size": "1b", "length": 16384, "batch": 1}),
+    "ring-unrolled": (
+        "workloads.ring:build",
+        {"size": "1b", "length": 16384, "batch": 1, "looped": False},
+    ),
     # Other architectures.
     "translator-tiny": ("workloads.encoder_decoder:build", {"size": "tiny"}),
     "translator": ("workloads.encoder_decoder:build", {"size": "small"}),
@@ -89,6 +97,11 @@ COLLECTIVES = (
     "data-scan",
     "two-axes",
     "two-axes-scan",
+    "experts",
+    "experts-scan",
+    "pipeline",
+    "ring",
+    "ring-unrolled",
 )
 """The workloads whose communication is judged."""
 
