@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors, limits
+from farrier._src.exchange import exchange
 from farrier._src.pipeline import Context, StepPlan
 
 # A plan that leaves more of the budget than this unused is tightened while compiles are left: what is
@@ -96,20 +97,23 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
     """Decides for `module` (a `farrier._core.Module`, left as it is).
 
     Passes that do not depend on the budget decide first and once; rematerialization then brings the program
-    they leave within the budget; those that spend memory see what is left of it.
+    they leave within the budget; those that spend memory see what is left of it, and may get more in one exchange.
 
     Raises:
       farrier.BudgetError: the budget binds and no plan keeps it; names the smallest total that was measured.
     """
     late = [driver for driver in drivers if getattr(driver, "spends_slack", False)]
-    decided = _within_budget(module, [driver for driver in drivers if driver not in late], context)
+    early = [driver for driver in drivers if driver not in late]
+    decided = _within_budget(module, early, context)
     if not late:
         return decided
-    current = module.clone()
-    for driver in drivers:
+    current, unspent = module.clone(), None
+    for driver in early:
+        if getattr(driver, "needs_budget", False):
+            unspent = current.clone()
         if driver.name in decided.passes:
             driver.apply(current, decided.passes[driver.name])
-    passes, compiles = dict(decided.passes), decided.compiles
+    passes, measured, compiles = dict(decided.passes), dict(decided.measured), decided.compiles
     for driver in late:
         if context.clock.expired():
             break
@@ -118,7 +122,17 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
         if plan:
             driver.apply(current, plan)
             passes[driver.name] = plan
-    return dataclasses.replace(decided, passes=passes, compiles=compiles)
+            if "after" in measured and driver.measurement is not None:
+                measured["after"] = _described(driver.measurement)
+        if unspent is None or not driver.wishes:
+            continue
+        remat = next(driver for driver in early if getattr(driver, "needs_budget", False))
+        moved = exchange(unspent, remat, driver, passes.get(remat.name), decided.measured, context, _decision)
+        compiles += moved.compiles
+        if moved.remat is not None:
+            passes |= {remat.name: moved.remat, driver.name: moved.late}
+            measured["after"] = _described(driver.measurement)
+    return dataclasses.replace(decided, passes=passes, measured=measured, compiles=compiles)
 
 
 def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:

@@ -60,6 +60,11 @@ class Improved:
     """Compiles that were spent."""
     rejected: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Why each form that was looked at and not taken was not, by its name ("" is the program as it was)."""
+    judge: _Judge | None = dataclasses.field(default=None, repr=False)
+    """What compared them: prices and limits, for `reordered`."""
+
+    wishes: tuple[schedule.Wish, ...] = ()
+    """What more memory would be worth to the schedule; seconds against `after`'s."""
 
     @property
     def changed(self) -> bool:
@@ -93,6 +98,7 @@ def improve(
     compile: Callable[[Any, Mapping[str, Any]], oracle.Compiled] | None = None,
     order: bool = True,
     pipeline: bool = True,
+    probe: bool = False,
 ) -> Improved:
     """Gives a program our schedule, and another form, where that is better.
 
@@ -115,6 +121,7 @@ def improve(
       order: whether to look for a schedule of our own.
       pipeline: whether to try what is changed before XLA's scheduler: buckets, and collectives across the
         iterations of loops. It is judged together with a schedule of our own, which it needs, in one compile.
+      probe: whether to find out what more memory would be worth (`Improved.wishes`).
 
     Returns:
       What was found; `after` is `before` unless the result is faster under every set of `parameters`, within
@@ -132,6 +139,7 @@ def improve(
         options={**STATISTICS, **(compiler_options or {})},
         left=compiles,
         order=order,
+        probe=probe,
     )
     base = judge.compiled(module, {})
     total = base.measurement.total_bytes
@@ -167,7 +175,54 @@ def improve(
         variant=best.variant,
         compiles=judge.spent,
         rejected=dict(judge.rejected),
+        judge=judge,
+        wishes=judge.wishes(judge.asked_of or original, best),
     )
+
+
+def reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Improved | None, str]:
+    """Another version of a program with our schedule, judged against what was found for the first: one compile.
+
+    Args:
+      found: of the first version, with the order and the form that it has.
+      module: the other version, already in that form.
+      wish: how to schedule it. What the result may need in total stays the same.
+
+    Returns:
+      What was found, in the terms of the first version; None where the result is slower under a parameter set or
+      over the limit; and the reason.
+    """
+    judge = found.judge
+    assert judge is not None
+    prices = schedule.plan(
+        found.after.hlo(),
+        judge.target,
+        judge.sets,
+        memory_growth_bytes=wish.growth,
+        frozen=judge.costs,
+        pipeline=wish.pipeline,
+        buckets=wish.buckets,
+    )
+    options = {} if found.variant is None else found.variant.compiler_options
+    spent = judge.spent
+    after, record = judge.hooked(module, prices, options)
+    if record.error is not None or record.outcome is None:
+        return None, "our schedule could not be applied"
+    one = _Found(after, judge.simulate(after), prices, record.outcome, found.variant, record.prepared)
+    if (needed := after.measurement.total_bytes) > judge.limit_bytes:
+        return None, f"needs {needed} bytes, more than the {judge.limit_bytes} allowed"
+    best = _Found(found.after, found.simulated_after, found.plan, found.outcome, found.variant)
+    if judge.gain(best, one) <= 0:
+        return None, "not faster under every parameter set"
+    return dataclasses.replace(
+        found,
+        after=after,
+        plan=prices if record.outcome.changed or record.prepared is not None else None,
+        simulated_after=one.simulated,
+        outcome=record.outcome,
+        prepared=record.prepared,
+        compiles=judge.spent - spent,
+    ), "faster under every parameter set"
 
 
 @dataclasses.dataclass
@@ -181,10 +236,15 @@ class _Judge:
     options: Mapping[str, Any]
     left: int | None
     order: bool
+    probe: bool = False
     limit_bytes: int = 0
     spent: int = 0
     costs: dict[str, float] = dataclasses.field(default_factory=dict)
     rejected: dict[str, str] = dataclasses.field(default_factory=dict)
+    asked: list[schedule.Wish] = dataclasses.field(default_factory=list)
+    """What more memory would have been worth to the form that is kept, against XLA's schedule of it."""
+    asked_of: _Found | None = None
+    """That form with XLA's schedule; None: the program as it was."""
 
     def compiled(self, module: Any, options: Mapping[str, Any]) -> oracle.Compiled:
         self.spent += 1
@@ -242,36 +302,84 @@ class _Judge:
             return None, "a schedule of our own was not asked for", None
         if not self.may_compile():
             return None, "no compile is left for a schedule of our own", None
-        room = self.limit_bytes - given.compiled.measurement.total_bytes
-        plan = schedule.plan(
-            given.compiled.hlo(),
-            self.target,
-            self.sets,
-            memory_growth_bytes=max(0, room),
-            frozen=self.costs,
-            pipeline=bool(pipeline),
-            buckets=pipeline is not None,
-        )
+        total = given.compiled.measurement.total_bytes
+        room = max(0, self.limit_bytes - total)
+        for again in (False, True):
+            plan = schedule.plan(
+                given.compiled.hlo(),
+                self.target,
+                self.sets,
+                memory_growth_bytes=room,
+                frozen=self.costs,
+                probe=self.probe,
+                pipeline=bool(pipeline),
+                buckets=pipeline is not None,
+            )
+            after, record = self.hooked(module, plan, options or {})
+            outcome = record.outcome
+            if record.error is not None:
+                return None, f"the hook failed, XLA's schedule stays: {record.error}", None
+            if record.calls == 0:
+                return None, "XLA did not call the hook: its plugin does not support hooks", None
+            if pipeline is not None and not (record.prepared is not None and record.prepared.changed):
+                return None, "nothing in it can move", outcome
+            if outcome is None:
+                return None, "no order found that is faster under every parameter set", None
+            found = _Found(after, self.simulate(after), plan, outcome, given.variant, record.prepared)
+            needed = after.measurement.total_bytes
+            under = self._asked_for(given, found)
+            if pipeline is None and not outcome.changed:
+                return None, "no order found that is faster under every parameter set", outcome
+            if needed <= self.limit_bytes:
+                break
+            # Once more, with what XLA needed over the estimate taken from the room.
+            if again or under == 0 or room == 0 or not self.may_compile():
+                return None, f"needs {needed} bytes, more than the {self.limit_bytes} allowed", outcome
+            room = max(0, room - under)
+        for b, a in zip(given.simulated[: len(self.sets)], found.simulated, strict=False):
+            if a.seconds > b.seconds:
+                return None, f"the final program is slower under {a.parameters}", outcome
+        return found, "faster under every parameter set", outcome
+
+    def _asked_for(self, given: _Found, found: _Found) -> int:
+        """Notes what more memory would be worth; by how many bytes XLA needs more than was estimated."""
+        plan, outcome = found.plan, found.outcome
+        assert plan is not None and outcome is not None
+        count = len(self.sets)
+        before = sum(s.seconds for s in given.simulated[:count]) / count
+        needed = found.compiled.measurement.total_bytes
+        carried = found.prepared.carried_bytes if found.prepared is not None else 0
+        expected = outcome.peak_after - outcome.peak_before + carried
+        under = max(0, needed - given.compiled.measurement.total_bytes - expected)
+        # Wishes are against the order that the search was given, which may be of a changed program.
+        moved = before - sum(outcome.before) / count
+        kinds = {"pipeline": plan.pipeline, "buckets": plan.buckets}
+        self.asked += [
+            dataclasses.replace(w, bytes=w.bytes + under, seconds=w.seconds + moved, **kinds)
+            for w in outcome.wishes
+        ]
+        if needed > self.limit_bytes:
+            saved = before - sum(s.seconds for s in found.simulated[:count]) / count
+            wish = schedule.Wish(needed - self.limit_bytes, saved, plan.memory_growth_bytes, **kinds)
+            self.asked.append(wish)
+        return under
+
+    def wishes(self, given: _Found, best: _Found) -> tuple[schedule.Wish, ...]:
+        """What was asked for while `given` was scheduled, against what was found; most memory first."""
+        pairs = list(zip(given.simulated, best.simulated, strict=True))[: len(self.sets)]
+        kept = sum(b.seconds - a.seconds for b, a in pairs) / len(pairs)
+        left = [dataclasses.replace(w, seconds=w.seconds - kept) for w in self.asked]
+        return tuple(sorted((w for w in left if w.seconds > 0), key=lambda w: -w.bytes))
+
+    def hooked(
+        self, module: Any, plan: schedule.SchedulePlan, options: Mapping[str, Any]
+    ) -> tuple[oracle.Compiled, hooks.Record]:
+        """One compile with a schedule by `plan`."""
         copy = oracle.clone_module(module)
         hooks.rename(copy, plan)
         self.target.topology_desc()  # loads the compiler that the hook registers with
         with hooks.applying(plan) as record:
-            after = self.compiled(copy, options or {})
-        if record.error is not None:
-            return None, f"the hook failed, XLA's schedule stays: {record.error}", None
-        if record.calls == 0:
-            return None, "XLA did not call the hook: its plugin does not support hooks", None
-        if pipeline is not None and not (record.prepared is not None and record.prepared.changed):
-            return None, "nothing in it can move", record.outcome
-        if pipeline is None and (record.outcome is None or not record.outcome.changed):
-            return None, "no order found that is faster under every parameter set", record.outcome
-        found = _Found(after, self.simulate(after), plan, record.outcome, given.variant, record.prepared)
-        for b, a in zip(given.simulated[: len(self.sets)], found.simulated, strict=False):
-            if a.seconds > b.seconds:
-                return None, f"the final program is slower under {a.parameters}", record.outcome
-        if (needed := after.measurement.total_bytes) > self.limit_bytes:
-            return None, f"needs {needed} bytes, more than the {self.limit_bytes} allowed", record.outcome
-        return found, "faster under every parameter set", record.outcome
+            return self.compiled(copy, options), record
 
     def form(self, variant: Variant, best: _Found) -> tuple[_Found | None, str]:
         """A form of the program with the better of XLA's schedule and ours, if it beats `best`."""
@@ -283,11 +391,15 @@ class _Judge:
         pairs = zip(best.simulated[: len(self.sets)], plain.simulated, strict=False)
         if any(a.bound_seconds > b.seconds for b, a in pairs):
             return None, "no order of it can be faster"
+        asked, self.asked = self.asked, []
         found, why, _ = self.scheduled(plain, variant.module, variant.compiler_options)
+        self.asked, asked = asked, self.asked
         if found is None:
             found = plain
             if compiled.measurement.total_bytes > self.limit_bytes:
                 return None, f"needs {compiled.measurement.total_bytes} bytes of {self.limit_bytes}; {why}"
         if self.gain(best, found) <= 0:
             return None, "not faster under every parameter set"
+        self.asked = asked
+        self.asked_of = plain
         return found, why

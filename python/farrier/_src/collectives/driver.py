@@ -90,7 +90,10 @@ class CollectivesDriver:
     def __init__(self, options: Collectives | None = None):
         self.options = options or Collectives()
         self.compiles = 0
-        """Compiles that `plan` has spent."""
+        """Compiles that `plan` or `exchange` has spent."""
+        self.measurement: Any = None
+        """Of the program with what was decided; None where nothing was."""
+        self._found: drive.Improved | None = None
 
     def plan(self, module: Any, context: pipeline.Context) -> Mapping[str, Any] | None:
         """A plan, or None where there is nothing to hide, nothing to gain, or nothing to judge it by.
@@ -133,11 +136,50 @@ class CollectivesDriver:
             compile=context.compile,
             order=self.options.schedule,
             pipeline=self.options.pipeline,
+            probe=budget is not None,
         )
         self.compiles = found.compiles
+        self._found = found
         self._explain(found, len(sets), say)
-        if not found.changed:
-            return None
+        return self._decided(found) if found.changed else None
+
+    @property
+    def wishes(self) -> Sequence[schedule.Wish]:
+        """What more memory than was left would be worth to the schedule of the program last planned for."""
+        return () if self._found is None else self._found.wishes
+
+    @property
+    def step_seconds(self) -> float:
+        """A step of the program last planned for, as it was left, under the first parameter set; simulated."""
+        return 0.0 if self._found is None else self._found.simulated_after[0].seconds
+
+    def exchange(
+        self, module: Any, wish: schedule.Wish, context: pipeline.Context
+    ) -> tuple[Mapping[str, Any] | None, str]:
+        """A plan for a version of the program last planned for that needs less memory by a wish, for one compile.
+
+        None where the step is not faster than the last plan's under every parameter set, or over the budget; and
+        what came of it, in words.
+        """
+        before = self._found
+        if before is None or before.judge is None:
+            return None, "nothing was planned before"
+        version = module.clone()
+        if before.variant is not None and rewrites.apply(version, before.variant.plan):
+            return None, f"rewrite {before.variant.name} does not fit it"
+        found, why = drive.reordered(before, _jaxlib(version), wish)
+        self.compiles = 1
+        if found is None:
+            return None, why
+        self._found = found
+        old, new = before.simulated_after[0], found.simulated_after[0]
+        return self._decided(found), (
+            f"step {_ms(old.seconds)} -> {_ms(new.seconds)} ms, exposed communication "
+            f"{_ms(old.exposed_seconds)} -> {_ms(new.exposed_seconds)} ({new.parameters}, simulated)"
+        )
+
+    def _decided(self, found: drive.Improved) -> dict[str, Any]:
+        self.measurement = found.after.measurement
         rewrite = None if found.variant is None else found.variant.plan
         return _plan(
             rewrite=rewrite,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier import _core
@@ -17,6 +17,10 @@ from farrier._src.hlo import Module
 from farrier._src.targets import Target
 
 PLAN_VERSION = 1
+# What more memory is worth is asked at these parts of what the fastest order needs.
+_PARTS = (0.5, 0.25)
+# A part of the step below which a gain is no reason to move memory.
+_WORTHWHILE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,10 +179,15 @@ class SchedulePlan:
     """Whether XLA may only join collectives that are ready, or wanted, at about the same time."""
     order: bool = True
     """Whether to look for an order of our own, after XLA's scheduler."""
+    probe: bool = dataclasses.field(default=False, compare=False)
+    """Whether the search also says what more memory would be worth (`Outcome.wishes`). Of one search, not part of
+    the plan: never written."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the version."""
-        return {"version": PLAN_VERSION, **dataclasses.asdict(self)}
+        data = dataclasses.asdict(self)
+        del data["probe"]
+        return {"version": PLAN_VERSION, **data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SchedulePlan:
@@ -220,6 +229,21 @@ class SchedulePlan:
         return f"farrier_{self.fingerprint}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What an order with more memory would save."""
+
+    bytes: int
+    """On top of what the plan allows, estimated."""
+    seconds: float
+    """Of a step against the given order's, mean over the parameter sets, simulated."""
+    growth: int
+    """`SchedulePlan.memory_growth_bytes` that finds such an order."""
+    pipeline: bool = False
+    buckets: bool = False
+    """As the plan's."""
+
+
 @dataclasses.dataclass(kw_only=True)
 class Outcome:
     """What a search for an order came to."""
@@ -235,6 +259,8 @@ class Outcome:
     """Distinct orders looked at."""
     over_cap: int
     """Orders that were faster and held too much."""
+    wishes: tuple[Wish, ...] = ()
+    """What more memory would be worth, most memory first; empty where it was not asked or is worth nothing."""
 
 
 def plan(
@@ -246,6 +272,7 @@ def plan(
     frozen: Mapping[str, float] | None = None,
     pipeline: bool = False,
     buckets: bool = False,
+    probe: bool = False,
 ) -> SchedulePlan:
     """A plan for programs like `module` (scheduled HLO of a compile without one).
 
@@ -262,6 +289,7 @@ def plan(
         memory_growth_bytes=memory_growth_bytes,
         pipeline=pipeline,
         buckets=buckets,
+        probe=probe,
     )
 
 
@@ -278,13 +306,13 @@ def reschedule(module: Module, plan: SchedulePlan, *, spent_bytes: int = 0) -> t
     models = [p.comm_json() for p in plan.parameters]
     entry = program.json["entry"]
     peak = request(action="simulate", program=program.json, models=models[:1])["peaks"][entry]
-    answer = request(
-        action="optimize",
-        program=program.json,
-        models=models,
-        cap_bytes=peak + max(0, plan.memory_growth_bytes - spent_bytes),
-        work=plan.work,
-    )
+    growth = max(0, plan.memory_growth_bytes - spent_bytes)
+
+    def within(cap_bytes: int | None) -> dict[str, Any]:
+        limit = {} if cap_bytes is None else {"cap_bytes": cap_bytes}
+        return request(action="optimize", program=program.json, models=models, work=plan.work, **limit)
+
+    answer = within(peak + growth)
     changed = any(answer["orders"])
     outcome = Outcome(
         changed=changed,
@@ -294,5 +322,29 @@ def reschedule(module: Module, plan: SchedulePlan, *, spent_bytes: int = 0) -> t
         peak_after=answer["peak_after"],
         tried=answer["tried"],
         over_cap=answer["over_cap"],
+        wishes=_wishes(within, peak + growth, answer, plan.memory_growth_bytes) if plan.probe else (),
     )
     return (program_lib.write_orders(module, program, answer["orders"]) if changed else None), outcome
+
+
+def _wishes(
+    within: Callable[[int | None], Mapping[str, Any]], cap: int, found: Mapping[str, Any], growth: int
+) -> tuple[Wish, ...]:
+    """What orders over the cap would save: the fastest of all, and within parts of what that one needs more."""
+    before, after = found["before"], found["after"]
+
+    def gain(answer: Mapping[str, Any], over: Sequence[float]) -> float:
+        if any(new > old for new, old in zip(answer["after"], over, strict=True)):
+            return 0.0
+        return (sum(over) - sum(answer["after"])) / len(over)
+
+    def wish(answer: Mapping[str, Any]) -> Wish | None:
+        more = answer["peak_after"] - cap
+        if more <= 0 or gain(answer, after) < _WORTHWHILE * min(after):
+            return None
+        return Wish(more, gain(answer, before) / 1e6, growth + more)
+
+    wishes = [wish(within(None))]
+    if wishes[0] is not None:
+        wishes += [wish(within(cap + int(wishes[0].bytes * part))) for part in _PARTS]
+    return tuple(dict.fromkeys(w for w in wishes if w is not None))
