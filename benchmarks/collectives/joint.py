@@ -24,7 +24,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
-import workloads
 from farrier import Collectives, Remat
 from farrier._src import errors, interchange, oracle, pipeline, search
 from farrier._src.collectives import drive, parameters, schedule
@@ -45,7 +44,7 @@ class Bench:
         case = CASES[name]
         self.name, self.target = name, case.target(target_name)
         self.sets = parameters.for_target(self.target)
-        self._lowered = workloads.build(case.workload, self.target, **case.options).lower()
+        self._lowered = case.lowered(self.target)
         self.module = interchange.to_core(self._lowered.compiler_ir("stablehlo"))
         self.folder = tempfile.TemporaryDirectory()
         self.kernels = os.path.join(self.folder.name, "kernels")

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import workloads
 from farrier import Target
 from farrier._src import hlo, oracle
 from farrier._src.collectives import drive, parameters, schedule
@@ -54,9 +53,7 @@ def measure(name: str, target_name: str) -> dict:
     case = CASES[name]
     target = case.target(target_name)
     sets = parameters.for_target(target)
-    lowered = workloads.build(
-        case.workload, target, **case.options
-    ).lower()  # keeps its partitioning callbacks alive
+    lowered = case.lowered(target)  # keeps its partitioning callbacks alive
     module, compiled = scheduled_module(lowered.compiler_ir("stablehlo"), target)
     # Kernels at XLA's estimates, which only the final program carries, the same for every order.
     costs = dict(schedule.plan(compiled.hlo(), target, sets).costs)

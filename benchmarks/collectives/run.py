@@ -1,6 +1,7 @@
 """Exposed communication before and after farrier's schedule, for the workloads of `workloads.COLLECTIVES`.
 
     python benchmarks/collectives/run.py [WORKLOAD ...] [--target h100] [--out benchmarks/results/collectives]
+    python benchmarks/collectives/run.py --target gb200 --topology 1x18x4      # an NVL72; 8x18x4: eight of them
 
 Each workload is compiled by the real XLA:GPU, as it is, with our order, and in every form that `optimize` would
 try; nothing is executed, and the step is simulated under
@@ -42,46 +43,57 @@ class Case:
     """By how much its memory may grow."""
     workload: str
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def cluster(self) -> bool:
-        """Whether it is meant for several hosts."""
-        return workloads.topology(self.workload) != "1x1x8"
+    rack: str | None = None
+    """The size of the model that 72 devices divide; None: the workload does not go there."""
 
     def target(self, name: str, topology: str | None = None) -> Target:
         """The GPU `name` in the topology that the workload is meant for, or in another one."""
         return Target(name, topology=topology or workloads.topology(self.workload))
 
+    def lowered(self, target: Target, **more: Any) -> Any:
+        """The workload's `jax.stages.Lowered` for a target: on racks of 72, in a size that they divide."""
+        options = dict(self.options) | more
+        if target.device_count % RACK == 0:
+            options["size"] = self.rack
+            tensor = workloads.options(self.workload).get("tensor", 1)
+            # One sequence a device, two for a group of tensor parallelism; a ring has one in all.
+            options["batch"] = target.device_count // tensor * (2 if tensor > 1 else 1)
+            if self.workload.startswith("ring"):
+                options |= {"batch": 1, "length": 1024 * target.device_count}
+        return workloads.build(self.workload, target, **options).lower()
+
+
+# Devices of a GB200 NVL72.
+RACK = 72
+
 
 CASES = {
     "fsdp": Case("a", 0.0, "fsdp"),
-    "fsdp-scan": Case("b", 0.10, "fsdp-scan"),
+    "fsdp-scan": Case("b", 0.10, "fsdp-scan", rack="1b-72"),
     "fsdp-manual": Case("cU", 0.0, "fsdp-manual"),
-    "fsdp-manual-scan-keep": Case("cS", 0.01, "fsdp-manual-scan", {"reshard": False}),
-    "fsdp-manual-scan": Case("cS3", 0.01, "fsdp-manual-scan"),
+    "fsdp-manual-scan-keep": Case("cS", 0.01, "fsdp-manual-scan", {"reshard": False}, rack="1b-72"),
+    "fsdp-manual-scan": Case("cS3", 0.01, "fsdp-manual-scan", rack="1b-72"),
     "tensor-manual": Case("d", 0.02, "tensor-manual"),
     "tensor-manual-scan": Case("dS", 0.02, "tensor-manual-scan"),
     "data": Case("e", 0.0, "data"),
     "two-axes": Case("f", 0.03, "two-axes"),
-    "two-axes-scan": Case("fS", 0.03, "two-axes-scan"),
+    "two-axes-scan": Case("fS", 0.03, "two-axes-scan", rack="wide-72"),
     "experts": Case("x", 0.02, "experts"),
-    "experts-scan": Case("xS", 0.02, "experts-scan"),
+    "experts-scan": Case("xS", 0.02, "experts-scan", rack="moe-72"),
     "pipeline": Case("p", 0.02, "pipeline"),
-    "ring": Case("r", 0.02, "ring"),
+    "ring": Case("r", 0.02, "ring", rack="1b-72"),
     "ring-unrolled": Case("rU", 0.02, "ring-unrolled"),
 }
 
 
-def measure(name: str, target_name: str) -> dict:
+def measure(name: str, target_name: str, topology: str | None = None) -> dict:
     """Runs one workload; the result as plain data."""
     case = CASES[name]
-    target = case.target(target_name)
+    target = case.target(target_name, topology)
     sets = parameters.for_target(target)
     judges = [sets[0].with_two_streams()] if target.device_count > sets[0].domain_devices else []
     start = time.perf_counter()
-    lowered = workloads.build(
-        case.workload, target, **case.options
-    ).lower()  # keeps its partitioning callbacks alive
+    lowered = case.lowered(target)  # keeps its partitioning callbacks alive
     module = lowered.compiler_ir("stablehlo")
     forms = functools.partial(
         rewrites.variants,
@@ -166,16 +178,19 @@ def table(results: list[dict]) -> str:
 
 
 def arguments(
-    description: str, *, child: bool = False, default: Sequence[str] = tuple(CASES)
+    description: str, *, child: bool = False, topology: bool = False, default: Sequence[str] = tuple(CASES)
 ) -> argparse.Namespace:
     """The command line of this folder's benchmarks: ``names`` of workloads, ``target``, and ``out``, which exists.
 
-    `default` are the names where none are given; with `child` also the option by which a benchmark calls itself: the path of a file for the child to read.
+    `default` are the names where none are given; with `topology` also another one than the workloads are meant for; with
+    `child` also the option by which a benchmark calls itself: the path of a file for the child to read.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("names", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(CASES)}")
     parser.add_argument("--target", default="h100")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results/collectives"))
+    if topology:
+        parser.add_argument("--topology", help="of racks of 72: 1x18x4, 8x18x4")
     if child:
         parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -186,14 +201,19 @@ def arguments(
 
 def main() -> int:
     """Runs the command line."""
-    args = arguments(__doc__.splitlines()[0])
+    args = arguments(__doc__.splitlines()[0], topology=True)
+    where = args.target if args.topology is None else f"{args.target}-{args.topology}"
     for name in args.names:
-        result = measure(name, args.target)
-        path = args.out / f"{args.target}-{name}.json"
+        if args.topology is not None and CASES[name].rack is None:
+            continue
+        result = measure(name, args.target, args.topology)
+        path = args.out / f"{where}-{name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        paths = [p for p in sorted(args.out.glob("*.json")) if p.stem.partition("-")[2] in CASES]
-        done = [json.loads(p.read_text("utf-8")) for p in paths]
-        (args.out / "table.md").write_text(table(done), encoding="utf-8")
+        for kind, file in (("h100", "table.md"), ("gb200", "gb200.md")):
+            paths = [p for p in sorted(args.out.glob(f"{kind}-*.json")) if p.stem.endswith(tuple(CASES))]
+            done = [json.loads(p.read_text("utf-8")) for p in paths]
+            if done:
+                (args.out / file).write_text(table(done), encoding="utf-8")
         print(name, result["reason"], result["seconds"], "s", flush=True)
     return 0
 

@@ -37,7 +37,7 @@ from farrier import Collectives
 from farrier._src import errors, hlo, interchange, oracle
 from farrier._src.collectives import costs, drive, parameters, program, rewrites, schedule
 from jax.extend import xla
-from run import CASES, Case, arguments
+from run import CASES, arguments
 
 LAYERS = 2
 # Points that are compiled to the end, at most.
@@ -110,15 +110,6 @@ def acts(options: Mapping[str, Any], default: hlo.Module) -> bool:
     return not options
 
 
-def lowered(case: Case, target: Any) -> Any:
-    """The workload with the sweep's number of layers."""
-    options = dict(case.options)
-    known = workloads.options(case.workload)
-    if known.get("style") == "unrolled":
-        options["layers"] = LAYERS
-    return workloads.build(case.workload, target, **options).lower()
-
-
 def figures(module: hlo.Module, target: Any, frozen: Mapping[str, float]) -> dict[str, Any]:
     """What is kept of one program: what tells programs apart, step and exposed seconds by set."""
     sets = parameters.for_target(target)
@@ -184,7 +175,10 @@ class Sweep:
     @functools.cached_property
     def module(self) -> Any:
         """The workload's StableHLO."""
-        self._lowered = lowered(self.case, self.target)  # keeps its partitioning callbacks alive
+        few = workloads.options(self.case.workload).get("style") == "unrolled"
+        self._lowered = self.case.lowered(
+            self.target, **({"layers": LAYERS} if few else {})
+        )  # keeps its partitioning callbacks alive
         return self._lowered.compiler_ir("stablehlo")
 
     @functools.cached_property

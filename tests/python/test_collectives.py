@@ -7,7 +7,7 @@ import pytest
 from farrier import Target
 from farrier._src import errors
 from farrier._src.cli import main as cli
-from farrier._src.collectives import check, nccl_tests, parameters
+from farrier._src.collectives import check, drive, nccl_tests, parameters
 
 OUTPUT = """\
 # nThread 1 nGpus 8 minBytes 1048576 maxBytes 67108864 step: 8(factor) warmup iters: 5 iters: 20
@@ -212,3 +212,31 @@ def test_command_line_reads_dump_folders_and_refuses_others(tmp_path, capsys):
     (tmp_path / "noise").write_bytes(b"\x00\x01not hlo")
     assert cli.main(["check-collectives", str(tmp_path / "noise"), str(tmp_path / "rank0")]) == 1
     assert "not an HLO module" in capsys.readouterr().err
+
+
+# --- driving ----------------------------------------------------------------------------------------------
+
+
+def test_a_topology_that_estimates_refuse_is_compiled_without():
+    asked = []
+
+    def compile(module, options):
+        asked.append(dict(options))
+        if drive.STATISTICS.keys() & options.keys() or module == "broken":
+            raise errors.CompileError("Non homogenous replica group")
+        return module
+
+    judge = drive._Judge(
+        target=None,
+        sets=(),
+        scored=(),
+        compile=compile,
+        options=dict(drive.STATISTICS),
+        left=None,
+        order=True,
+    )
+    assert judge.compiled("program", {"a": 1}) == "program"
+    assert judge.compiled("program", {}) == "program"
+    assert asked == [drive.STATISTICS | {"a": 1}, {"a": 1}, {}] and judge.spent == 2
+    with pytest.raises(errors.CompileError):
+        judge.compiled("broken", {})

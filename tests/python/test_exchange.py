@@ -32,6 +32,7 @@ class Late:
 
     def exchange(self, module, wish, context):
         self.freed.append((module.temp, wish.bytes))
+        self.room = wish.growth
         self.compiles = 1
         if not self.faster:
             return None, "not faster under every parameter set"
@@ -41,9 +42,9 @@ class Late:
         return {"version": "exchanged"}, "step 2.00 -> 1.00 ms"
 
 
-def run(late, budget=BUDGET):
+def run(late, budget=BUDGET, planner=None):
     said = []
-    planner = Planner()
+    planner = planner or Planner()
     given = context(budget, lambda temp: temp)
     given = types.SimpleNamespace(**(vars(given) | {"remark": said.append}))
     module = Module()
@@ -63,6 +64,19 @@ def test_memory_moves_where_the_schedule_pays_more():
     assert plan.compiles == 2 + 2 + 1
     assert plan.measured["after"]["total_bytes"] == BUDGET
     assert said[-1].startswith("memory moved from residuals to the schedule: 40 bytes are worth 50000.00 ms")
+
+
+def test_what_is_freed_over_what_was_asked_for_is_room_for_the_schedule():
+    class Steps(Planner):
+        """Frees memory in steps of a hundred bytes."""
+
+        def plan(self, module, context, *, temp_budget, host=True):
+            return super().plan(module, context, temp_budget=temp_budget // 100 * 100, host=host)
+
+    late = Late([(40, 100.0)])
+    plan, _, _ = run(late, planner=Steps())
+    assert plan.passes["remat"]["predicted"]["after"] == 400
+    assert late.freed == [(400, 40)] and late.room == 7 + 60
 
 
 def test_the_best_of_several_prices_is_taken():

@@ -102,7 +102,10 @@ def exchange(
         return Exchanged()
     version = module.clone()
     remat.apply(version, plan)
-    changed, why = late.exchange(version, wish, context)
+    # Plans come in steps: what is freed over what was asked for is the schedule's too.
+    freed = temp - round(temp * plan["predicted"]["after"] / held)
+    room = dataclasses.replace(wish, growth=wish.growth + max(0, freed - wish.bytes))
+    changed, why = late.exchange(version, room, context)
     if changed is None:
         said(f"memory stays where it is: {prices}, but the compiled step {_after(why)}", **figures)
         return Exchanged(compiles=late.compiles)
