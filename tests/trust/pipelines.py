@@ -96,6 +96,12 @@ def _chain(random: Any) -> str:
     )
 
 
+def _merge(random: Any, numerics: str = "bitwise") -> str:
+    # A scatter and a gather that become one reduction add up in another order.
+    regroup = "false" if numerics == "bitwise" else "true"
+    return _options("farrier-merge-collectives", {"regroup": regroup})
+
+
 _PASSES = (
     _remat_stress,
     _remat_stress,
@@ -108,6 +114,7 @@ _PASSES = (
     _fusion,
     _split,
     _chain,
+    _merge,
     lambda _: "farrier-simplify-collectives",
     lambda _: "farrier-sink-captures",
     lambda _: "farrier-number-operations",
