@@ -141,11 +141,11 @@ CASES = {
     # Chunks as `optimize` chooses them for this memory; see farrier._src.fusion.driver.
     "cross-entropy 128k, rewritten": (
         step(size=LARGE_VOCABULARY),
-        f"rewrites=cross-entropy chunk-bytes={Target('h100').memory_bytes // 128}",
+        f"rewrites=cross-entropy chunk-bytes={Target('h100').memory_bytes // 64}",
     ),
-    "cross-entropy 128k, rewritten in 8 chunks": (
+    "cross-entropy 128k, rewritten in 16 chunks": (
         step(size=LARGE_VOCABULARY),
-        "rewrites=cross-entropy chunks=8",
+        "rewrites=cross-entropy chunks=16",
     ),
     "attention, naive": (step(attention="naive"), None),
     "attention, naive rewritten": (step(attention="naive"), "rewrites=attention"),

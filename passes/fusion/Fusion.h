@@ -8,12 +8,25 @@
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/Remarks.h"
 
+#include <map>
+
 namespace farrier::fusion {
 
 /// Makes the pass known by its name. Idempotent.
 void registerPasses();
 
 enum class Numerics { Bitwise, Bounded, Relaxed };
+
+/// How XLA splits a product over devices: per dimension of each operand and of the result the axes of the mesh
+/// and over how many devices they split it together.
+struct ProductSharding {
+  struct Dim {
+    std::string axes; ///< as Shardy writes them: {} or {"data"}
+    int64_t count = 1;
+  };
+  std::string mesh;
+  llvm::SmallVector<Dim> values[3]; ///< left, right, result
+};
 
 struct Settings {
   Numerics numerics = Numerics::Bounded;
@@ -24,8 +37,9 @@ struct Settings {
   int64_t maxHeadWidth = 256;
   int64_t minOneHotFlops = 1000000000;
   int64_t minStackBytes = 1 << 20;
-  std::vector<std::string> attentionSplit; ///< for each matched attention; see Split::parse
-  int64_t partitions = 1;                  ///< devices the module's shapes are split over by XLA
+  std::vector<std::string> attentionSplit;      ///< for each matched attention; see Split::parse
+  std::map<int64_t, ProductSharding> shardings; ///< by the product's number; see `numberOperations`
+  int64_t partitions = 1;                       ///< devices the module's shapes are split over by XLA
 };
 
 /// "file:line" of the user's program, or the operation's location as MLIR prints it.
@@ -46,6 +60,10 @@ void missed(mlir::Operation *op, llvm::StringRef rewrite, const llvm::Twine &rea
 
 /// Erases pure operations whose results nobody reads.
 void eraseDead(mlir::Operation *root);
+
+/// Makes batch dimensions of indices that count rows, in gathers from and scatters into at least `least` bytes
+/// (of f32). Exact.
+void batchRowNumbers(mlir::ModuleOp module, int64_t least);
 
 /// Each returns the number of sites rewritten.
 unsigned rewriteCrossEntropy(mlir::ModuleOp module, const Settings &settings);

@@ -5,6 +5,7 @@
 #include "passes/fusion/Loops.h"
 
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/Sharding.h"
 #include "farrier/Analysis/ValueKey.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -65,6 +66,39 @@ void eraseDead(Operation *root) {
 
 namespace {
 
+/// Reads one entry of the option `shardings`.
+LogicalResult readSharding(StringRef entry, fusion::Settings &settings) {
+  SmallVector<StringRef> fields, dims, axes;
+  entry.split(fields, ':');
+  int64_t number = 0;
+  if (fields.size() != 5 || fields[0].getAsInteger(10, number) || fields[1].empty())
+    return failure();
+  fusion::ProductSharding sharding;
+  sharding.mesh = fields[1].str();
+  for (unsigned i = 0; i < 3; ++i) {
+    dims.clear();
+    fields[i + 2].split(dims, '/');
+    for (StringRef dim : dims) {
+      fusion::ProductSharding::Dim read{"{", 1};
+      axes.clear();
+      if (dim != "-")
+        dim.split(axes, '+');
+      for (StringRef axis : axes) {
+        auto [name, size] = axis.rsplit('*');
+        int64_t count = 0;
+        if (size.getAsInteger(10, count) || count < 1)
+          return failure();
+        read.axes += (read.count == 1 && read.axes == "{" ? "\"" : ", \"") + name.str() + "\"";
+        read.count *= count;
+      }
+      read.axes += "}";
+      sharding.values[i].push_back(std::move(read));
+    }
+  }
+  settings.shardings[number] = std::move(sharding);
+  return success();
+}
+
 class FusionPass : public impl::FusionBase<FusionPass>, public CounterSet {
 public:
   FusionPass() = default;
@@ -99,6 +133,9 @@ public:
       return;
     OwningOpRef<ModuleOp> copy(module.clone());
     inlineCalls(*copy);
+    bool numbered = !settings.shardings.empty();
+    if (numbered)
+      numberOperations(*copy);
     fusion::eraseDead(*copy);
     unsigned applied = 0;
     if (enabled("one-hot")) {
@@ -113,6 +150,8 @@ public:
       crossEntropy += sites;
       applied += sites;
     }
+    if (numbered)
+      copy->walk([](Operation *op) { op->removeDiscardableAttr("farrier.op"); });
     if (enabled("attention")) {
       unsigned sites = fusion::rewriteAttention(*copy, settings);
       attention += sites;
@@ -153,6 +192,10 @@ private:
     if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0 || minStackBytes < 0)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: a count of chunks, bytes or operations is negative";
+    for (const std::string &entry : shardings)
+      if (failed(readSharding(entry, settings)))
+        return emitError(UnknownLoc::get(&getContext()))
+               << "farrier-fusion: a sharding is NUMBER:MESH:LEFT:RIGHT:RESULT, not '" << entry << "'";
     settings.numerics = *level;
     settings.deterministic = deterministic;
     settings.chunks = chunks;

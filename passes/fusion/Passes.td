@@ -63,6 +63,11 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
            "cross-entropy: the most bytes one chunk of f32 logits may take when chunks is 0">,
     Option<"minBytes", "min-bytes", "int64_t", "268435456",
            "cross-entropy: smaller f32 logits are left alone when chunks is 0">,
+    ListOption<"shardings", "shardings", "std::string",
+               "cross-entropy: how XLA will split products over devices, one entry each, as Shardy's propagation "
+               "says: NUMBER:MESH:LEFT:RIGHT:RESULT, where NUMBER counts the operations of the inlined program and "
+               "a value is its dimensions joined by /, each - or its axes joined by +, AXIS*SIZE. Products without "
+               "an entry are left alone where the program is split over devices">,
     Option<"minOneHotFlops", "min-one-hot-flops", "int64_t", "1000000000",
            "one-hot: products that cost less are left alone; a kernel takes as long as these operations">,
     Option<"minStackBytes", "min-stack-bytes", "int64_t", "1048576",

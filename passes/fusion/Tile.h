@@ -20,15 +20,30 @@
 #include "llvm/ADT/MapVector.h"
 
 #include <string>
+#include <utility>
 
 namespace farrier::fusion {
 
 class TileRegion {
 public:
-  /// The region that starts at `seed` and runs along dimension `dim` of its result; nullopt with a reason in
-  /// `whyNot` (and the operation that stands in the way in `where`).
-  static std::optional<TileRegion> grow(stablehlo::DotGeneralOp seed, int64_t dim, std::string &whyNot,
-                                        mlir::Operation *&where);
+  /// The region that starts at `seed` and runs along dimension `dim` of its result, whose extent is `outer`
+  /// times the axis: with outer > 1 every chunk takes a part of each of `outer` blocks of the dimension. nullopt
+  /// with a reason in `whyNot` (and the operation that stands in the way in `where`).
+  static std::optional<TileRegion> grow(stablehlo::DotGeneralOp seed, int64_t dim, int64_t outer,
+                                        std::string &whyNot, mlir::Operation *&where);
+
+  /// A dimension of the product's result that is split over devices in `count` blocks. Sums over it are kept
+  /// one per block until the loop is over, so that devices exchange them once and not once a chunk.
+  struct Blocks {
+    int64_t count = 1;
+    std::string axes; ///< of the mesh, as Shardy writes them: {"data", "fsdp"}
+    llvm::DenseMap<mlir::Operation *, AxisFlow> flows;
+  };
+  llvm::SmallVector<Blocks> blocks;
+  std::string mesh; ///< name of the mesh of `blocks`
+  /// Follows dimension `dim` of the seed's result, split in `count` blocks, through the region; false with a
+  /// reason where an operation mixes blocks.
+  bool addBlocks(int64_t dim, int64_t count, std::string axes, std::string &whyNot, mlir::Operation *&where);
 
   stablehlo::DotGeneralOp seed;
   int64_t size = 0;                         ///< extent of the axis
@@ -50,6 +65,8 @@ public:
 
   llvm::DenseMap<mlir::Operation *, AxisFlow> flows;
   llvm::DenseMap<mlir::Value, AxisPlace> places;
+  /// Shardings, as Shardy writes them, that values from outside the region get before the loop.
+  llvm::SmallVector<std::pair<mlir::Value, std::string>> pinned;
 };
 
 } // namespace farrier::fusion

@@ -268,7 +268,10 @@ def _logits(x, w):
 
 
 def negative_log_likelihood(x, w, labels):
-    logits = _logits(x, w)
+    return negative_log_likelihood_of(_logits(x, w), labels)
+
+
+def negative_log_likelihood_of(logits, labels):
     top = lax.stop_gradient(logits.max(-1, keepdims=True))
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - top), -1)) + top[..., 0]
     return jnp.mean(log_sum - jnp.take_along_axis(logits, labels[..., None], -1)[..., 0])
@@ -301,12 +304,40 @@ def tied(x, w, labels):
     return negative_log_likelihood(x, w.T, labels)
 
 
+def by_row_number(x, w, labels):
+    """Labels picked with advanced indexing, from logarithms and from logits."""
+    flat = _logits(x, w).reshape(-1, w.shape[1])
+    rows, chosen = jnp.arange(flat.shape[0]), labels.reshape(-1)
+    likelihood = jax.nn.log_softmax(flat)[rows, chosen]
+    return -jnp.mean(likelihood) + 1e-3 * jnp.mean(flat[rows, chosen] ** 2)
+
+
+def by_two_row_numbers(x, w, labels):
+    logits = jax.nn.log_softmax(_logits(x, w))
+    batch, length = labels.shape
+    return -logits[jnp.arange(batch)[:, None], jnp.arange(length), labels].mean()
+
+
+def shifted(x, w, labels):
+    """The next token's likelihood: the last logits are cut off."""
+    return negative_log_likelihood_of(_logits(x, w)[:, :-1], labels[:, 1:])
+
+
+def focal(x, w, labels):
+    """Each token's loss weighed by a function of itself."""
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(_logits(x, w)), labels[..., None], -1)[..., 0]
+    return jnp.mean(-((1 - jnp.exp(chosen)) ** 2) * chosen)
+
+
 CROSS_ENTROPY = {
     "plain": negative_log_likelihood,
     "one-hot": one_hot,
     "everything": everything,
     "flattened": flattened,
     "checkpoint": jax.checkpoint(everything),
+    "row number": by_row_number,
+    "two row numbers": by_two_row_numbers,
+    "focal": focal,
 }
 
 

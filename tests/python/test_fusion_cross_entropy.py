@@ -1,12 +1,17 @@
 """Cross-entropy in chunks of tokens: the same values, no logits."""
 
+import re
+
+import farrier
 import fusion_cases as cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from farrier._src import sharding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 
 def lower(function, arguments, gradients=True):
@@ -23,10 +28,14 @@ def giants(module, arguments) -> bool:
     return any(shape in text for shape in shapes)
 
 
-@pytest.mark.parametrize("name", cases.CROSS_ENTROPY)
+# Cut off along the sequence, it runs in chunks of the batch: not for every shape.
+LOSSES = {**cases.CROSS_ENTROPY, "shifted": cases.shifted}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_keeps_every_bit_and_gradients_their_rounding(name):
     arguments = cases.cross_entropy_arguments()
-    lowered = lower(cases.CROSS_ENTROPY[name], arguments)
+    lowered = lower(LOSSES[name], arguments)
     module, result = cases.rewrite(lowered, "rewrites=cross-entropy chunks=4")
     assert cases.applied(result)["cross-entropy"] >= 1, cases.reasons(result)
     assert not giants(module, arguments)
@@ -106,12 +115,18 @@ def mixes_tokens(x, w, labels):
     return jnp.mean(jax.nn.logsumexp(logits, -1)) + jnp.sum(logits * logits[:, ::-1])
 
 
+def unknown_rows(x, w, labels):
+    flat = cases._logits(x, w).reshape(-1, w.shape[1])
+    return jax.nn.logsumexp(flat, -1).mean() - flat[labels.reshape(-1), labels.reshape(-1)].mean()
+
+
 @pytest.mark.parametrize(
     ("function", "gradients", "reason"),
     [
         (returns_logits, False, "the whole intermediate is returned"),
         (depends_on_loss, True, "which depends on the result"),
         (mixes_tokens, False, "the whole intermediate is read by"),
+        (unknown_rows, False, "the whole intermediate is read by 'stablehlo.gather'"),
     ],
 )
 def test_what_stands_in_the_way_is_said_and_nothing_changes(function, gradients, reason):
@@ -123,8 +138,91 @@ def test_what_stands_in_the_way_is_said_and_nothing_changes(function, gradients,
     assert module.print() == before
 
 
+def test_a_chunk_needs_one_giant_buffer():
+    """Rows are read for the last time where their gradient is made, and nothing is scattered into it."""
+    lowered = lower(cases.negative_log_likelihood, cases.cross_entropy_arguments())
+    module, _ = cases.rewrite(lowered, "rewrites=cross-entropy chunks=4")
+    text = module.print().decode()
+    loop = text[text.index('"stablehlo.while"') :]
+    before, after = loop.split('"stablehlo.optimization_barrier"')
+    assert '"stablehlo.gather"' in before
+    assert '"stablehlo.gather"' not in after.split("stablehlo.return")[0]
+    assert "stablehlo.scatter" not in text
+    assert before.count("stablehlo.dot_general") == 1
+
+
 def test_bitwise_numerics_refuse_a_regrouped_sum():
     lowered = lower(cases.negative_log_likelihood, cases.cross_entropy_arguments())
     _, result = cases.rewrite(lowered, "rewrites=cross-entropy chunks=4 numerics=bitwise")
     assert not cases.applied(result)
     assert "numerics=bitwise" in cases.reasons(result)[0]
+
+
+SPLITS = {
+    "data": ((4,), ("d",), P("d"), P()),
+    "weights over the same axis": ((4,), ("d",), P("d"), P("d")),
+    "vocabulary over the same axis": ((4,), ("d",), P("d"), P(None, "d")),
+    "two axes": ((2, 2), ("d", "t"), P("d"), P("d", "t")),
+    "tokens of a sequence": ((2, 2), ("d", "s"), P("d", "s"), P()),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "flat"),
+    # Tokens of split sequences in one dimension: the reshape itself gathers logits, chunks or not.
+    [
+        (name, flat)
+        for name in SPLITS
+        for flat in (False, True)
+        if not (flat and name == "tokens of a sequence")
+    ],
+)
+def test_devices_exchange_sums_once_and_not_once_a_chunk(name, flat):
+    shape, axes, rows, weights = SPLITS[name]
+    mesh = jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    place = [jax.sharding.NamedSharding(mesh, spec) for spec in (rows, weights, rows)]
+
+    def loss(x, w, labels):
+        x = jax.lax.with_sharding_constraint(jnp.tanh(x), place[0])
+        return (cases.flattened if flat else cases.negative_log_likelihood)(x, w, labels)
+
+    arguments = [
+        jax.device_put(a, p) for a, p in zip(cases.cross_entropy_arguments(batch=4), place, strict=True)
+    ]
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, tuple(place[:2])))
+    lowered = step.lower(*arguments)
+    module = cases.interchange.to_core(lowered.compiler_ir("stablehlo"))
+    entries = sharding.products(module, 0)
+    result = module.run(
+        f"builtin.module(farrier-fusion{{rewrites=cross-entropy chunks=4 shardings={','.join(entries)}}})"
+    )
+    assert cases.applied(result) == {"cross-entropy": 1}, cases.reasons(result)
+    optimized = farrier.optimize(step, passes=[farrier.Fusion(rewrites=("cross-entropy",), chunks=4)])
+    text = optimized.lower(*arguments).compile().as_text()
+    bodies = re.findall(r"body=%?([\w.-]+)", text)
+    assert bodies
+    exchanged = [line for body in bodies for line in collectives(text, body)]
+    # Over a vocabulary that is split, every token's sums are added up over devices, here as in the original.
+    assert all("all-reduce" in line for line in exchanged), exchanged
+    if "t" not in axes:
+        assert not exchanged
+    for old, new in zip(
+        jax.tree.leaves(step(*arguments)), jax.tree.leaves(optimized(*arguments)), strict=True
+    ):
+        np.testing.assert_allclose(new, old, rtol=0, atol=2e-6 * np.abs(old).max())
+
+
+def collectives(text, computation):
+    """Lines of a computation that exchange data."""
+    body = re.search(rf"^%?{re.escape(computation)} .*?^}}", text, re.MULTILINE | re.DOTALL).group()
+    return re.findall(r".* (?:all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\(.*", body)
+
+
+def test_without_shardings_a_split_program_is_left_alone():
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, P("d"))
+    x, w, labels = cases.cross_entropy_arguments()
+    arguments = jax.device_put(x, split), w, jax.device_put(labels, split)
+    _, result = cases.rewrite(lower(cases.negative_log_likelihood, arguments), "chunks=4")
+    assert not cases.applied(result)
+    assert "how XLA splits the logits over devices is not known" in cases.reasons(result)[0]

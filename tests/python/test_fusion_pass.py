@@ -166,11 +166,11 @@ def test_the_size_of_chunks_follows_the_memory():
         pipeline = driver._pipeline(["cross-entropy"], context, driver.options.chunk_bytes)
         return int(re.search(r"chunk-bytes=(\d+)", pipeline).group(1))
 
-    assert chunk_bytes() == 512 << 20
+    assert chunk_bytes() == 1 << 30
     context.target = farrier.Target("h100")
-    assert chunk_bytes() == context.target.memory_bytes // 128
+    assert chunk_bytes() == context.target.memory_bytes // 64
     context.budget_bytes = 32 << 30
-    assert chunk_bytes() == 256 << 20
+    assert chunk_bytes() == 512 << 20
     driver = FusionDriver(Fusion(chunk_bytes=1 << 20))
     assert chunk_bytes() == 1 << 20
 
@@ -191,7 +191,7 @@ def test_a_budget_is_offered_chunks_of_several_sizes():
 
     # 1 GiB of logits: whole, or in 2 to 16 chunks.
     assert offered(8192) == (5, [512, 256, 128, 64])
-    assert offered(8192, chunks=4) == (1, [128])
+    assert offered(8192, chunks=4) == (1, [256])
     assert offered(8192, chunk_bytes=1 << 28) == (1, [256])
     # Too small to be worth it.
     assert offered(1024) == (1, [])

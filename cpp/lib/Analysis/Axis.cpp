@@ -121,8 +121,21 @@ static std::optional<AxisFlow> dotFromResult(stablehlo::DotGeneralOp dot, AxisPl
   return std::nullopt;
 }
 
-//===-- Gather and scatter along batching dimensions
+//===-- Gather and scatter along batching dimensions, and along dimensions taken whole
 //----------------------------------------------------------===//
+
+/// The dimension of a gather's result (a scatter's updates) that is dimension `dim` of the operand, of which
+/// every slice takes all; -1 where slices take parts.
+static int64_t windowPosition(int64_t dim, int64_t rank, ArrayRef<int64_t> windowDims,
+                              ArrayRef<int64_t> missing, ArrayRef<int64_t> batching,
+                              ArrayRef<int64_t> indexed) {
+  if (contains(missing, dim) || contains(batching, dim) || contains(indexed, dim))
+    return -1;
+  int64_t ordinal = 0;
+  for (int64_t other = 0; other < dim && other < rank; ++other)
+    ordinal += !contains(missing, other) && !contains(batching, other);
+  return windowDims[ordinal];
+}
 
 /// Dimension of the result that belongs to dimension `dim` of the indices (not the index vector's).
 static int64_t batchPosition(int64_t dim, int64_t indexVectorDim, ArrayRef<int64_t> offsetDims,
@@ -141,6 +154,15 @@ static std::optional<AxisFlow> gatherFromOperand(stablehlo::GatherOp gather, uns
   flow.operands.resize(2);
   int64_t indexDim = place.dim;
   if (operand == 0) {
+    RankedTensorType type = tensorType(gather.getOperand());
+    if (int64_t window = windowPosition(place.dim, type.getRank(), numbers.getOffsetDims(),
+                                        numbers.getCollapsedSliceDims(), numbers.getOperandBatchingDims(),
+                                        numbers.getStartIndexMap());
+        window >= 0 && gather.getSliceSizes()[place.dim] == type.getDimSize(place.dim)) {
+      flow.operands[0] = place;
+      flow.results.push_back(moved(place, window));
+      return flow;
+    }
     int64_t at = indexOf(numbers.getOperandBatchingDims(), place.dim);
     if (at < 0)
       return std::nullopt;
@@ -162,10 +184,11 @@ static std::optional<AxisFlow> gatherFromOperand(stablehlo::GatherOp gather, uns
 }
 
 static std::optional<AxisFlow> gatherFromResult(stablehlo::GatherOp gather, AxisPlace place) {
-  RankedTensorType indices = tensorType(gather.getStartIndices());
-  for (int64_t dim = 0; dim < indices.getRank(); ++dim)
-    if (auto flow = gatherFromOperand(gather, 1, moved(place, dim)); flow && flow->results[0] == place)
-      return flow;
+  for (unsigned operand : {1u, 0u})
+    for (int64_t dim = 0; dim < tensorType(gather->getOperand(operand)).getRank(); ++dim)
+      if (auto flow = gatherFromOperand(gather, operand, moved(place, dim));
+          flow && flow->results[0] == place)
+        return flow;
   return std::nullopt;
 }
 
@@ -173,6 +196,16 @@ static std::optional<AxisFlow> scatterFromInput(stablehlo::ScatterOp scatter, Ax
   if (scatter.getInputs().size() != 1)
     return std::nullopt;
   auto numbers = scatter.getScatterDimensionNumbers();
+  RankedTensorType type = tensorType(scatter.getInputs()[0]), updates = tensorType(scatter.getUpdates()[0]);
+  if (int64_t window = windowPosition(place.dim, type.getRank(), numbers.getUpdateWindowDims(),
+                                      numbers.getInsertedWindowDims(), numbers.getInputBatchingDims(),
+                                      numbers.getScatterDimsToOperandDims());
+      window >= 0 && updates.getDimSize(window) == type.getDimSize(place.dim)) {
+    AxisFlow flow;
+    flow.operands = {place, std::nullopt, moved(place, window)};
+    flow.results = {place};
+    return flow;
+  }
   int64_t at = indexOf(numbers.getInputBatchingDims(), place.dim);
   if (at < 0)
     return std::nullopt;
@@ -185,6 +218,15 @@ static std::optional<AxisFlow> scatterFromInput(stablehlo::ScatterOp scatter, Ax
   flow.operands = {place, moved(place, indexDim), moved(place, position)};
   flow.results = {place};
   return flow;
+}
+
+/// From the updates or the indices: the dimension of the input that they go with, if one does.
+static std::optional<AxisFlow> scatterFromOther(stablehlo::ScatterOp scatter, unsigned operand,
+                                                AxisPlace place) {
+  for (int64_t dim = 0; dim < tensorType(scatter.getInputs()[0]).getRank(); ++dim)
+    if (auto flow = scatterFromInput(scatter, moved(place, dim)); flow && flow->operands[operand] == place)
+      return flow;
+  return std::nullopt;
 }
 
 //===-- Dispatch
@@ -271,7 +313,7 @@ std::optional<AxisFlow> flowFromOperand(Operation *op, unsigned operand, AxisPla
   if (auto gather = dyn_cast<stablehlo::GatherOp>(op))
     return gatherFromOperand(gather, operand, place);
   if (auto scatter = dyn_cast<stablehlo::ScatterOp>(op))
-    return operand == 0 ? scatterFromInput(scatter, place) : std::nullopt;
+    return operand == 0 ? scatterFromInput(scatter, place) : scatterFromOther(scatter, operand, place);
   if (isa<stablehlo::SliceOp, stablehlo::PadOp, stablehlo::ConcatenateOp, stablehlo::ReverseOp>(op))
     return isScalar(op->getOperand(operand)) ? std::nullopt : sameDimension(op, place);
   return std::nullopt;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from jaxlib.mlir import ir, passmanager
@@ -66,12 +67,87 @@ class Layouts:
       arguments: of the public function.
       operations: of the results of each operation, by its number as by ``farrier-number-operations``.
       manual: names of the axes that a manual computation takes for itself, by its number.
+      products: of every matrix product by its number.
     """
 
     meshes: dict[str, dict[str, int]]
     arguments: list[Layout | None]
     operations: dict[int, list[Layout | None]]
     manual: dict[int, tuple[str, ...]]
+    products: dict[int, Product]
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix product: elements of its result, and how left, right and result are split, with their ranks."""
+
+    elements: int
+    ranks: tuple[int, ...]
+    layouts: tuple[Layout | None, ...]
+
+
+def products(module: Any, least: int) -> list[str]:
+    """How products of at least ``least`` bytes (as f32) are split over devices.
+
+    Returns:
+      Entries of the fusion pass's option ``shardings``: "NUMBER:MESH:LEFT:RIGHT:RESULT", each value its
+      dimensions joined by "/", a dimension "-" or its axes "AXIS*SIZE" joined by "+". Products split along parts
+      of an axis, or over axes whose names the option cannot carry, are left out.
+    """
+    found = layouts(module)
+    if found is None:
+        return []
+    named = (
+        (number, _entry(product))
+        for number, product in sorted(found.products.items())
+        if product.elements * 4 >= least
+    )
+    return [f"{number}:{entry}" for number, entry in named if entry]
+
+
+def _entry(product: Product) -> str | None:
+    """ "MESH:LEFT:RIGHT:RESULT" of a product, None if it cannot be said."""
+    meshes = {layout.mesh for layout in product.layouts if layout is not None}
+    axes = {
+        axis
+        for layout in product.layouts
+        if layout is not None
+        for dim in layout.dimensions
+        for axis, _ in dim
+    }
+    if (
+        len(meshes) != 1
+        or None in meshes
+        or not all(re.fullmatch(r"[\w.-]+", name) for name in (*meshes, *axes))
+    ):
+        return None
+    values = [
+        "/".join(
+            "+".join(f"{axis}*{size}" for axis, size in dim) or "-"
+            for dim in (layout.dimensions if layout is not None else ((),) * rank)
+        )
+        for layout, rank in zip(product.layouts, product.ranks, strict=True)
+    ]
+    return ":".join([*meshes, *values])
+
+
+def _sharding_of(value: Any) -> Any:
+    """The sharding that propagation gave a value, None where it gave none."""
+    owner = value.owner
+    if isinstance(owner, ir.Block):
+        owner, number = owner.owner, ir.BlockArgument(value).arg_number
+        if owner.name == "func.func":
+            listed = owner.attributes.get("arg_attrs", ())
+            attributes = ir.DictAttr(listed[number]) if number < len(listed) else {}
+            return attributes.get("sdy.sharding")
+        # A loop's argument is split as its result.
+    else:
+        number = ir.OpResult(value).result_number
+    attributes = owner.attributes
+    if "sdy.sharding" in attributes:
+        listed = sdy.TensorShardingPerValueAttr(attributes["sdy.sharding"]).shardings
+        return listed[number] if number < len(listed) else None
+    return attributes["sharding"] if "sharding" in attributes and len(owner.results) == 1 else None
 
 
 def layouts(module: Any) -> Layouts | None:
@@ -128,6 +204,7 @@ def _read(program: Any) -> Layouts | None:
         arguments.append(layout(attributes["sdy.sharding"]) if known else None)
     operations: dict[int, list[Layout | None]] = {}
     manual: dict[int, tuple[str, ...]] = {}
+    products: dict[int, Product] = {}
 
     def visit(op: Any) -> Any:
         attributes = op.attributes
@@ -141,13 +218,20 @@ def _read(program: Any) -> Layouts | None:
             results = [layout(attributes["sharding"])]
         number = ir.IntegerAttr(attributes["farrier.op"]).value
         operations[number] = results
+        if op.name == "stablehlo.dot_general":
+            given = [_sharding_of(operand) for operand in op.operands]
+            shapes = [ir.RankedTensorType(v.type).shape for v in (*op.operands, *op.results)]
+            known = [None if each is None else layout(each) for each in given]
+            products[number] = Product(
+                math.prod(shapes[2]), tuple(len(shape) for shape in shapes), (*known, *results)
+            )
         if "manual_axes" in attributes:
             named = sdy.ManualAxesAttr(attributes["manual_axes"])
             manual[number] = tuple(named[i] for i in range(len(named)))
         return ir.WalkResult.ADVANCE
 
     public.operation.walk(visit)
-    return Layouts(meshes, arguments, operations, manual)
+    return Layouts(meshes, arguments, operations, manual, products)
 
 
 def _axes(mesh: Any) -> dict[str, int]:

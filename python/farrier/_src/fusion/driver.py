@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors
+from farrier._src import errors, sharding
 from farrier._src.fusion.split import attention_splits
 
 REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
@@ -30,7 +30,7 @@ class Fusion:
         bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
       chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0. None:
-        weighed against recomputation where a memory budget is planned for, else a 128th of the budget, or of the
+        weighed against recomputation where a memory budget is planned for, else a 64th of the budget, or of the
         target's memory without one. Every chunk reads the weights and adds to the sum of their gradient once
         more, so that fewer chunks move fewer bytes.
       min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
@@ -63,6 +63,7 @@ class FusionDriver:
     def __init__(self, options: Fusion | None = None):
         self.options = options or Fusion()
         self._known: tuple[Any, Sequence[str]] = (None, ())
+        self._products: tuple[Any, Sequence[str]] = (None, ())
 
     def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
         plan, remarks = self._tried(module, context, self.options.chunk_bytes)
@@ -105,7 +106,7 @@ class FusionDriver:
         if "attention" in rewrites and context.partitions > 1:
             splits = self._splits_of(module)
         pipeline = self._pipeline(rewrites, context, chunk_bytes, splits)
-        result = module.clone().run(pipeline)
+        result = module.clone().run(self._with_shardings(pipeline, module))
         sites = _sites(result)
         return ({"version": 1, "pipeline": pipeline, "sites": sites} if sites else None), result.remarks
 
@@ -118,7 +119,8 @@ class FusionDriver:
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
     ) -> Sequence[str] | None:
-        result = module.run(plan["pipeline"])
+        self._products = None, ()  # a module that was looked at before may have changed
+        result = module.run(self._with_shardings(plan["pipeline"], module))
         for said in result.remarks if remark else ():
             remark(said)
         found = _sites(result)
@@ -127,6 +129,20 @@ class FusionDriver:
             for rewrite, count in plan["sites"].items()
             if found.get(rewrite, 0) != count
         ] or None
+
+    def _with_shardings(self, pipeline: str, module: Any) -> str:
+        """The pipeline told how XLA will split large products; as it is on one device. Not part of the plan: the
+        numbers are those of this program."""
+        if "cross-entropy" not in pipeline:
+            return pipeline
+        if self._products[0] is not module:
+            # As the pass: with a number of chunks given, no product is too small.
+            least = 0 if self.options.chunks else self.options.min_bytes
+            self._products = module, sharding.products(module, least)
+        found = self._products[1]
+        return (
+            pipeline.replace("rewrites=", f"shardings={','.join(found)} rewrites=", 1) if found else pipeline
+        )
 
     def _pipeline(
         self, rewrites: Sequence[str], context: Any, chunk_bytes: int | None, splits: Sequence[str] = ()
@@ -148,9 +164,9 @@ class FusionDriver:
 
 
 def _chunk_bytes(context: Any) -> int:
-    """Bytes of f32 logits in one chunk: with their gradient and its copies they take about a 32nd of memory."""
+    """Bytes of f32 logits in one chunk: their gradient takes their place, so that a 64th of memory is all."""
     memory = context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
-    return min(max(memory // 128, 64 << 20), 2 << 30) if memory else 512 << 20
+    return min(max(memory // 64, 64 << 20), 2 << 30) if memory else 1 << 30
 
 
 def _chunks(remarks: Sequence[Any]) -> tuple[int, ...]:
