@@ -35,7 +35,7 @@ public:
   /// A dimension of the product's result that is split over devices in `count` blocks. Sums over it are kept
   /// one per block until the loop is over, so that devices exchange them once and not once a chunk.
   struct Blocks {
-    int64_t count = 1;
+    int64_t dim = 0, count = 1;
     std::string axes; ///< of the mesh, as Shardy writes them: {"data", "fsdp"}
     llvm::DenseMap<mlir::Operation *, AxisFlow> flows;
   };

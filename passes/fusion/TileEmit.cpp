@@ -53,6 +53,8 @@ private:
   /// Makes everything computed so far precede what comes, which gets the giant values from the product's result
   /// again: the last kernel that reads it can then write its own result over it.
   void barrier(const DenseSet<Operation *> &late);
+  /// The shape of the product's result in two dimensions, where devices' blocks allow it.
+  SmallVector<int64_t> plainShape(RankedTensorType type);
 
   /// Shape with the axis in a dimension of its own.
   SmallVector<int64_t> split(RankedTensorType type, AxisPlace place, int64_t extent, int64_t &dim);
@@ -330,6 +332,19 @@ DenseSet<Operation *> Emitter::lateOps() {
   return late;
 }
 
+SmallVector<int64_t> Emitter::plainShape(RankedTensorType type) {
+  int64_t contracted = region.seed.getDotDimensionNumbers().getLhsContractingDimensions().size();
+  int64_t left = tensorType(region.seed.getLhs()).getRank() - contracted;
+  // Devices' blocks must stay what varies slowest: a merged dimension is split along its first part only.
+  for (const TileRegion::Blocks &blocks : region.blocks)
+    if (blocks.dim != 0 && blocks.dim != left)
+      return llvm::to_vector(type.getShape());
+  SmallVector<int64_t> plain{1, 1};
+  for (int64_t dim = 0; dim < type.getRank(); ++dim)
+    plain[dim < left ? 0 : 1] *= type.getDimSize(dim);
+  return plain;
+}
+
 void Emitter::barrier(const DenseSet<Operation *> &late) {
   SmallVector<Value> values{region.seed.getResult()}, forget;
   for (Operation *op : region.ops) {
@@ -348,10 +363,17 @@ void Emitter::barrier(const DenseSet<Operation *> &late) {
     before.push_back(mapping[value]);
     types.push_back(before.back().getType());
   }
-  Operation *wait =
-      Maker(builder, region.seed.getLoc()).op("stablehlo.optimization_barrier", types, before);
+  // XLA computes a product with one dimension of rows and one of columns. What reads its result through a
+  // change of shape that a barrier keeps from being fused cannot write over it.
+  Maker make(builder, region.seed.getLoc());
+  RankedTensorType type = tensorType(before.front());
+  SmallVector<int64_t> plain = plainShape(type);
+  before.front() = make.reshape(before.front(), plain);
+  types.front() = before.front().getType();
+  Operation *wait = make.op("stablehlo.optimization_barrier", types, before);
   for (auto [value, after] : llvm::zip(values, wait->getResults()))
     mapping[value] = after;
+  mapping[values.front()] = make.reshape(wait->getResult(0), type.getShape());
   for (Value value : forget)
     mapping.erase(value);
 }
