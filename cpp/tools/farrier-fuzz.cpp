@@ -35,7 +35,7 @@ namespace {
 /// Between them, every pass of farrier's, with options that make it act on small programs.
 constexpr const char *kPipelines[] = {
     "cse,canonicalize,farrier-sink-captures",
-    "farrier-simplify-collectives,farrier-chain-collectives{bucket-bytes=1 combinable-bytes=1}",
+    "farrier-simplify-collectives,farrier-merge-collectives,farrier-chain-collectives{bucket-bytes=1 combinable-bytes=1}",
     "farrier-split-batch{min-bytes=1}",
     "farrier-fusion{min-bytes=0 chunks=2}",
     "farrier-remat{stress=1 small-bytes=1}",
