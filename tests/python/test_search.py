@@ -92,12 +92,22 @@ def test_a_low_prediction_is_corrected_by_the_next_compile():
     assert plan.compiles == 3
 
 
-def test_transfers_over_the_budget_are_followed_by_a_plan_without():
+def test_transfers_over_the_budget_are_corrected_once():
     planner = Planner(host_bytes=50)
     plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp + 40))
     assert planner.asked == [500, 460]
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 50
+
+
+def test_transfers_over_the_budget_twice_are_followed_by_a_plan_without():
+    planner = Planner(host_bytes=50)
+    needed = iter((800, 540, 520, 460))  # as written, two plans with transfers, one without
+    plan = search.plan_step(
+        Module(), [planner], context(FIXED + 500, lambda temp: next(needed), max_compiles=4)
+    )
+    assert planner.asked == [500, 460, 460]
     assert plan.passes["remat"]["predicted"]["host_bytes"] == 0
-    assert plan.measured["after"]["total_bytes"] == FIXED + 500
+    assert plan.measured["after"]["total_bytes"] == FIXED + 460
 
 
 def test_transfers_that_the_compiler_refuses_are_left_out():

@@ -10,8 +10,8 @@ compile is spent on the way that is modelled to cost least within the budget, re
 without those passes is a way, too, where none of theirs keeps the budget.
 
 Transfers to host memory are the least certain part of a plan: what is under way takes device memory that the
-estimator can misjudge. A plan with transfers that XLA refuses, or that is measured over the budget, is followed
-by one without.
+estimator can misjudge. A plan with transfers that is measured over the budget is corrected once, as any other; after a
+second miss, or where XLA refuses such a plan, the next is without.
 """
 
 from __future__ import annotations
@@ -285,7 +285,9 @@ def _fit(ways: Sequence[_Way], remat: Any, context: Context) -> StepPlan:
     room = latest = budget - fixed
     # What a way's estimate was wrong by says all about this way, and something about the others.
     corrected: dict[int, int] = {}
-    host, nearly = True, False
+    # Whether transfers may be planned, and whether a plan with them was measured over the budget.
+    host, missed = True, False
+    nearly = False
 
     def budget_of(way: _Way) -> int:
         return corrected.get(id(way), max(latest, int((1 - _MOST_CARRIED) * room)))
@@ -337,9 +339,10 @@ def _fit(ways: Sequence[_Way], remat: Any, context: Context) -> StepPlan:
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.
             latest = min(latest, attempt.predicted_temp - over)
-            if choice.host:
+            if choice.host and missed:
                 host = False
                 latest = max(latest, int((1 - _MOST_CARRIED) * room))
+            missed = missed or choice.host
         corrected[way] = latest
 
     def kept(attempt: _Attempt) -> bool:
