@@ -30,8 +30,8 @@ def test_every_pass_and_option_is_drawn():
     for path in PASSES.glob("*/Passes.td"):
         for name, body in re.findall(r'Pass<"([^"]+)".*?\{(.*?)\n\}\n', path.read_text(), re.DOTALL):
             assert re.search(rf"[(,]{name}[,{{)]", drawn), name
-            # A plan is a file of one program; how a mesh splits attention is what Shardy says of one program.
-            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {"plan", "attention-split"}:
+            # A plan is a file of one program; how a mesh splits values is what Shardy says of one program.
+            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {"plan", "attention-split", "shardings"}:
                 assert re.search(rf"[(,]{name}\{{[^}}]*\b{option}=", drawn), f"{name}: {option}"
     for name in pipelines.REWRITES:
         assert f'"{name}"' in (PASSES / "fusion" / "FusionPass.cpp").read_text()
