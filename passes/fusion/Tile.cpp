@@ -124,7 +124,10 @@ std::optional<TileRegion> TileRegion::grow(stablehlo::DotGeneralOp seed, int64_t
 
 bool TileRegion::addBlocks(int64_t dim, int64_t count, std::string axes, std::string &whyNot,
                            Operation *&where) {
-  Blocks added{dim, count, std::move(axes), {}};
+  Blocks added;
+  added.dim = dim;
+  added.count = count;
+  added.axes = std::move(axes);
   RankedTensorType type = tensorType(seed.getResult());
   DenseMap<Value, AxisPlace> at;
   AxisPlace start{dim, 1, type.getDimSize(dim) / count};
