@@ -37,6 +37,7 @@ constexpr const char *kPipelines[] = {
     "cse,canonicalize,farrier-sink-captures",
     "farrier-simplify-collectives,farrier-merge-collectives,farrier-chain-collectives{bucket-bytes=1 combinable-bytes=1}",
     "farrier-split-batch{min-bytes=1}",
+    "farrier-scatter-reductions{min-bytes=1}",
     "farrier-fusion{min-bytes=0 chunks=2}",
     "farrier-remat{stress=1 small-bytes=1}",
     "farrier-remat{budget=64 small-bytes=1}",

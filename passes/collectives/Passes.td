@@ -130,4 +130,46 @@ def SplitBatch : Pass<"farrier-split-batch", "::mlir::ModuleOp"> {
   ];
 }
 
+def ScatterReductions : Pass<"farrier-scatter-reductions", "::mlir::ModuleOp"> {
+  let summary = "Scatter reductions, work on each device's part, gather where the whole is read";
+  let description = [{
+    An all-reduce is a reduce-scatter and an all-gather. Between the two, each device of the group has a part of the
+    result, and what works row by row on values that the devices agree on (norms, residuals, their gradients) needs
+    no more: it takes 1/n of the time, and what is kept of it 1/n of the memory. Under tensor parallelism this is
+    sequence parallelism (Korthikanti et al. 2022). Where the program reads only its own slice, there is no gather.
+
+    ```mlir
+    %r = "stablehlo.all_reduce"(%p) <{replica_groups = dense<[[0, 1]]> ...}> : (tensor<8x16xbf16>) -> tensor<8x16xbf16>
+    %t = stablehlo.tanh %r : tensor<8x16xbf16>
+    %y = stablehlo.dot_general %t, %w, contracting_dims = [1] x [0] ...  // %w differs from device to device
+    ```
+
+    becomes
+
+    ```mlir
+    %r = "stablehlo.reduce_scatter"(%p) <{scatter_dimension = 0 : i64 ...}> : (tensor<8x16xbf16>) -> tensor<4x16xbf16>
+    %t = stablehlo.tanh %r : tensor<4x16xbf16>
+    %g = "stablehlo.all_gather"(%t) <{all_gather_dim = 0 : i64 ...}> : (tensor<4x16xbf16>) -> tensor<8x16xbf16>
+    %y = stablehlo.dot_general %g, %w, contracting_dims = [1] x [0] ...
+    ```
+
+    The pass works inside `sdy.manual_computation` (`shard_map`) over all axes of a mesh. It proves which values the
+    devices of a group agree on (arguments that the group's axes do not split, results of reductions over it, and
+    what is made of those alone), follows the rows from the reductions in all directions, through the state of loops
+    too, and decides where to gather: a state that the next loop reads whole stays whole. Gathers never carry more
+    than the reductions did, loops counted as often as they run; otherwise the reduction stays.
+
+    The trade: two latencies instead of one, and a switch that reduces on its own (NVLS) helps a reduction more than a
+    scatter. Sums over the rows (gradients of a norm's weight) become partial sums and a small reduction, and a
+    scatter may add in another order than a reduction: a regrouped sum, not for `numerics="bitwise"`. Calls of private
+    functions are inlined first where there is something to scatter.
+  }];
+  let options = [
+    Option<"minBytes", "min-bytes", "int64_t", /*default=*/"4194304",
+           "All-reduces with a smaller result are no reason to scatter, bytes">,
+    Option<"regroup", "regroup", "bool", /*default=*/"true",
+           "Whether sums over the rows may be added up from each device's part; otherwise they read the whole">,
+  ];
+}
+
 #endif // FARRIER_PASSES_COLLECTIVES

@@ -1,12 +1,11 @@
 #include "passes/collectives/Passes.h"
+#include "passes/collectives/Rows.h"
 
-#include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/InlineCalls.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 
 #include "mlir/IR/Builders.h"
-#include "mlir/IR/IRMapping.h"
 #include "mlir/IR/Remarks.h"
 #include "llvm/ADT/MapVector.h"
 #include "llvm/Support/JSON.h"
@@ -115,14 +114,8 @@ static std::optional<AxisFlow> flowInto(Operation *op, unsigned result, AxisPlac
     return attentionFlow(op, place, size);
   if (isCollective(op))
     return collectiveFlow(op, place);
-  if (auto constant = dyn_cast<stablehlo::ConstantOp>(op)) {
-    auto dense = dyn_cast<DenseElementsAttr>(constant.getValue());
-    if (!dense || !dense.isSplat())
-      return std::nullopt;
-    AxisFlow flow;
-    flow.results = {place};
-    return flow;
-  }
+  if (isa<stablehlo::ConstantOp>(op))
+    return splatFlow(op, place);
   return flowFromResult(op, result, place, size);
 }
 
@@ -203,12 +196,6 @@ private:
   DenseMap<Value, std::array<Value, 2>> halves; // of values made in halves, and slices of others
 };
 
-Operation *make(OpBuilder &builder, Location loc, StringRef name, Type result, ValueRange operands,
-                ArrayRef<NamedAttribute> attributes = {}) {
-  OperationState state(loc, name, operands, result, attributes);
-  return builder.create(state);
-}
-
 Value Halves::half(Value value, AxisPlace place, int which) {
   auto [it, isNew] = halves.try_emplace(value);
   if (isNew) {
@@ -242,30 +229,9 @@ Operation *Halves::clone(OpBuilder &builder, Operation *op, const AxisFlow &flow
       type = chunkedType(tensorType(result), *place, size / 2, size);
     types.push_back(type);
   }
-  if (isa<stablehlo::DotGeneralOp>(op) && flow.kind == AxisFlow::Sum) {
-    // Two parts are added up in f32 whatever the product is rounded to at the end.
-    RankedTensorType type = cast<RankedTensorType>(types[0]);
-    if (isa<FloatType>(type.getElementType()) && type.getElementTypeBitWidth() < 32)
-      types[0] = type.clone(builder.getF32Type());
-  }
-  if (auto constant = dyn_cast<stablehlo::ConstantOp>(op)) {
-    auto value = cast<DenseElementsAttr>(constant.getValue()).resizeSplat(cast<ShapedType>(types[0]));
-    return make(builder, op->getLoc(), "stablehlo.constant", types[0], {},
-                builder.getNamedAttr("value", value));
-  }
-  IRMapping none;
-  Operation *copy = op->cloneWithoutRegions(none);
-  builder.insert(copy);
-  copy->setOperands(operands);
-  for (auto [result, type] : llvm::zip_equal(copy->getResults(), types))
-    result.setType(type);
-  for (auto [from, to] : llvm::zip_equal(op->getRegions(), copy->getRegions()))
-    from.cloneInto(&to, none);
-  if (auto slice = dyn_cast<stablehlo::SliceOp>(copy)) {
-    SmallVector<int64_t> limits(slice.getLimitIndices());
-    limits[flow.operands[0]->dim] = tensorType(operands[0]).getDimSize(flow.operands[0]->dim);
-    slice.setLimitIndicesAttr(builder.getDenseI64ArrayAttr(limits));
-  }
+  if (isa<stablehlo::DotGeneralOp>(op) && flow.kind == AxisFlow::Sum)
+    types[0] = wideSum(cast<RankedTensorType>(types[0]));
+  Operation *copy = cloneOnPart(builder, op, flow, operands, types);
   if (isPlainAttention(copy))
     copy->setAttr("backend_config", *halvedConfig(op, size));
   if (isCollective(copy)) {

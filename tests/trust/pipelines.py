@@ -89,6 +89,13 @@ def _split(random: Any, numerics: str = "bitwise") -> str:
     return _options("farrier-split-batch", {"min-bytes": (0, 16)[random.randrange(2)], "regroup": regroup})
 
 
+def _scatter(random: Any, numerics: str = "bitwise") -> str:
+    # Each device sums its own part first.
+    regroup = "false" if numerics == "bitwise" else "true"
+    options = {"min-bytes": (0, 64)[random.randrange(2)], "regroup": regroup}
+    return _options("farrier-scatter-reductions", options)
+
+
 def _chain(random: Any) -> str:
     return _options(
         "farrier-chain-collectives",
@@ -113,6 +120,7 @@ _PASSES = (
     _fusion,
     _fusion,
     _split,
+    _scatter,
     _chain,
     _merge,
     lambda _: "farrier-simplify-collectives",

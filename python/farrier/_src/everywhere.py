@@ -36,6 +36,7 @@ def _stress(seed: int) -> str:
         "farrier-merge-collectives{regroup=false}",
         f"farrier-chain-collectives{{bucket-bytes={1 << draw.randrange(8)}}}",
         "farrier-split-batch{min-bytes=0 regroup=false}",
+        "farrier-scatter-reductions{min-bytes=0 regroup=false}",
         f"farrier-fusion{{numerics=bitwise min-bytes=0 chunks={1 + draw.randrange(4)} rewrites=cross-entropy,fence}}",
         f"farrier-remat-loops{{stress={seed} sink-bytes=1}}",
         "inline",

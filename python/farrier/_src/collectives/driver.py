@@ -30,7 +30,7 @@ class Collectives:
         part of what the program needs; never more than a process can use of the device. With a budget, what
         is left of it.
       rewrites: which forms of programs that state their collectives (``shard_map``) to try.
-      split_min_bytes: all-reduces with a smaller result, in bytes, are no reason to run layers in halves.
+      split_min_bytes: all-reduces with a smaller result, in bytes, are no reason to run layers in halves or to scatter.
       schedule: whether to put an order of our own in the place of XLA's.
       pipeline: whether to try, together with such an order, changes before XLA's scheduler: buckets of collectives,
         and collectives of loops that move to the iteration before or after.
@@ -46,7 +46,7 @@ class Collectives:
     split_min_bytes: int = 4 << 20
     schedule: bool = True
     pipeline: bool = True
-    max_compiles: int = 5
+    max_compiles: int = 6
     stress: bool = False
 
     def __post_init__(self):

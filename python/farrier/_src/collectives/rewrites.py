@@ -9,7 +9,9 @@ from typing import Any
 from farrier._src.collectives import drive
 
 # Most promising first; each is judged by compiling it.
-NAMES = ("split-batch", "chain", "simplify")
+NAMES = ("split-batch", "scatter", "chain", "simplify")
+# Sums are added up in another order.
+_REGROUPS = ("scatter",)
 
 # XLA puts halves of a product on the same weights together again: products that share an operand by the
 # first, kernels that share one by the second.
@@ -28,6 +30,8 @@ def _pipeline(name: str, numerics: str, min_bytes: int) -> str:
     regroup = str(numerics != "bitwise").lower()
     if name == "split-batch":
         return f"farrier-split-batch{{min-bytes={min_bytes} regroup={regroup}}}"
+    if name == "scatter":
+        return f"farrier-scatter-reductions{{min-bytes={min_bytes}}}"
     fewer = f"farrier-simplify-collectives,farrier-merge-collectives{{regroup={regroup}}}"
     if name == "chain":
         return f"{fewer},farrier-chain-collectives"
@@ -50,7 +54,7 @@ def variants(
 
     found, seen = [], {module.fingerprint}
     for name in NAMES:
-        if name not in names:
+        if name not in names or (numerics == "bitwise" and name in _REGROUPS):
             continue
         copy = module.clone()
         plan = _run(copy, name, _pipeline(name, numerics, min_bytes))
@@ -64,8 +68,10 @@ def variants(
 
 def stressed(module: Any, names: Sequence[str], *, numerics: str, min_bytes: int) -> dict[str, Any] | None:
     """The plan that applies all of `names`, one after the other; None when they find nothing."""
-    pipeline = ",".join(_pipeline(name, numerics, min_bytes) for name in reversed(NAMES) if name in names)
-    return _run(module.clone(), "+".join(names), pipeline) if pipeline else None
+    left_out = _REGROUPS if numerics == "bitwise" else ()
+    taken = [name for name in reversed(NAMES) if name in names and name not in left_out]
+    pipeline = ",".join(_pipeline(name, numerics, min_bytes) for name in taken)
+    return _run(module.clone(), "+".join(taken), pipeline) if pipeline else None
 
 
 def apply(module: Any, plan: Mapping[str, Any]) -> list[str] | None:
