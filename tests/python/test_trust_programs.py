@@ -31,7 +31,11 @@ def test_every_pass_and_option_is_drawn():
         for name, body in re.findall(r'Pass<"([^"]+)".*?\{(.*?)\n\}\n', path.read_text(), re.DOTALL):
             assert re.search(rf"[(,]{name}[,{{)]", drawn), name
             # A plan is a file of one program; how a mesh splits values is what Shardy says of one program.
-            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {"plan", "attention-split", "shardings"}:
+            for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {
+                "plan",
+                "attention-split",
+                "shardings",
+            }:
                 assert re.search(rf"[(,]{name}\{{[^}}]*\b{option}=", drawn), f"{name}: {option}"
     for name in pipelines.REWRITES:
         assert f'"{name}"' in (PASSES / "fusion" / "FusionPass.cpp").read_text()
