@@ -124,7 +124,7 @@ def test_loop_carries_streams_and_counts_trips():
     program = {"entry": 0, "computations": [b.c, body.c], "collectives": body.collectives}
     r = simulate(program)
     assert r["time"] == pytest.approx(80) and r["exposed"] == pytest.approx(20)
-    assert r["waits"] == [[1, start, pytest.approx(20), pytest.approx(20), 10, 6.0]]
+    assert r["waits"] == [[1, start, pytest.approx(20), pytest.approx(20), 10, 6.0, 0.0, -1, -1]]
     assert call("optimize", program)["after"] == [pytest.approx(60)]
 
 

@@ -36,8 +36,12 @@ static llvm::json::Object describe(const Program &program, const CommModel &mode
   llvm::json::Array waits;
   for (const Wait &wait : simulation.waits) {
     llvm::json::Array row{wait.computation, wait.instruction, wait.total, wait.exposed, wait.runs};
-    if (withHideable)
+    if (withHideable) {
       row.push_back(hideable(program, model, wait.computation, wait.instruction));
+      row.push_back(wait.queued);
+      row.push_back(wait.behindComputation);
+      row.push_back(wait.behindInstruction);
+    }
     waits.push_back(std::move(row));
   }
   return llvm::json::Object{{"model", model.name},

@@ -89,6 +89,7 @@ private:
     const Collective &collective = program.collectives[instruction.collective];
     double duration = durations[instruction.collective];
     int stream = model.stream(collective);
+    double queued = std::max(0.0, streamFree[stream] - now);
     streamFree[stream] = std::max(now, streamFree[stream]) + duration;
     result.comm += duration;
     streamTotal[stream] += duration;
@@ -97,6 +98,12 @@ private:
       Wait &w = waits[offsets[c] + i];
       w.total += duration;
       ++w.runs;
+      if (queued > 0) {
+        w.queued += queued;
+        w.behindComputation = last[stream].first;
+        w.behindInstruction = last[stream].second;
+      }
+      last[stream] = {c, static_cast<int>(i)};
     }
     return streamFree[stream];
   }
@@ -151,6 +158,7 @@ private:
   bool detailed;
   std::vector<double> durations;
   double streamFree[2] = {0, 0}, streamTotal[2] = {0, 0};
+  std::pair<int, int> last[2] = {{-1, -1}, {-1, -1}}; ///< what each stream was given last
   double copyFree = 0;
   Simulation result;
   std::vector<size_t> offsets;

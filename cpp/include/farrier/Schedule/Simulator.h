@@ -21,6 +21,10 @@ struct Wait {
   double total = 0;
   double exposed = 0;
   int64_t runs = 0;
+  /// Issued, but its stream was busy with others; the last of those, by its place, where there were any.
+  double queued = 0;
+  int behindComputation = -1;
+  int behindInstruction = -1;
 };
 
 struct Simulation {

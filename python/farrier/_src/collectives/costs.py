@@ -114,7 +114,9 @@ class CostModel:
                     flops //= 2  # cuDNN skips masked tiles
                 return max(self.floor, flops / (peak * p.attention_fraction))
             size = i.bytes + sum(o.bytes for o in i.operands)
-            return max(self.floor, flops / (peak * p.gemm_fraction), size / self.memory)
+            measured = next((m for m in p.products if m.element_type == dtype), None)
+            gemm = measured.rate(flops) / 1e6 if measured is not None else peak * p.gemm_fraction
+            return max(self.floor, flops / gemm, size / self.memory)
         if i.opcode != "custom-call":
             estimate = xla_estimate_us(i)
             if estimate is not None:

@@ -256,15 +256,13 @@ class CollectivesDriver:
         for wait in pairs[0][1].waits[:_NAMED]:
             if wait.exposed_seconds < drive.WORTHWHILE * pairs[0][1].seconds:
                 break
-            hide = (
-                f"{_ms(wait.hideable_seconds)} ms of independent kernels beside one run"
-                if wait.hideable_seconds > 1e-9
-                else "no independent kernel to hide behind"
-            )
+            why = wait.why
+            if wait.kind == "all-gather" and found.outcome is not None and found.outcome.over_cap:
+                why += f"; {found.outcome.over_cap} orders that were faster hold more memory than is allowed"
             say(
                 "missed",
                 f"{wait.kind} of {wait.bytes:,} bytes over {wait.group} devices, {wait.runs} runs, still waits "
-                f"{_ms(wait.exposed_seconds)} of {_ms(wait.seconds)} ms ({hide})",
+                f"{_ms(wait.exposed_seconds)} of {_ms(wait.seconds)} ms: {why}",
                 wait.source,
                 wait.op_name,
                 Bytes=wait.bytes,

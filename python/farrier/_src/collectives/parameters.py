@@ -6,7 +6,9 @@ at least, and a user's own figures (`nccl-tests` output, see `nccl_tests`) repla
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import math
 import os
 import pathlib
 import tomllib
@@ -37,6 +39,25 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Products:
+    """Measured rates of products of one element type."""
+
+    element_type: int
+    """Of the operands, by XLA's number (xla_data.proto)."""
+    points: tuple[tuple[float, float], ...]
+    """(FLOPs, FLOP/s), ascending."""
+
+    def rate(self, flops: float) -> float:
+        """FLOP/s of a product: between points their logarithms are interpolated, beyond them the end's holds."""
+        above = bisect.bisect_left(self.points, (flops, 0.0))
+        if above in (0, len(self.points)):
+            return self.points[min(above, len(self.points) - 1)][1]
+        (low, slow), (high, fast) = self.points[above - 1], self.points[above]
+        x = math.log(flops / low) / math.log(high / low)
+        return slow ** (1 - x) * fast**x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ParameterSet:
     """Speeds of collectives (alpha-beta) and kernels. Bandwidths are per device and direction."""
 
@@ -60,6 +81,8 @@ class ParameterSet:
     two_streams: bool = False
     """NVLink and network communication run beside each other."""
     curves: tuple[Curve, ...] = ()
+    products: tuple[Products, ...] = ()
+    """Where there are some of its element type, they rate a product instead of `gemm_fraction`."""
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def comm_json(self) -> dict[str, Any]:
@@ -119,10 +142,18 @@ def load(name: str | os.PathLike[str]) -> ParameterSet:
         network = false
         points = [[1048576, 25e-6], [67108864, 210e-6]]   # bytes as nccl-tests counts them, seconds
 
+    or XLA's performance tables, text or binary, by their paths from the file's folder (`perf_tables`)::
+
+        [xla]
+        collectives = ["collectives.pbtxt"]
+        matmuls = ["matmuls.pb"]
+        device = "sm_90"                                  # where a table has several
+
     Raises:
       farrier.Error: unknown name, unreadable or malformed file, missing or impossible figures.
     """
     name = os.fspath(name)
+    folder = pathlib.Path(name).parent
     if name in builtin_names():
         text = (resources.files("farrier._src.collectives") / "data" / f"{name}.toml").read_text("utf-8")
         label = name
@@ -159,6 +190,7 @@ def load(name: str | os.PathLike[str]) -> ParameterSet:
     if "two_streams" in data:
         figures["two_streams"] = data.pop("two_streams")
     figures["sources"] = {**figures.get("sources", {}), **data.pop("sources", {})}
+    tables = data.pop("xla", {})
     curves = [_curve(name, c) for c in data.pop("measured", [])]
     figures["curves"] = (*figures.get("curves", ()), *curves)
     for section, keys in _SECTIONS.items():
@@ -171,7 +203,27 @@ def load(name: str | os.PathLike[str]) -> ParameterSet:
     if data:
         raise errors.InputError(f"{name}: unknown section {next(iter(data))!r}")
     figures["name"] = label
-    return _checked(name, figures)
+    made = _checked(name, figures)
+    return _with_tables(name, folder, made, tables) if tables else made
+
+
+def _with_tables(name: str, folder: pathlib.Path, made: ParameterSet, tables: Any) -> ParameterSet:
+    from farrier._src.collectives import perf_tables
+
+    listed = {"collectives": [], "matmuls": [], "device": None, **tables} if isinstance(tables, dict) else {}
+    paths = {key: listed.get(key) for key in ("collectives", "matmuls")}
+    fits = all(isinstance(v, list) and all(isinstance(p, str) for p in v) for v in paths.values())
+    if len(listed) != 3 or not fits or not isinstance(listed["device"], str | None):
+        raise errors.InputError(
+            f"{name}: [xla] has lists of paths, collectives and matmuls, and device, a name"
+        )
+    return perf_tables.measured_set(
+        made,
+        collectives=[folder / p for p in paths["collectives"]],
+        matmuls=[folder / p for p in paths["matmuls"]],
+        device=listed["device"],
+        name=made.name,
+    )
 
 
 def _curve(name: str, data: Any) -> Curve:
@@ -186,7 +238,7 @@ def _curve(name: str, data: Any) -> Curve:
 
 def _checked(name: str, figures: dict[str, Any]) -> ParameterSet:
     for field in dataclasses.fields(ParameterSet):
-        if field.name in ("name", "curves", "sources", "two_streams", "float32_gemm_rate"):
+        if field.name in ("name", "curves", "products", "sources", "two_streams", "float32_gemm_rate"):
             continue
         value = figures.get(field.name)
         least_open = not field.name.endswith("latency_s")

@@ -11,6 +11,7 @@ from typing import Any
 from farrier import _core
 from farrier._src import errors
 from farrier._src.collectives import program as program_lib
+from farrier._src.collectives import why
 from farrier._src.collectives.costs import CostModel
 from farrier._src.collectives.parameters import ParameterSet
 from farrier._src.hlo import Module
@@ -21,6 +22,8 @@ PLAN_VERSION = 1
 _PARTS = (0.5, 0.25)
 # A part of the step below which a gain is no reason to move memory.
 _WORTHWHILE = 1e-3
+# A part of the step below which nobody asks why a collective waits.
+_NAMED = 1e-4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,10 @@ class Wait:
     hideable_seconds: float
     """Compute of the same computation, one execution, that neither feeds it nor needs it: what it could
     hide behind."""
+    queued_seconds: float
+    """Issued, but the communication stream was busy with others."""
+    why: str
+    """Why it waits, in words; empty where it does not."""
     op_name: str
     """The JAX operation that it came from."""
     source: str
@@ -119,8 +126,30 @@ def simulate(
 
 
 def _simulation(module: Module, program: Any, parameters: ParameterSet, r: Mapping[str, Any]) -> Simulation:
+    bodies = {
+        c["body"][k]
+        for c in program.json["computations"]
+        for k, r in enumerate(c["role"])
+        if r == program_lib.WHILE
+    }
+
+    def explained(c: int, k: int, total: float, exposed: float, runs: int, *rest: Any) -> str:
+        hideable, queued, behind = rest
+        if exposed <= _NAMED * r["time"]:
+            return ""
+        return why.reason(
+            program.instructions[c][k],
+            total / 1e6,
+            exposed / 1e6,
+            runs,
+            hideable / 1e6,
+            queued / 1e6,
+            program.instructions[behind[0]][behind[1]] if behind[0] >= 0 else None,
+            looped=c in bodies,
+        )
+
     waits = []
-    for c, k, total, exposed, runs, hideable in r["waits"]:
+    for c, k, total, exposed, runs, hideable, queued, *behind in r["waits"]:
         start = program.instructions[c][k]
         collective = program_lib.collective_of(start)
         row = program.json["collectives"][program.json["computations"][c]["collective"][k]]
@@ -135,6 +164,8 @@ def _simulation(module: Module, program: Any, parameters: ParameterSet, r: Mappi
                 seconds=total / 1e6,
                 exposed_seconds=exposed / 1e6,
                 hideable_seconds=hideable / 1e6,
+                queued_seconds=queued / 1e6,
+                why=explained(c, k, total, exposed, runs, hideable, queued, behind),
                 op_name=start.proto.metadata.op_name or collective.proto.metadata.op_name,
                 source=source_line(module, start) or source_line(module, collective),
             )
@@ -196,7 +227,7 @@ class SchedulePlan:
         Raises:
           farrier.Error: another version, or fields missing.
         """
-        from farrier._src.collectives.parameters import Curve
+        from farrier._src.collectives.parameters import Curve, Products
 
         data = dict(data)
         version = data.pop("version", None)
@@ -212,7 +243,11 @@ class SchedulePlan:
                     Curve(kind=c["kind"], network=c["network"], points=tuple((b, t) for b, t in c["points"]))
                     for c in p["curves"]
                 )
-                sets.append(ParameterSet(**{**p, "curves": curves}))
+                products = tuple(
+                    Products(element_type=m["element_type"], points=tuple((f, r) for f, r in m["points"]))
+                    for m in p.get("products", ())
+                )
+                sets.append(ParameterSet(**{**p, "curves": curves, "products": products}))
             return cls(parameters=tuple(sets), **data)
         except (KeyError, TypeError) as e:
             raise errors.PlanError(f"not a schedule plan: {e}", hint="plan again") from e

@@ -39,12 +39,10 @@ def reschedule(data: bytes, platform: str, *, memory_growth_bytes: int = 0) -> t
             f"{after.exposed_seconds * 1e3:.3f}, bound {after.bound_seconds * 1e3:.3f}"
         )
     for wait in simulated[0].waits[:10]:
-        if wait.exposed_seconds > 0:
-            why = "nothing independent to hide behind" if wait.hideable_seconds < 1e-9 else (
-                f"{wait.hideable_seconds * 1e3:.3f} ms of independent kernels"
-            )  # fmt: skip
+        if wait.why:
+            where = f" {wait.source}" if wait.source else ""
             lines.append(
-                f"  waits {wait.exposed_seconds * 1e3:.3f} ms for {wait.kind} {wait.name} ({wait.runs} runs, "
-                f"{why}) {wait.source}".rstrip()
+                f"  waits {wait.exposed_seconds * 1e3:.3f} ms for {wait.kind} {wait.name} ({wait.runs} runs){where}: "
+                f"{wait.why}"
             )
     return (new if new is not None else data), "\n".join(lines) + "\n"

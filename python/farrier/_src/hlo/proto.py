@@ -213,6 +213,16 @@ _MESSAGES: dict[str, tuple[tuple[str, int, str], ...]] = {
         ("buffer_allocations", 3, "*BufferAllocation"),
         ("heap_simulator_traces", 4, "*HeapTrace"),
     ),
+    # XLA's performance tables (xla/service/gpu/model/hlo_op_profile.proto).
+    "HloInstructionProfile": (
+        ("instruction", 1, "HloInstruction"),
+        ("flops", 4, "int64"),
+        ("operands", 5, "*HloInstruction"),
+        ("network_throughput_bytes_per_sec", 6, "int64"),
+    ),
+    "HloInstructionProfileList": (("entries", 1, "*HloInstructionProfile"),),
+    "DeviceProfiles": (("key", 1, "string"), ("value", 2, "HloInstructionProfileList")),
+    "DeviceHloInstructionProfiles": (("entries", 2, "*DeviceProfiles"),),
     # The module stays bytes here: `Module` parses it.
     "Hlo": (("hlo_module", 1, "bytes"), ("buffer_assignment", 3, "BufferAssignment")),
 }
@@ -264,6 +274,11 @@ def _pool():
 @functools.cache
 def _message_class(name: str):
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
+
+
+def message(name: str):
+    """The class of a message, by its name here."""
+    return _message_class(name)
 
 
 def parse_module(data: bytes):

@@ -144,7 +144,8 @@ def from_artifact(
             "slices": [_slice(s, sources) for s in made.slices],
         }
         data["kernels"] = [dataclasses.asdict(k) for k in kernels.kernels(program, costs)]
-        data["collectives"] = [dataclasses.asdict(c) for c in kernels.collectives(program, costs, made)]
+        found = kernels.explained(kernels.collectives(program, costs, made), program.module, target)
+        data["collectives"] = [dataclasses.asdict(c) for c in found]
         data["opportunities"] = opportunities.find(program, costs, remarks=data["remarks"]).to_json()
     data["program"]["source_table"] = list(sources)
     data["program"]["shape_table"] = list(shapes)

@@ -11,6 +11,7 @@ from farrier._src.report import cost as cost_lib
 from farrier._src.report import origin, schedule
 from farrier._src.report.memory import shape_text
 from farrier._src.report.program import Program
+from farrier._src.targets import Target
 
 # XLA numbers what it copies, and names what it computes again ``.remat``, ``.remat2``, ...
 _NUMBER = re.compile(r"([._]\d+|\.remat\d*)+(?:_clone)?$|\.clone$")
@@ -69,6 +70,8 @@ class Collective:
     """Of that, what the device waits for."""
     source: str
     scope: str
+    why: str = ""
+    """Why it waits, in words; empty where it does not, or where nobody asked."""
 
 
 def stem(name: str) -> str:
@@ -148,6 +151,18 @@ def collectives(program: Program, model: cost_lib.CostModel, made: schedule.Sche
             )
         )
     return sorted(out, key=lambda c: c.position)
+
+
+def explained(found: list[Collective], module: hlo.Module, target: Target) -> list[Collective]:
+    """The collectives of `found`, with why those that wait do: by the target's first parameter set."""
+    if not any(c.exposed_ns for c in found):
+        return found
+    from farrier._src.collectives import parameters
+    from farrier._src.collectives import schedule as collective_schedule
+
+    (simulated,) = collective_schedule.simulate(module, target, parameters.for_target(target)[:1])
+    why = {w.name: w.why for w in simulated.waits}
+    return [dataclasses.replace(c, why=why.get(c.name, "")) if c.exposed_ns else c for c in found]
 
 
 def order(program: Program) -> list[str]:

@@ -64,6 +64,7 @@ COLLECTIVES: Columns = (
     ("devices", _text("group")),
     ("start", _text("position")),
     ("done", lambda c: c["done"] if c["done"] is not None else "synchronous"),
+    ("why it waits", lambda c: c.get("why", "")),
     ("source", _source),
     ("scope", _text("scope")),
 )

@@ -179,12 +179,12 @@ def _collectives(report: model.Report) -> Table:
     table = _table(
         f"\nMost exposed of {len(report.collectives)} collectives (predicted)",
         ("exposed", "right"), ("time", "right"), ("runs", "right"), ("kind", "left"), ("bytes", "right"),
-        ("devices", "right"), ("source", "left"),
+        ("devices", "right"), ("source", "left"), ("why it waits", "left"),
     )  # fmt: skip
     for c in sorted(report.collectives, key=lambda c: -c["exposed_ns"] * c["count"])[:_ROWS]:
         table.add_row(
             time(c["exposed_ns"]), time(c["ns"]), str(c["count"]), c["kind"], size(c["bytes"]),
-            str(c["group"]), short_source(c["source"]),
+            str(c["group"]), short_source(c["source"]), c.get("why", ""),
         )  # fmt: skip
     return table
 
