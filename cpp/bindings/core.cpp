@@ -311,6 +311,7 @@ public:
 
   RunResult run(const std::string &pipeline, bool verifyEach, nb::object onPass,
                 const std::optional<std::string> &reproducerDir) {
+    ++revision;
     RunResult result;
     Sink sink;
     std::string error, reproducer;
@@ -457,6 +458,8 @@ private:
 public:
   /// What Python keeps beside the module: the data of constants that the text only names.
   nb::object constants = nb::none();
+  /// How many pipelines ran: what was learnt about a module holds while this stays.
+  int64_t revision = 0;
 };
 
 std::string describe(const Failure &failure) {
@@ -542,7 +545,7 @@ NB_MODULE(_core, m) {
       },
       error.inc_ref().ptr());
 
-  nb::class_<Module>(m, "Module")
+  nb::class_<Module>(m, "Module", nb::is_weak_referenceable())
       .def_static("parse", &Module::parse, "text"_a, nb::kw_only(), "verify"_a = true)
       .def("print", &Module::print, nb::kw_only(), "generic"_a = true, "locations"_a = true)
       .def("clone", &Module::clone)
@@ -550,6 +553,7 @@ NB_MODULE(_core, m) {
            "reproducer_dir"_a = nb::none())
       .def("query", &Module::query, "name"_a, "options"_a = "{}")
       .def_rw("constants", &Module::constants)
+      .def_ro("revision", &Module::revision)
       .def_prop_ro("num_ops", &Module::numOps)
       .def_prop_ro("fingerprint", &Module::fingerprint);
   m.def("query_names", &farrier::queryNames);

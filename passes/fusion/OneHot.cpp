@@ -3,7 +3,6 @@
 #include "passes/fusion/OneHot.h"
 #include "passes/fusion/OneHotRange.h"
 
-#include "mlir/IR/Matchers.h"
 
 using namespace mlir;
 

@@ -4,7 +4,6 @@
 
 #include "passes/fusion/Loops.h"
 
-#include "mlir/IR/Matchers.h"
 #include "llvm/ADT/TypeSwitch.h"
 
 #include <cmath>

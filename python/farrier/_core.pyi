@@ -84,6 +84,9 @@ class Module:
     def constants(self, arg: object, /) -> None: ...
 
     @property
+    def revision(self) -> int: ...
+
+    @property
     def num_ops(self) -> int: ...
 
     @property

@@ -1,6 +1,7 @@
 """Under automatic sharding the planner counts what one device holds."""
 
 import json
+import types
 
 import farrier
 import jax
@@ -81,3 +82,25 @@ def test_a_budget_per_device_is_kept(partitioned):
 def test_a_program_on_one_device_has_no_shards():
     module = interchange.to_core(jax.jit(jnp.tanh).lower(jnp.ones(4)).compiler_ir("stablehlo"))
     assert sharding.shards(module) is None
+
+
+def test_every_pass_reads_one_propagation(partitioned, monkeypatch):
+    """Shardy is asked once about a program, and again when a pipeline ran on it."""
+    from farrier._src.drivers.remat import RematDriver
+    from farrier._src.fusion.driver import FusionDriver
+
+    target, _, _, program = partitioned
+    module = interchange.to_core(program.compiler_ir("stablehlo"))
+    asked = []
+    propagated = sharding._propagated
+    monkeypatch.setattr(sharding, "_propagated", lambda module: asked.append(module) or propagated(module))
+    context = types.SimpleNamespace(
+        platform="cuda", partitions=8, target=target, numerics="bounded", budget_bytes=None, remark=list
+    )
+    FusionDriver().plan(module, context)
+    first = RematDriver().sizes(module, context)
+    assert first == RematDriver().sizes(module, context)
+    assert asked == [module]
+    module.run("builtin.module(farrier-fusion)")
+    assert RematDriver().sizes(module, context) == first
+    assert asked == [module, module]

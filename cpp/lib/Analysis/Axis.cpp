@@ -2,7 +2,6 @@
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
-#include "mlir/IR/Matchers.h"
 #include "mlir/IR/OpDefinition.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringSwitch.h"
@@ -232,11 +231,24 @@ static std::optional<AxisFlow> scatterFromOther(stablehlo::ScatterOp scatter, un
 //===-- Dispatch
 //---------------------------------------------------------------------------------------------===//
 
+/// Whether a value is zero everywhere. Our constants are no `ConstantLike`: MLIR's matchers do not see them.
+static bool isZeroFloat(Value value) {
+  while (Operation *op = value.getDefiningOp()) {
+    if (!isa<stablehlo::BroadcastInDimOp, stablehlo::ConvertOp, stablehlo::ReshapeOp>(op))
+      break;
+    value = op->getOperand(0);
+  }
+  auto constant = value.getDefiningOp<stablehlo::ConstantOp>();
+  auto elements = constant ? dyn_cast<DenseElementsAttr>(constant.getValue()) : DenseElementsAttr();
+  return elements && elements.isSplat() && isa<FloatType>(elements.getElementType()) &&
+         elements.getSplatValue<APFloat>().isZero();
+}
+
 static bool sumsFloats(stablehlo::ReduceOp reduce) {
   if (reduce.getInputs().size() != 1)
     return false;
   // The starting value would be added once per chunk.
-  if (!matchPattern(reduce.getInitValues()[0], m_AnyZeroFloat()))
+  if (!isZeroFloat(reduce.getInitValues()[0]))
     return false;
   Block &body = reduce->getRegion(0).front();
   return llvm::hasNItems(body, 2) && isa<stablehlo::AddOp>(body.front()) &&

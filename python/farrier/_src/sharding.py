@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import weakref
 from typing import Any
 
 from jaxlib.mlir import ir, passmanager
@@ -150,8 +151,24 @@ def _sharding_of(value: Any) -> Any:
     return attributes["sharding"] if "sharding" in attributes and len(owner.results) == 1 else None
 
 
+# Of each module that is still there: how many pipelines had run on it, and what was found.
+_known: weakref.WeakKeyDictionary[Any, tuple[int, Layouts | None]] = weakref.WeakKeyDictionary()
+
+
 def layouts(module: Any) -> Layouts | None:
-    """How each value of a `farrier._core.Module` is split; None under the conditions of `shards`."""
+    """How each value of a `farrier._core.Module` is split; None under the conditions of `shards`.
+
+    Remembered for as long as the module is there and no pipeline runs on it: every pass asks about the same
+    program, and propagation costs more than the passes.
+    """
+    revision, found = _known.get(module, (-1, None))
+    if revision != module.revision:
+        found = _propagated(module)
+        _known[module] = module.revision, found
+    return found
+
+
+def _propagated(module: Any) -> Layouts | None:
     numbered = module.clone()
     numbered.run("builtin.module(farrier-number-operations)")
     program = interchange.to_jaxlib(numbered)

@@ -11,9 +11,6 @@ from typing import Any
 
 from farrier._src import errors, sharding
 
-# Programs whose shards are remembered: as many as one search weighs against each other.
-_MOST_KNOWN = 16
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Remat:
@@ -71,7 +68,6 @@ class RematDriver:
 
     def __init__(self, options: Remat | None = None):
         self.options = options or Remat()
-        self._known: list[tuple[Any, dict[str, Any]]] = []
 
     @property
     def needs_budget(self) -> bool:
@@ -86,13 +82,8 @@ class RematDriver:
         """
         if context.partitions == 1:
             return {}
-        for known, sizes in self._known:
-            if known is module:
-                return sizes
         found = sharding.shards(module)
-        self._known.append((module, {} if found is None else {"shards": found}))
-        del self._known[:-_MOST_KNOWN]
-        return self._known[-1][1]
+        return {} if found is None else {"shards": found}
 
     def cost(self, module: Any, context: Any) -> dict[str, float]:
         """ "seconds" and "flops" of one run of ``module`` on one device, as modelled."""

@@ -62,8 +62,6 @@ class FusionDriver:
 
     def __init__(self, options: Fusion | None = None):
         self.options = options or Fusion()
-        self._known: tuple[Any, Sequence[str]] = (None, ())
-        self._products: tuple[Any, Sequence[str]] = (None, ())
 
     def plan(self, module: Any, context: Any) -> Mapping[str, Any] | None:
         plan, remarks = self._tried(module, context, self.options.chunk_bytes)
@@ -99,28 +97,17 @@ class FusionDriver:
         self, module: Any, context: Any, chunk_bytes: int | None
     ) -> tuple[Mapping[str, Any] | None, Sequence[Any]]:
         """What the rewrites find with chunks of this size, and what they say."""
-        rewrites = [r for r in self.options.rewrites if r not in _GPU_ONLY or context.platform == "cuda"]
-        if not rewrites:
+        pipeline = self.pipeline(module, context, chunk_bytes)
+        if pipeline is None:
             return None, ()
-        splits: Sequence[str] = ()
-        if "attention" in rewrites and context.partitions > 1:
-            splits = self._splits_of(module)
-        pipeline = self._pipeline(rewrites, context, chunk_bytes, splits)
-        result = module.clone().run(self._with_shardings(pipeline, module))
+        result = module.clone().run(self.with_shardings(pipeline, module))
         sites = _sites(result)
         return ({"version": 1, "pipeline": pipeline, "sites": sites} if sites else None), result.remarks
-
-    def _splits_of(self, module: Any) -> Sequence[str]:
-        """Shardy is asked once about a program."""
-        if self._known[0] is not module:
-            self._known = module, attention_splits(module)
-        return self._known[1]
 
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
     ) -> Sequence[str] | None:
-        self._products = None, ()  # a module that was looked at before may have changed
-        result = module.run(self._with_shardings(plan["pipeline"], module))
+        result = module.run(self.with_shardings(plan["pipeline"], module))
         for said in result.remarks if remark else ():
             remark(said)
         found = _sites(result)
@@ -130,19 +117,26 @@ class FusionDriver:
             if found.get(rewrite, 0) != count
         ] or None
 
-    def _with_shardings(self, pipeline: str, module: Any) -> str:
+    def with_shardings(self, pipeline: str, module: Any) -> str:
         """The pipeline told how XLA will split large products; as it is on one device. Not part of the plan: the
         numbers are those of this program."""
         if "cross-entropy" not in pipeline:
             return pipeline
-        if self._products[0] is not module:
-            # As the pass: with a number of chunks given, no product is too small.
-            least = 0 if self.options.chunks else self.options.min_bytes
-            self._products = module, sharding.products(module, least)
-        found = self._products[1]
+        # As the pass: with a number of chunks given, no product is too small.
+        found = sharding.products(module, 0 if self.options.chunks else self.options.min_bytes)
         return (
             pipeline.replace("rewrites=", f"shardings={','.join(found)} rewrites=", 1) if found else pipeline
         )
+
+    def pipeline(self, module: Any, context: Any, chunk_bytes: int | None = None) -> str | None:
+        """The pass with its options for this program, as a plan has it; None where no rewrite is for the platform."""
+        rewrites = [r for r in self.options.rewrites if r not in _GPU_ONLY or context.platform == "cuda"]
+        if not rewrites:
+            return None
+        splits: Sequence[str] = ()
+        if "attention" in rewrites and context.partitions > 1:
+            splits = attention_splits(module)
+        return self._pipeline(rewrites, context, chunk_bytes, splits)
 
     def _pipeline(
         self, rewrites: Sequence[str], context: Any, chunk_bytes: int | None, splits: Sequence[str] = ()
