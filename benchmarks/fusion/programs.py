@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Some of tests/programs are for eight devices.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT.parent / "tests")]
 
@@ -121,7 +123,9 @@ def summary(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
         "programs": len(rows),
         "operations": operations,
         "changed": {name: found["sites"] for name, found in rows if found["sites"]},
-        "changed_for_nothing": [name for name, found in rows if not found["sites"] and not found["identical"]],
+        "changed_for_nothing": [
+            name for name, found in rows if not found["sites"] and not found["identical"]
+        ],
         "seconds": round(seconds, 4),
         "seconds_per_10k": round(seconds / operations * 1e4, 4),
     }
@@ -154,7 +158,11 @@ def main() -> int:
         if not found["sites"]:
             sites = "none: identical bytes" if found["identical"] else "none, BUT CHANGED"
         table.add_row(
-            name, str(found["operations"]), sites, "; ".join(found["left_alone"]), str(found["seconds_per_10k"])
+            name,
+            str(found["operations"]),
+            sites,
+            "; ".join(found["left_alone"]),
+            str(found["seconds_per_10k"]),
         )
     Console(width=160).print(table)
     for name in ("tests/programs", "random"):

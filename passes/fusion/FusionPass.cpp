@@ -127,7 +127,8 @@ public:
     bool candidate = false;
     module.walk([&](Operation *op) {
       candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && stacksToo) ||
-                   (isa<stablehlo::IotaOp>(op) && enabled("one-hot"));
+                   (isa<stablehlo::IotaOp>(op) && enabled("one-hot")) ||
+                   (isa<stablehlo::DotGeneralOp>(op) && enabled("fence"));
     });
     if (!candidate)
       return;
@@ -167,6 +168,11 @@ public:
       stacks += sites;
       applied += sites;
     }
+    if (enabled("fence")) {
+      unsigned sites = fusion::rewriteMerges(*copy, settings);
+      fence += sites;
+      applied += sites;
+    }
     if (!applied)
       return;
     fusion::eraseDead(*copy);
@@ -189,7 +195,8 @@ private:
     if (!level)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: numerics is bitwise, bounded or relaxed, not '" << numerics << "'";
-    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0 || minStackBytes < 0)
+    if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0 || minStackBytes < 0 ||
+        fenceBytes < 0)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: a count of chunks, bytes or operations is negative";
     for (const std::string &entry : shardings)
@@ -204,6 +211,7 @@ private:
     settings.maxHeadWidth = maxHeadWidth;
     settings.minOneHotFlops = minOneHotFlops;
     settings.minStackBytes = minStackBytes;
+    settings.fenceBytes = fenceBytes;
     settings.attentionSplit.assign(attentionSplit.begin(), attentionSplit.end());
     return success();
   }

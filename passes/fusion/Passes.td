@@ -42,9 +42,20 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
       zeros, where every slice is proven to be written before anything can read it. Fewer bytes are moved, but
       XLA may then keep one stack more alive, so it has to be asked for.
 
-    - `fence`: products with the frontend attribute `farrier.fence = "on"` read their operands through a barrier,
-      so that XLA's DotMerger does not join them with others that share an operand. Costs nothing by itself;
-      products that read one operand twice instead of once lose what the merger would have saved.
+    - `fence`: XLA's DotMerger joins products that share an operand. Where a program computes in parts to save
+      memory (micro-batches one after another, rows in chunks), what each part held for a while is then there all at
+      once. Where that would raise the predicted peak of a block by `fence-bytes` or more, the products read what
+      they share through barriers of their own, and stay apart; so do those with the frontend attribute
+      `farrier.fence = "on"`. Products that read one operand several times instead of once lose what the merger
+      would have saved.
+
+    ```mlir
+    %a = stablehlo.dot_general %x0, %w ...
+    %b = stablehlo.dot_general %x1, %w ...         // after the last use of %a
+    // becomes, for each of them
+    %w0:2 = stablehlo.optimization_barrier %x0, %w
+    %a = stablehlo.dot_general %x0, %w0#1 ...
+    ```
 
     A scope or operation with the frontend attribute `farrier.fuse = "off"` is left alone; with
     `farrier.kernel = "off"` no kernel is put in its place (attention, ragged-dot).
@@ -70,6 +81,8 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
                "an entry are left alone where the program is split over devices">,
     Option<"minOneHotFlops", "min-one-hot-flops", "int64_t", "1000000000",
            "one-hot: products that cost less are left alone; a kernel takes as long as these operations">,
+    Option<"fenceBytes", "fence-bytes", "int64_t", "268435456",
+           "fence: products are kept apart where merging them raises a block's predicted peak by this much or more">,
     Option<"minStackBytes", "min-stack-bytes", "int64_t", "1048576",
            "stacks: smaller ones are left alone; their zeros stay in the L2 cache">,
     Option<"maxHeadWidth", "max-head-width", "int64_t", "256",

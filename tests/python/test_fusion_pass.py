@@ -126,6 +126,43 @@ def test_a_fence_keeps_the_compiler_from_merging_products():
     assert apart.temp_bytes <= merged.temp_bytes / 2, (apart.temp_bytes, merged.temp_bytes)
 
 
+def micro_batches(weights, batches):
+    """Gradients of micro-batches one after another, added up."""
+
+    def loss(weights, x):
+        for up, down in weights:
+            x = x + jax.nn.gelu(x @ up) @ down
+        return jnp.mean(jnp.square(x.astype(jnp.float32)))
+
+    total = None
+    for x in batches:
+        gradients = jax.grad(loss)(weights, x)
+        total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
+    return total
+
+
+def test_micro_batches_are_kept_apart_by_themselves():
+    target = farrier.Target("h100")
+
+    def given(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=target.sharding())
+
+    weights, batches = [(given(1024, 4096), given(4096, 1024))] * 2, [given(2048, 1024)] * 4
+    lowered = jax.jit(micro_batches).lower(weights, batches)
+    module, result = cases.rewrite(lowered, "fence-bytes=4194304")
+    assert cases.applied(result)["fence"] >= 16
+    (said, *_) = [remark for remark in result.remarks if remark.name == "fence"]
+    merged = oracle.measure(lowered, target)
+    apart = oracle.measure(interchange.to_jaxlib(module, mlir.make_ir_context()), target)
+    assert apart.flops == merged.flops
+    assert apart.temp_bytes <= 0.5 * merged.temp_bytes, (apart.temp_bytes, merged.temp_bytes)
+    # What the remark says, within what an estimate is.
+    said = dict(said.args)
+    assert merged.temp_bytes - apart.temp_bytes >= 0.5 * (int(said["PeakMerged"]) - int(said["Peak"]))
+    # Only where it is worth it.
+    assert not cases.applied(cases.rewrite(lowered, "fence-bytes=400000000")[1])
+
+
 @pytest.mark.parametrize("given", [{"fuse": "of"}, {"kernel": "on"}, {"fence": "off"}, {}])
 def test_an_unknown_hint_is_refused(given):
     with pytest.raises(farrier.Error, match="hint"), hint(**given):

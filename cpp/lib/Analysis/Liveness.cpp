@@ -64,7 +64,7 @@ static std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph 
   return result;
 }
 
-Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
+Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts)
     : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
   unsigned numOps = graph.numOps();
@@ -121,7 +121,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size)
   }
 
   // Kernels read their part of a merged product from a copy; what is elementwise reads the whole.
-  for (llvm::ArrayRef<unsigned> ops : mergedProducts(graph)) {
+  for (llvm::ArrayRef<unsigned> ops : mergeProducts ? mergedProducts(graph) : std::vector<llvm::SmallVector<unsigned>>()) {
     unsigned end = 0;
     for (unsigned op : ops)
       end = std::max(end, lastFused[graph.outputs[op][0]]);

@@ -17,7 +17,8 @@ namespace farrier {
 ///  - results of the program are not temporaries (donated or output buffers).
 class Liveness {
 public:
-  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = deviceSize);
+  /// Without `mergeProducts` as if XLA left products that share an operand apart.
+  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = deviceSize, bool mergeProducts = true);
 
   struct Range {
     unsigned first = 0; ///< op that defines the root (0 for arguments)

@@ -26,7 +26,7 @@ class Fusion:
     Attributes:
       rewrites: which to try; by default all but "stacks". "attention" (cuDNN), "ragged-dot" (a Triton kernel),
         "one-hot" (dispatch and combine of a mixture of experts as gathers),
-        "fence" (against XLA:GPU's merging of products) and "stacks" (buffers without a first value; moves fewer
+        "fence" (against XLA:GPU's merging of products that the program computes one after another) and "stacks" (buffers without a first value; moves fewer
         bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.
       chunk_bytes: cross-entropy: the most bytes of f32 logits that may exist at once when ``chunks`` is 0. None:
@@ -34,6 +34,9 @@ class Fusion:
         target's memory without one. Every chunk reads the weights and adds to the sum of their gradient once
         more, so that fewer chunks move fewer bytes.
       min_bytes: cross-entropy: smaller f32 logits are left alone when ``chunks`` is 0.
+      fence_bytes: fence: products that read the same operand are kept apart where XLA's merging of them would
+        raise the predicted peak of temporary memory by this many bytes or more. None: a 64th of the budget, or of
+        the target's memory without one. Apart, they read that operand several times.
     """
 
     name = "fusion"
@@ -42,14 +45,15 @@ class Fusion:
     chunks: int = 0
     chunk_bytes: int | None = None
     min_bytes: int = 256 << 20
+    fence_bytes: int | None = None
 
     def __post_init__(self):
         for rewrite in self.rewrites:
             if rewrite not in REWRITES:
                 raise errors.OptionError.unknown(rewrite, REWRITES, of="Fusion(rewrites=...)")
-        for field in ("chunks", "chunk_bytes", "min_bytes"):
+        for field in ("chunks", "chunk_bytes", "min_bytes", "fence_bytes"):
             value = getattr(self, field)
-            if field == "chunk_bytes" and value is None:
+            if field in ("chunk_bytes", "fence_bytes") and value is None:
                 continue
             if not isinstance(value, int) or value < 0:
                 raise errors.OptionError(f"Fusion({field}={value!r}): expected a count, 0 or more")
@@ -151,15 +155,24 @@ class FusionDriver:
             # As jax.nn.dot_product_attention: wider heads from Hopper on.
             "max-head-width": 256 if _is_hopper_or_later(context.target) else 128,
         }
+        if self.options.fence_bytes is not None:
+            options["fence-bytes"] = self.options.fence_bytes
+        elif memory := _memory(context):
+            options["fence-bytes"] = memory // 64
         if splits:
             options["attention-split"] = ",".join(splits)
         text = " ".join(f"{name}={value}" for name, value in options.items())
         return f"builtin.module(farrier-fusion{{{text}}})"
 
 
+def _memory(context: Any) -> int:
+    """Bytes that the program may take; 0 if nobody says."""
+    return context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
+
+
 def _chunk_bytes(context: Any) -> int:
     """Bytes of f32 logits in one chunk: their gradient takes their place, so that a 64th of memory is all."""
-    memory = context.budget_bytes or (context.target.memory_bytes if context.target is not None else 0)
+    memory = _memory(context)
     return min(max(memory // 64, 64 << 20), 2 << 30) if memory else 1 << 30
 
 
