@@ -187,9 +187,8 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
   int64_t trips = pair.problem().instances;
   std::vector<Choice> frontier = frontierWithHost(pair.problem());
   Found withHost = search(module, options, pair, key, frontier, peak);
-  bool sends =
-      llvm::any_of(withHost.decision, [](const LoopPart &part) { return part.choice.hostBytes > 0; });
-  if (!sends)
+  // Also where it sends nothing: what it could send can have led the search astray.
+  if (llvm::none_of(frontier, [](const Choice &choice) { return choice.hostBytes > 0; }))
     return withHost.decision;
   Problem onDevice = pair.problem();
   for (Candidate &candidate : onDevice.candidates)

@@ -273,20 +273,27 @@ LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t 
 
 /// The estimate of the program as planned; nothing where the plan does not apply.
 std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t smallBytes) {
-  // What is under way to the host, and what the estimate calls small, is in the segments' figures alone.
-  if ((!draft.loops && !draft.blocks) || draft.sends || smallBytes < defaultSmallBytes)
+  // What is under way to the host, and what the estimate calls small, is in the segments' figures alone. What the
+  // segments miss of a program with loops (stacks, weights that bodies read) is in the estimate.
+  bool onlySegments = draft.sends || smallBytes < defaultSmallBytes;
+  if ((!draft.loops && !draft.blocks) || (onlySegments && !draft.loops))
     return draft.after;
   OwningOpRef<ModuleOp> copy(module.clone());
   uint64_t cloned = 0;
   DecisionRemarks unsaid;
   if (failed(rewrite(*copy, draft.plan, cloned, unsaid)))
     return std::nullopt;
-  return estimateModule(*copy);
+  int64_t whole = estimateModule(*copy);
+  return onlySegments ? std::max(whole, draft.after) : whole;
 }
 
 /// Drafts before what is left is accepted, and the share of a budget that is not worth another.
 constexpr int maxDrafts = 5;
 constexpr double worthAnother = 0.01;
+/// Of the budget, by how much more or less the loops may take in further drafts, and how many of these there are with
+/// more; half as many have less.
+constexpr double sharingStep = 0.02;
+constexpr int sharingDrafts = 8;
 
 } // namespace
 
@@ -295,28 +302,38 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   int64_t asWritten = estimateModule(module);
   std::optional<Draft> best;
   int64_t bestAfter = 0;
-  int64_t loopBudget = options.budget, blockBudget = options.budget;
-  int64_t smallest = options.budget / 512;
-  std::vector<std::pair<int64_t, int64_t>> tried;
-  for (int attempt = 0; attempt < maxDrafts; ++attempt) {
-    tried.push_back({loopBudget, blockBudget});
-    OwningOpRef<ModuleOp> copy(module.clone());
-    Draft next = draft(*copy, options, loopBudget, blockBudget);
+  // Keeps the draft if it is the best; returns what it is estimated to need, or nothing if it does not apply.
+  auto consider = [&](Draft &&next) -> std::optional<int64_t> {
     std::optional<int64_t> after = options.stress ? next.after : estimateOf(module, next, options.smallBytes);
     if (!after)
-      break;
+      return std::nullopt;
     bool fits = *after <= options.budget, bestFits = best && bestAfter <= options.budget;
-    bool loops = next.loops, blocks = next.blocks;
-    int64_t chosenBy = next.after;
     if (!best || (fits && !bestFits) ||
         (fits == bestFits &&
          (fits || *after == bestAfter ? next.seconds < best->seconds : *after < bestAfter))) {
       best = std::move(next);
       bestAfter = *after;
     }
+    return after;
+  };
+  int64_t loopBudget = options.budget, blockBudget = options.budget;
+  int64_t smallest = options.budget / 512;
+  std::vector<std::pair<int64_t, int64_t>> tried;
+  bool anyLoops = false;
+  for (int attempt = 0; attempt < maxDrafts; ++attempt) {
+    tried.push_back({loopBudget, blockBudget});
+    OwningOpRef<ModuleOp> copy(module.clone());
+    Draft next = draft(*copy, options, loopBudget, blockBudget);
+    bool loops = next.loops, blocks = next.blocks;
+    int64_t chosenBy = next.after;
+    anyLoops |= loops;
+    std::optional<int64_t> after = consider(std::move(next));
+    if (!after)
+      break;
     // Loops are decided before the straight part, whose savings they do not know of; the straight part is decided by
     // segments, which see less than the estimate of the whole.
     int64_t left = options.budget - *after;
+    bool fits = left >= 0;
     if (options.stress || (fits && left <= worthAnother * options.budget) || (!loops && !blocks))
       break;
     if (fits && !loops && best->seconds == 0)
@@ -328,6 +345,15 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     if (loopBudget <= 0 || blockBudget <= 0 ||
         llvm::is_contained(tried, std::make_pair(loopBudget, blockBudget)))
       break;
+  }
+  // What a pair of loops comes to is no smooth function of what it may take: values come whole, for ranges of whole
+  // iterations, and the straight part makes up for some of it. So a few more are tried as they come.
+  for (int step = -sharingDrafts / 2; anyLoops && !options.stress && step <= sharingDrafts; ++step) {
+    auto shared = static_cast<int64_t>(options.budget * (1 + step * sharingStep));
+    if (llvm::is_contained(tried, std::make_pair(shared, options.budget)))
+      continue;
+    OwningOpRef<ModuleOp> copy(module.clone());
+    consider(draft(*copy, options, shared, options.budget));
   }
   if (!best)
     best = Draft{llvm::json::Object{{"version", 1},

@@ -79,6 +79,23 @@ def test_a_budget_per_device_is_kept(partitioned):
     )
 
 
+def test_what_waits_on_the_host_is_a_part_of_one_device(partitioned, tmp_path):
+    module = interchange.to_core(partitioned[3].compiler_ir("stablehlo"))
+    sizes = {"shards": sharding.shards(module)}
+    budget = int(0.6 * json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"])
+    request = {"budget": budget, "offload": True, "machine": {"host_bytes_per_second": 1e13}} | sizes
+    plan = json.loads(module.query("remat.plan", json.dumps(request)))
+    assert plan["predicted"]["fits"]
+    assert plan["predicted"]["host_bytes"] > 0
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    module.run(f"builtin.module(farrier-remat{{plan={path}}})")
+    # Shardy's own word on the rewritten program, against what the planner inferred for what it added.
+    sizes = {"shards": sharding.shards(module)}
+    estimate = json.loads(module.query("memory.estimate", json.dumps(sizes)))["temp"]
+    assert plan["predicted"]["after"] == pytest.approx(estimate, rel=0.01)
+
+
 def test_a_program_on_one_device_has_no_shards():
     module = interchange.to_core(jax.jit(jnp.tanh).lower(jnp.ones(4)).compiler_ir("stablehlo"))
     assert sharding.shards(module) is None

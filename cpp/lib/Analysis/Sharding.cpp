@@ -1,5 +1,6 @@
 #include "farrier/Analysis/Sharding.h"
 
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -94,6 +95,8 @@ LogicalResult setShards(ModuleOp module, const llvm::json::Object &given) {
 static int64_t inferred(Operation *op, Value result) {
   if (isa<stablehlo::DynamicUpdateSliceOp>(op))
     return std::max(shards(op->getOperand(0)), shards(op->getOperand(1)));
+  if (placementOf(op))
+    return shards(op->getOperand(0));
   if (isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp, stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp,
           stablehlo::TransposeOp>(op))
     return shards(op->getOperand(0));
