@@ -1,12 +1,13 @@
-"""Budgets kept: workloads times budgets, each planned, compiled and measured.
+"""Budgets kept: six workloads times six budgets, each planned, compiled and measured, and one budget above the need.
 
-The budgets of a workload lie evenly between its floor and what it needs as written; the floor is what
-``jax.checkpoint`` with ``nothing_saveable`` around each layer needs where the workload has that option, else
-half of its temporaries. For each budget: whether the measured step keeps it, its recomputed FLOPs, how far the
-estimator was off before and after the first correction, compiles and the seconds of planning alone.
+The budgets of a workload lie evenly from its floor up to five sixths of the way to what it needs as written, in
+temporaries. The floor is what ``jax.checkpoint`` with ``nothing_saveable`` around each layer needs. Of each budget:
+whether the measured step keeps it within ``max_compiles``, its recomputed FLOPs, and what each attempt was predicted
+and measured to need. The budget above the need is a tenth more than the step takes as written: nothing may change.
 
-    python benchmarks/remat/grid.py                      # all, for one H100
-    python benchmarks/remat/grid.py --only llm-1b-scan --points 3
+    python benchmarks/remat/grid.py --output grid.jsonl             # goes on where it was interrupted
+    python benchmarks/remat/grid.py --output grid.jsonl --show      # only the table
+    python benchmarks/remat/grid.py --only llm-1b-scan vit-large    # vit-large is one of those beside the six
 """
 
 from __future__ import annotations
@@ -14,138 +15,176 @@ from __future__ import annotations
 import argparse
 import json
 import pathlib
+import resource
 import sys
-import time
 import warnings
 
 import farrier
 import jax
-from farrier._src import interchange, oracle
-from farrier._src.drivers import remat
+from farrier._src import oracle
+from lines import Lines, commit
 from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import workloads
 
-# name, topology, options: few layers of full width, so that a compile takes seconds.
-GRID = [
-    ("llm-1b", "1x1x1", {"layers": 4}),
-    ("llm-1b-scan", "1x1x1", {"layers": 8}),
-    ("llm-1b-naive", "1x1x1", {"layers": 2}),
-    ("llm-1b-accumulate", "1x1x1", {"layers": 4}),
-    ("fsdp-scan", "1x1x8", {"layers": 4}),
-    ("translator", "1x1x1", {}),
-    ("vit-large", "1x1x1", {"layers": 6}),
-    ("unet", "1x1x1", {}),
-    ("resnet-50", "1x1x1", {}),
-    ("moe-tiny-onehot", "1x1x1", {"batch": 64}),
-]
+# name -> topology, options: few layers of full width, so that a compile takes seconds.
+GRID = {
+    "llm-1b": ("1x1x1", {"layers": 4}),
+    "llm-1b-scan": ("1x1x1", {"layers": 8}),
+    "llm-1b-naive": ("1x1x1", {"layers": 2}),
+    "llm-1b-accumulate": ("1x1x1", {"layers": 4}),
+    "fsdp-scan": ("1x1x8", {"layers": 4}),
+    "translator": ("1x1x1", {}),
+}
+MORE = {
+    "vit-large": ("1x1x1", {}),
+    "unet": ("1x1x1", {}),
+    "resnet-50": ("1x1x1", {}),
+    "lstm": ("1x1x1", {}),
+}
+BUDGETS = 6
+ABOVE = 1.1
+FIELDS = ("workload", "options", "share")
 
 
-def build(name: str, target: farrier.Target, options: dict) -> workloads.Built:
-    known = workloads.options(name)
-    return workloads.build(name, target, **{k: v for k, v in options.items() if k in known})
-
-
-def seconds_to_plan(built: workloads.Built, target: farrier.Target, budget: int) -> float:
-    """Of the query alone, on the program as it stands."""
-    module = interchange.to_core(built.lower().compiler_ir("stablehlo"))
-    request = {"budget": budget, "machine": remat.machine(target)}
-    start = time.perf_counter()
-    module.query("remat.plan", json.dumps(request))
-    return time.perf_counter() - start
-
-
-def rows(name: str, topology: str, options: dict, points: int):
+def measured(name: str, policy: str) -> dict:
+    """The step as written or under a policy; bytes of one device."""
+    topology, options = (GRID | MORE)[name]
     target = farrier.Target("h100", topology=topology)
-    built = build(name, target, options)
-    written = oracle.measure(built.lower(), target)
-    fixed = written.total_bytes - written.temp_bytes
-    floor = written.temp_bytes // 2
-    if "remat" in workloads.options(name):
-        floor = oracle.measure(
-            build(name, target, {**options, "remat": "nothing"}).lower(), target
-        ).temp_bytes
-    for i in range(points, -1, -1):
-        share = i / points if points else 1.0
-        temp = int(floor + share * (written.temp_bytes - floor))
-        step = farrier.optimize(built.function, memory_budget=fixed + temp, target=target, passes=["remat"])
-        row = {
-            "workload": name,
-            "options": options,
-            "topology": topology,
-            "written_temp_bytes": written.temp_bytes,
-            "floor_temp_bytes": floor,
-            "share": round(share, 3),
-            "budget_temp_bytes": temp,
-        }
-        start = time.perf_counter()
-        try:
-            plan = step.plan(*built.arguments)
-        except farrier.BudgetError as error:
-            yield row | {"kept": False, "smallest_temp_bytes": error.smallest_bytes - fixed}
-            continue
-        after, attempts = plan.measured["after"], plan.measured.get("attempts", [])
-        yield row | {
-            "kept": after["total_bytes"] <= fixed + temp,
-            "temp_bytes": after["temp_bytes"],
-            "extra_flops": after["flops"] / written.flops - 1,
-            "changed": bool(plan.passes),
-            "compiles": 1 + len(attempts),
-            "estimate_error": plan.measured["estimate"] / written.temp_bytes - 1,
-            "attempt_errors": [a["predicted_temp_bytes"] / a["measured_temp_bytes"] - 1 for a in attempts],
-            "plan_seconds": seconds_to_plan(built, target, temp),
-            "search_seconds": time.perf_counter() - start,
-        }
+    found = oracle.measure(workloads.build(name, target, remat=policy, **options).lower(), target)
+    return {"total_bytes": found.total_bytes, "temp_bytes": found.temp_bytes, "flops": found.flops}
 
 
-def table(found: list[dict]) -> Table:
-    out = Table(
-        "workload", "budget", "measured", "FLOPs", "compiles", "plan", title="temporary GB, H100, deviceless"
-    )
-    for row in found:
-        cells = [row["workload"], f"{row['budget_temp_bytes'] / 1e9:.2f} ({100 * row['share']:.0f} %)"]
+def searched(name: str, budget: int, flops: float) -> dict:
+    """What `farrier.optimize` finds within `budget` bytes in total; `flops` are those as written."""
+    topology, options = (GRID | MORE)[name]
+    target = farrier.Target("h100", topology=topology)
+    built = workloads.build(name, target, **options)
+    step = farrier.optimize(built.function, memory_budget=budget, target=target, passes=["remat"])
+    try:
+        plan = step.plan(*built.arguments)
+    except farrier.BudgetError as error:
+        return {"kept": False, "smallest_bytes": error.smallest_bytes}
+    after, attempts = plan.measured["after"], plan.measured.get("attempts", [])
+    return {
+        "kept": after["total_bytes"] <= budget,
+        "total_bytes": after["total_bytes"],
+        "temp_bytes": after["temp_bytes"],
+        "host_bytes": after["host_temp_bytes"],
+        "extra_flops": after["flops"] / flops - 1,
+        "changed": plan.input_fingerprint != plan.output_fingerprint,
+        "compiles": 1 + len(attempts),
+        "attempts": attempts,
+        "cost_seconds": plan.passes["remat"]["predicted"]["seconds"] if plan.passes else 0.0,
+    }
+
+
+def run(names: list[str], found: Lines, *, again: bool) -> None:
+    console = Console()
+
+    def once(row: dict, measure) -> dict:
+        known = found.get(row)
+        if known is None or (again and isinstance(row["share"], float)):
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            known = {**row, **measure(), "commit": commit()}
+            after = resource.getrusage(resource.RUSAGE_SELF)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            known = found.add({**known, "processor_seconds": round(spent, 1)})
+            console.print_json(json.dumps(known), indent=None)
+            jax.clear_caches()
+        return known
+
+    for name in names:
+        row = {"workload": name, "options": (GRID | MORE)[name][1]}
+        written = once({**row, "share": "as written"}, lambda n=name: measured(n, "none"))
+        floor = once({**row, "share": "floor"}, lambda n=name: measured(n, "nothing"))
+        fixed = written["total_bytes"] - written["temp_bytes"]
+        need = written["temp_bytes"]
+        for i in range(BUDGETS, -1, -1):
+            share = round(i / BUDGETS, 3) if i < BUDGETS else ABOVE
+            temp = int(floor["temp_bytes"] + share * (need - floor["temp_bytes"]))
+            budget = int(ABOVE * written["total_bytes"]) if i == BUDGETS else fixed + temp
+            once(
+                {**row, "share": share, "budget_bytes": budget},
+                lambda n=name, b=budget, f=written["flops"]: searched(n, b, f),
+            )
+
+
+def searches(rows: list[dict]) -> list[dict]:
+    """The rows that a search gave, for budgets that bind."""
+    return [row for row in rows if isinstance(row["share"], float) and row["share"] < 1]
+
+
+def not_monotone(rows: list[dict]) -> list[tuple[dict, dict]]:
+    """Pairs of budgets of one workload of which the smaller one's step measures more than 1 per cent above."""
+    kept = [row for row in searches(rows) if row["kept"]]
+    return [
+        (less, more)
+        for less in kept
+        for more in kept
+        if less["workload"] == more["workload"]
+        and less["budget_bytes"] < more["budget_bytes"]
+        and less["total_bytes"] > 1.01 * more["total_bytes"]
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown, and what they come to; temporaries in GB."""
+    out = [
+        "| step | as written | budget | measured | in host memory | extra FLOPs | compiles |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    written = {row["workload"]: row for row in rows if row["share"] == "as written"}
+    for row in searches(rows):
+        need = written[row["workload"]]
+        fixed = need["total_bytes"] - need["temp_bytes"]
+        cells = [
+            row["workload"],
+            f"{need['temp_bytes'] / 1e9:.2f} GB",
+            f"{(row['budget_bytes'] - fixed) / 1e9:.2f} GB ({100 * row['share']:.0f} %)",
+        ]
         if "temp_bytes" in row:
             cells += [
-                f"{row['temp_bytes'] / 1e9:.2f}",
-                f"{100 * row['extra_flops']:+.2f} %",
+                f"{row['temp_bytes'] / 1e9:.2f} GB",
+                f"{row['host_bytes'] / 1e9:.2f} GB" if row["host_bytes"] else "0",
+                f"{100 * row['extra_flops']:+.1f} %",
                 str(row["compiles"]),
             ]
-            cells += [f"{row['plan_seconds']:.2f} s"]
         else:
-            cells += [f"not kept: {row['smallest_temp_bytes'] / 1e9:.2f}"]
-        out.add_row(*cells)
-    return out
+            cells += [f"**not kept**: {(row['smallest_bytes'] - fixed) / 1e9:.2f} GB", "", "", ""]
+        out.append("| " + " | ".join(cells) + " |")
+    kept = sum(row["kept"] for row in searches(rows))
+    above = [row for row in rows if row["share"] == ABOVE]
+    same = sum(not row["changed"] and not row["extra_flops"] for row in above)
+    out += [
+        "",
+        f"Kept {kept} of {len(searches(rows))} budgets; {same} of {len(above)} steps unchanged above their need.",
+    ]
+    for less, more in not_monotone(rows):
+        out.append(
+            f"Not monotone: {less['workload']}, {less['total_bytes'] / 1e9:.2f} GB for the smaller budget "
+            f"({100 * less['share']:.0f} %), {more['total_bytes'] / 1e9:.2f} GB for {100 * more['share']:.0f} %."
+        )
+    return "\n".join(out)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", metavar="WORKLOAD")
-    parser.add_argument(
-        "--points", type=int, default=5, help="budgets between floor and as written, less one"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--only", nargs="+", choices=[*GRID, *MORE], default=list(GRID))
     parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
+    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
+    parser.add_argument("--show", action="store_true", help="only print the table of the file")
     args = parser.parse_args()
-    warnings.simplefilter("ignore", farrier.OptimizeWarning)
-    console, found = Console(), []
-    for name, topology, options in GRID:
-        if args.only and name not in args.only:
-            continue
-        try:
-            for row in rows(name, topology, options, args.points):
-                found.append(row)
-                console.print_json(json.dumps(row), indent=None)
-                if args.output:
-                    with args.output.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-        except farrier.CompileError as error:
-            console.print(f"{name}: {error}")
-        jax.clear_caches()
-    console.print(table(found))
-    kept = sum(row["kept"] for row in found)
-    console.print(f"kept {kept} of {len(found)} budgets")
+    found = Lines(args.output, FIELDS)
+    if not args.show:
+        warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        run(args.only, found, again=args.again)
+        found.tidy()
+    print(table(found.rows()))
 
 
 if __name__ == "__main__":

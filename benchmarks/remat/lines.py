@@ -1,0 +1,60 @@
+"""Results as JSON lines that a run interrupted can go on from."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+from collections.abc import Iterable
+from typing import Any
+
+
+def commit() -> str:
+    """The commit of this project that measures, with a "+" where files differ from it."""
+    here = pathlib.Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    # What only measures does not change what is measured.
+    changed = git("status", "--porcelain", "--", ":/cpp", ":/passes", ":/python")
+    return git("rev-parse", "--short=8", "HEAD") + ("+" if changed else "")
+
+
+class Lines:
+    """A file of JSON lines, each known by some of its fields; of several with the same, the last counts."""
+
+    def __init__(self, path: pathlib.Path | None, fields: Iterable[str]):
+        """Reads what `path` has; None keeps everything in memory."""
+        self._path, self._fields = path, tuple(fields)
+        self._rows: dict[str, dict[str, Any]] = {}
+        if path is not None and path.exists():
+            for line in path.read_text().splitlines():
+                row = json.loads(line)
+                self._rows[self._key(row)] = row
+
+    def _key(self, row: dict[str, Any]) -> str:
+        return json.dumps([row.get(field) for field in self._fields], sort_keys=True)
+
+    def get(self, row: dict[str, Any]) -> dict[str, Any] | None:
+        """The row that has the same fields."""
+        return self._rows.get(self._key(row))
+
+    def add(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Appends a row, at once, and returns it."""
+        self._rows[self._key(row)] = row
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        return row
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All of them, in the order in which their keys came first."""
+        return list(self._rows.values())
+
+    def tidy(self) -> None:
+        """Writes the file again without the lines that later ones replaced."""
+        if self._path is not None:
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows()))
