@@ -22,7 +22,7 @@ import warnings
 import farrier
 import jax
 from farrier._src import oracle
-from lines import Lines, commit
+from lines import Lines, commit, plan_anew
 from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -182,6 +182,7 @@ def main() -> None:
     found = Lines(args.output, FIELDS)
     if not args.show:
         warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        plan_anew()
         run(args.only, found, again=args.again)
         found.tidy()
     print(table(found.rows()))

@@ -19,7 +19,7 @@ import warnings
 import farrier
 import jax
 from farrier._src import oracle
-from lines import Lines, commit
+from lines import Lines, commit, plan_anew
 from rich.console import Console
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -171,6 +171,7 @@ def main() -> None:
     found = Lines(args.output, FIELDS)
     if not args.show:
         warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        plan_anew()
         run(args, found)
         found.tidy()
     print(table(found.rows()))
