@@ -28,7 +28,7 @@ from farrier import Collectives, Remat
 from farrier._src import errors, interchange, oracle, pipeline, search
 from farrier._src.collectives import drive, parameters, schedule
 from farrier._src.collectives.driver import CollectivesDriver
-from run import CASES, arguments
+from run import CASES, arguments, markdown, ms
 
 WORKLOADS = ("fsdp-scan", "fsdp-manual-scan-keep", "two-axes-scan")
 # Parts of what the program as written needs: a little room, and two that have to be paid for.
@@ -56,7 +56,7 @@ class Bench:
         """What `pipeline.Context.compile` asks for; always with XLA's estimates."""
         module = module if hasattr(module, "operation") else interchange.to_jaxlib(module)
         # Kernels that another compile made are taken from a file; programs and their memory are the same.
-        options = drive.STATISTICS | {"xla_gpu_kernel_cache_file": self.kernels} | dict(options)
+        options = drive.STATISTICS | drive.kernels_from(self.kernels) | dict(options)
         text = module.operation.get_asm(binary=True) + json.dumps(options, sort_keys=True).encode()
         key = hashlib.sha256(text).hexdigest()
         if "__farrier_" in str(module.operation.attributes["sym_name"]):
@@ -167,28 +167,37 @@ class _Watched(CollectivesDriver):
 
 def table(known: dict[str, Any]) -> str:
     """The results as a Markdown table."""
+    rows = []
+    for name, cells in known.items():
+        for _, cell in sorted(cells.items(), reverse=True):
+            for which, best in cell["best_separate"].items():
+                step = {k: v["seconds"][which] for k, v in cell["rows"].items() if "seconds" in v}
+                rows.append(
+                    (
+                        CASES[name].letter,
+                        f"{cell['part']:.0%}",
+                        f"{cell['budget'] / 1e9:.3f}",
+                        which,
+                        ms(step["remat alone"]),
+                        ms(step["without exchange"]),
+                        ms(best),
+                        ms(step["joint"]),
+                        f"{step['joint'] / best - 1:+.2%}",
+                        f"{cell['rows']['joint']['bytes'] / 1e9:.3f}",
+                        "; ".join(cell["remarks"]),
+                    )
+                )
+    head = (
+        "", "budget", "GB", "set", "remat alone", "no exchange", "best separate", "joint", "against it", "joint, GB",
+        "exchange",
+    )  # fmt: skip
     lines = [
         "Simulated, milliseconds a step. Budgets as parts of what the program as written needs (total memory a device).",
         f"Separate: the fastest of rematerialization alone and of splits by hand ({', '.join(f'{r:.0%}' for r in RESERVES)} of the",
         "budget kept from rematerialization, our schedule within the whole), each within the budget.",
         "",
-        "| | budget | GB | set | remat alone | no exchange | best separate | joint | against it | joint, GB | exchange |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *markdown(head, rows),
     ]
-    for name, cells in known.items():
-        for _, cell in sorted(cells.items(), reverse=True):
-            rows = cell["rows"]
-            for which, best in cell["best_separate"].items():
-
-                def ms(row, which=which, rows=rows):
-                    return f"{rows[row]['seconds'][which] * 1e3:.2f}"
-
-                joint = rows["joint"]["seconds"][which]
-                lines.append(
-                    f"| {CASES[name].letter} | {cell['part']:.0%} | {cell['budget'] / 1e9:.3f} | {which} "
-                    f"| {ms('remat alone')} | {ms('without exchange')} | {best * 1e3:.2f} | {joint * 1e3:.2f} "
-                    f"| {joint / best - 1:+.2%} | {rows['joint']['bytes'] / 1e9:.3f} | {'; '.join(cell['remarks'])} |"
-                )
     return "\n".join(lines) + "\n"
 
 

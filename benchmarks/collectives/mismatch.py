@@ -24,7 +24,7 @@ from farrier import Target
 from farrier._src import hlo, oracle
 from farrier._src.collectives import drive, parameters, schedule
 from jax.extend import xla
-from run import CASES, arguments
+from run import CASES, arguments, markdown, ms
 
 # The most that a step may lose, as a part of XLA's.
 ALLOWED = 0.003
@@ -87,21 +87,27 @@ def measure(name: str, target_name: str) -> dict:
 
 def table(results: list[dict]) -> str:
     """The results as a Markdown table."""
+    rows = [
+        (
+            r["letter"],
+            r["workload"],
+            row["planned"],
+            row["scored"],
+            ms(row["xla_seconds"]),
+            ms(row["seconds"]),
+            f"{row['seconds'] / row['xla_seconds'] - 1:+.2%}",
+        )
+        for r in results
+        for row in r["rows"]
+    ]
     lines = [
         "Simulated, milliseconds a step. Planned with one parameter set (guarded by itself at half speed), scored with each; the rows that count",
         f"are those where the two differ: none may be worse than XLA's own order by more than {ALLOWED:.1%}.",
         "",
-        "| | workload | planned with | scored with | XLA | ours | |",
-        "|---|---|---|---|---|---|---|",
+        *markdown(("", "workload", "planned with", "scored with", "XLA", "ours", ""), rows),
+        "",
+        f"Worst where planned and scored differ: {worst(results):+.2%}.",
     ]
-    for r in results:
-        for row in r["rows"]:
-            change = row["seconds"] / row["xla_seconds"] - 1
-            lines.append(
-                f"| {r['letter']} | {r['workload']} | {row['planned']} | {row['scored']} "
-                f"| {row['xla_seconds'] * 1e3:.2f} | {row['seconds'] * 1e3:.2f} | {change:+.2%} |"
-            )
-    lines += ["", f"Worst where planned and scored differ: {worst(results):+.2%}."]
     return "\n".join(lines) + "\n"
 
 

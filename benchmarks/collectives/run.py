@@ -19,8 +19,9 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -86,8 +87,11 @@ CASES = {
 }
 
 
-def measure(name: str, target_name: str, topology: str | None = None) -> dict:
-    """Runs one workload; the result as plain data."""
+def measure(name: str, target_name: str, topology: str | None = None, kernels: str | None = None) -> dict:
+    """Runs one workload; the result as plain data.
+
+    `kernels` is a file from which XLA takes kernels that it compiled before; programs and their memory are the same.
+    """
     case = CASES[name]
     target = case.target(target_name, topology)
     sets = parameters.for_target(target)
@@ -108,6 +112,7 @@ def measure(name: str, target_name: str, topology: str | None = None) -> dict:
         target,
         judges=judges,
         memory_growth=case.growth,
+        compiler_options=drive.kernels_from(kernels) if kernels else None,
         variants=forms,
         compiles=Collectives().max_compiles,
     )
@@ -150,30 +155,63 @@ def _wait(w) -> dict:
     }  # fmt: skip
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|"
+
+    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
+
+
+def ms(seconds: float) -> str:
+    """Milliseconds, as tables have them."""
+    return f"{seconds * 1e3:.2f}"
+
+
 def table(results: list[dict]) -> str:
     """The results as a Markdown table."""
-    lines = [
-        "Simulated, milliseconds a step; kernels by XLA's own estimates, collectives by the parameter set.",
-        "",
-        "| | workload | target | parameters | bound | step | exposed | exposed, of XLA's | memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     order = list(CASES)
     for r in sorted(results, key=lambda r: (order.index(r["workload"]), r["target"])):
         for b, a in zip(r["before"], r["after"], strict=True):
             share = a["exposed_seconds"] / b["exposed_seconds"] if b["exposed_seconds"] > 1e-6 else 1.0
             change = a["seconds"] / b["seconds"] - 1
-            step = f"{b['seconds'] * 1e3:.2f} -> {a['seconds'] * 1e3:.2f} ({change:+.1%})"
             growth = r["bytes_after"] / r["bytes_before"] - 1
-            lines.append(
-                f"| {r['letter']} | {r['workload']} | {r['target']} | {b['parameters']} "
-                f"| {b['bound_seconds'] * 1e3:.2f} "
-                f"| {step} "
-                f"| {b['exposed_seconds'] * 1e3:.2f} -> {a['exposed_seconds'] * 1e3:.2f} | {share:.0%} "
-                f"| {r['bytes_before'] / 1e9:.2f} GB ({growth:+.1%}) |"
+            rows.append(
+                (
+                    r["letter"],
+                    r["workload"],
+                    r["target"],
+                    b["parameters"],
+                    ms(b["bound_seconds"]),
+                    f"{ms(b['seconds'])} -> {ms(a['seconds'])} ({change:+.1%})",
+                    f"{ms(b['exposed_seconds'])} -> {ms(a['exposed_seconds'])}",
+                    f"{share:.0%}",
+                    f"{r['bytes_before'] / 1e9:.2f} GB ({growth:+.1%})",
+                    r.get("form") or "",
+                )
             )
     versions = sorted({r["versions"]["jax"] for r in results})
-    lines += ["", f"jax {', '.join(versions)}. A row whose step does not change kept XLA's schedule."]
+    head = (
+        "",
+        "workload",
+        "target",
+        "parameters",
+        "bound",
+        "step",
+        "exposed",
+        "exposed, of XLA's",
+        "memory",
+        "form",
+    )
+    lines = [
+        "Simulated, milliseconds a step; kernels by XLA's own estimates, collectives by the parameter set.",
+        "",
+        *markdown(head, rows),
+        "",
+        f"jax {', '.join(versions)}. A row whose step does not change kept XLA's schedule.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -203,10 +241,11 @@ def main() -> int:
     """Runs the command line."""
     args = arguments(__doc__.splitlines()[0], topology=True)
     where = args.target if args.topology is None else f"{args.target}-{args.topology}"
+    folder = tempfile.TemporaryDirectory()
     for name in args.names:
         if args.topology is not None and CASES[name].rack is None:
             continue
-        result = measure(name, args.target, args.topology)
+        result = measure(name, args.target, args.topology, os.path.join(folder.name, "kernels"))
         path = args.out / f"{where}-{name}.json"
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         for kind, file in (("h100", "table.md"), ("gb200", "gb200.md")):

@@ -37,7 +37,7 @@ from farrier import Collectives
 from farrier._src import errors, hlo, interchange, oracle
 from farrier._src.collectives import costs, drive, parameters, program, rewrites, schedule
 from jax.extend import xla
-from run import CASES, arguments
+from run import CASES, arguments, markdown, ms
 
 LAYERS = 2
 # Points that are compiled to the end, at most.
@@ -171,6 +171,8 @@ class Sweep:
         if self.row.get("jax") != jax.__version__:
             self.row = {"jax": jax.__version__, "target": f"{self.target.name} {self.target.topology}"}
         self.row.setdefault("points", {})
+        self._folder = tempfile.TemporaryDirectory()
+        self.kernels = os.path.join(self._folder.name, "kernels")
 
     @functools.cached_property
     def module(self) -> Any:
@@ -194,9 +196,8 @@ class Sweep:
 
     def compile(self, options: Mapping[str, Any]) -> oracle.Compiled:
         """One compile of the workload to its end."""
-        return oracle.compile_module(
-            self.module, self.target, compiler_options={**drive.STATISTICS, **options}
-        )
+        shared = drive.STATISTICS | drive.kernels_from(self.kernels)
+        return oracle.compile_module(self.module, self.target, compiler_options=shared | dict(options))
 
     def whole(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The figures of a point's final program, with its memory."""
@@ -264,6 +265,7 @@ class Sweep:
             self.module,
             self.target,
             memory_growth=self.case.growth,
+            compiler_options=drive.kernels_from(self.kernels),
             variants=forms,
             compiles=Collectives().max_compiles,
         )
@@ -307,32 +309,40 @@ class Sweep:
 
 def table(known: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
-    lines = [
-        f"Simulated, milliseconds a step, under the target's two parameter sets. {len(points())} settings of XLA's flags as",
-        f"compiler options of the function; unrolled programs with {LAYERS} layers, so steps differ from those of table.md.",
-        "Best flag: the fastest under the first set that needs no more memory than farrier may use. Pipelined: XLA's",
-        "pipelined collectives, which only XLA_FLAGS switches on, for a whole process.",
-        "",
-        "| | workload | distinct programs | set | default | best flag | | farrier | against it | pipelined |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for name, case in CASES.items():
         row = known.get(name)
         if not row or "farrier" not in row:
             continue
         programs = {v["program"] for v in row["points"].values() if "program" in v}
         default, best, ours = row["whole"]["default"], row["best"], row["farrier"]
-        pipelined = row.get("environment", {}).get("pipelined", {})
-        for which in default["seconds"]:
-
-            def ms(found, which=which):
-                return f"{found['seconds'][which] * 1e3:.2f}"
-
-            change = ours["seconds"][which] / best["seconds"][which] - 1
-            lines.append(
-                f"| {case.letter} | {name} | {len(programs)} | {which} | {ms(default)} | {best['name']} | {ms(best)} "
-                f"| {ms(ours)} | {change:+.1%} | {ms(pipelined) if 'seconds' in pipelined else ''} |"
+        pipelined = row.get("environment", {}).get("pipelined", {}).get("seconds", {})
+        for which, plain in default["seconds"].items():
+            rows.append(
+                (
+                    case.letter,
+                    name,
+                    str(len(programs)),
+                    which,
+                    ms(plain),
+                    best["name"],
+                    ms(best["seconds"][which]),
+                    ms(ours["seconds"][which]),
+                    f"{ours['seconds'][which] / best['seconds'][which] - 1:+.1%}",
+                    ms(pipelined[which]) if which in pipelined else "",
+                )
             )
+    head = (
+        "", "workload", "distinct programs", "set", "default", "best flag", "", "farrier", "against it", "pipelined",
+    )  # fmt: skip
+    lines = [
+        f"Simulated, milliseconds a step, under the target's two parameter sets. {len(points())} settings of XLA's flags as",
+        f"compiler options of the function; unrolled programs with {LAYERS} layers, so steps differ from those of table.md.",
+        "Best flag: the fastest under the first set that needs no more memory than farrier may use. Pipelined: XLA's",
+        "pipelined collectives, which only XLA_FLAGS switches on, for a whole process.",
+        "",
+        *markdown(head, rows),
+    ]
     return "\n".join(lines) + "\n"
 
 

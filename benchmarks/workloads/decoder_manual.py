@@ -81,11 +81,7 @@ def fsdp(
       size, style, attention, layers, batch, length: as `decoder.build`.
       reshard: gather again in the backward (ZeRO-3) instead of keeping gathered weights (ZeRO-2).
     """
-    devices = several(target)
-    training.check_choice("style", style, ("unrolled", "scanned"))
-    training.check_choice("attention", attention, attention_kinds.KINDS)
-    s = decoder.resize(size, layers, batch, length)
-    plan = decoder.Plan(style, attention, "none")
+    devices, s, plan = opened(target, size, style, layers, batch, length, attention=attention)
     axes = {k: shard_axis(shape, devices) for k, shape in decoder.layer_shapes(s).items()}
     mesh = target.mesh(names=("x",))
 
@@ -122,13 +118,9 @@ def tensor_parallel(
       target: as many devices as divide the key heads.
       size, style, attention, layers, batch, length: as `decoder.build`.
     """
-    devices = several(target)
-    training.check_choice("style", style, ("unrolled", "scanned"))
-    training.check_choice("attention", attention, attention_kinds.KINDS)
-    s = decoder.resize(size, layers, batch, length)
+    devices, s, plan = opened(target, size, style, layers, batch, length, attention=attention)
     if s.key_heads % devices or s.hidden % devices or s.vocabulary % devices:
         raise ValueError(f"{devices} devices do not divide {s.key_heads} key heads of size {size!r}")
-    plan = decoder.Plan(style, attention, "none")
     mesh = target.mesh(names=("t",))
 
     # Megatron's conjugate pair: identity forward with a sum backward at the entry of a parallel
@@ -195,6 +187,27 @@ def tensor_parallel(
         return P(*["t" if n == sharded[name] + stacked else None for n in range(len(shape))])
 
     return finish_manual(target, mesh, s, style, loss, spec, P(), axis=None)
+
+
+def opened(
+    target: Any,
+    size: str,
+    style: str,
+    layers: int | None,
+    batch: int | None,
+    length: int | None,
+    *,
+    attention: str = "cudnn",
+) -> tuple[int, decoder.Size, decoder.Plan]:
+    """What workloads of several devices begin with: the number of devices, sizes and the plan of a layer.
+
+    Raises:
+      ValueError: one device, or a style, a kind of attention or a size that does not exist.
+    """
+    devices = several(target)
+    training.check_choice("style", style, ("unrolled", "scanned"))
+    training.check_choice("attention", attention, attention_kinds.KINDS)
+    return devices, decoder.resize(size, layers, batch, length), decoder.Plan(style, attention, "none")
 
 
 def several(target: Any) -> int:

@@ -11,13 +11,12 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from workloads import attention as attention_kinds
-from workloads import decoder, moe, training
+from workloads import decoder, moe
 from workloads.decoder_manual import (
     finish_manual,
     gather,
     gathered_loss,
-    several,
+    opened,
     shard_axis,
     sharded_spec,
 )
@@ -44,13 +43,9 @@ def build(
       size, style, attention, layers, batch, length: as `decoder.build`; the size needs experts.
       shared: experts that every token passes (Dai et al. 2024, DeepSeekMoE): what can run while tokens travel.
     """
-    devices = several(target)
-    training.check_choice("style", style, ("unrolled", "scanned"))
-    training.check_choice("attention", attention, attention_kinds.KINDS)
-    s = decoder.resize(size, layers, batch, length)
+    devices, s, plan = opened(target, size, style, layers, batch, length, attention=attention)
     if not s.experts or s.experts % devices:
         raise ValueError(f"size {size!r} has {s.experts} experts for {devices} devices")
-    plan = decoder.Plan(style, attention, "none")
     mesh = target.mesh(names=("x",))
     one = decoder.layer_shapes(s)
     if shared:

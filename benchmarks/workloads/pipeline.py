@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from workloads import attention as attention_kinds
 from workloads import decoder, training
-from workloads.decoder_manual import finish_manual, gather, several
+from workloads.decoder_manual import finish_manual, gather, opened
 from workloads.registry import Built
 
 
@@ -40,14 +39,11 @@ def build(
       microbatches: pieces that the batch is cut into.
       recompute: keep only each stage's input for the backward.
     """
-    stages = several(target)
-    training.check_choice("attention", attention, attention_kinds.KINDS)
-    s = decoder.resize(size, layers, batch, length)
+    stages, s, plan = opened(target, size, "scanned", layers, batch, length, attention=attention)
     if s.layers % stages or microbatches % stages or s.batch % microbatches:
         raise ValueError(
             f"{stages} stages, {s.layers} layers, batch {s.batch} in {microbatches} microbatches"
         )
-    plan = decoder.Plan("scanned", attention, "none")
     mesh = target.mesh(names=("p",))
     onward = [(i, i + 1) for i in range(stages - 1)]
 

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from workloads import decoder, training
+from workloads import decoder
 from workloads.decoder_manual import (
     finish_manual,
     gather,
     gathered_loss,
-    several,
+    opened,
     shard_axis,
     sharded_spec,
 )
@@ -137,9 +137,7 @@ def build(
       size, style, layers, batch, length: as `decoder.build`; the length is of the whole sequence.
       looped: the ring as a scan; else its steps written out.
     """
-    devices = several(target)
-    training.check_choice("style", style, ("unrolled", "scanned"))
-    s = decoder.resize(size, layers, batch, length)
+    devices, s, _ = opened(target, size, style, layers, batch, length)
     if s.length % devices:
         raise ValueError(f"a sequence of {s.length} over {devices} devices")
     axes = {k: shard_axis(shape, devices) for k, shape in decoder.layer_shapes(s).items()}

@@ -22,6 +22,13 @@ PIPELINE = "pipeline"
 NOTHING_EXPOSED = "no communication worth mentioning is exposed"
 
 
+def kernels_from(path: str) -> dict[str, Any]:
+    """Options with which XLA takes kernels from a file, and adds those that it lacks: most are the same from one form
+    or order of a program to the next. Programs and their memory stay the same.
+    """
+    return {"xla_gpu_kernel_cache_file": path}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """The program in another form: what a rewrite of its StableHLO made of it.
