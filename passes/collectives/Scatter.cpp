@@ -132,7 +132,10 @@ public:
   SmallVector<Link> links;
 
   bool contains(Operation *op) const { return flows.contains(op) || seeds.contains(op); }
-  bool pays() const { return gathered <= kGathered * scattered && worked + scattered / 2 >= scattered; }
+  bool pays() const {
+    bool saves = gathered <= scattered / 2 || worked >= scattered / 2;
+    return saves && gathered <= kGathered * scattered;
+  }
 
 private:
   void assign(Value value, AxisPlace place) {

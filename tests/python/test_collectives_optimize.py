@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from farrier._src import hlo, in_compiles, pipeline
-from farrier._src.collectives import driver, hooks
+from farrier._src.collectives import driver, hooks, parameters, schedule
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from test_hooks import TARGET, lowered, order
@@ -63,6 +63,7 @@ def test_remarks_name_what_was_gained_and_what_still_waits(planned):
     assert "an order of our own: step" in kinds["applied"]["message"]
     # In the loop the gathers are hidden; the first one, before it, has nothing beside it.
     assert "all-gather of 8,388,608 bytes over 8 devices, 1 runs" in kinds["missed"]["message"]
+    assert "not enough to run beside it: 0.0" in kinds["missed"]["message"]
     assert "test_hooks.py:" in kinds["missed"]["location"] and kinds["missed"]["operation"]
     gained, waits = kinds["applied"]["args"], kinds["missed"]["args"]
     assert gained["ExposedSeconds"] < gained["ExposedSecondsBefore"]
@@ -147,6 +148,47 @@ def test_rewrites_keep_every_bit_on_cpu():
     plan = step.lower(x, w).plan.passes["collectives"]
     assert plan["rewrite"]["sites"]["narrowed"] == 1
     np.testing.assert_array_equal(np.asarray(step(x, w)), np.asarray(jax.jit(f)(x, w)))
+
+
+def test_a_reduction_of_which_each_device_reads_a_slice_is_scattered():
+    mesh = TARGET.mesh(names=("x",))
+
+    def local(w, gradient):
+        mean = lax.psum(gradient, "x") / 8
+        rows = w.shape[0] // 8
+        start = lax.axis_index("x") * rows
+        new = lax.dynamic_slice_in_dim(w, start, rows) - lax.dynamic_slice_in_dim(mean, start, rows)
+        return lax.all_gather(new, "x", axis=0, tiled=True)
+
+    def f(w, gradients):
+        return jax.shard_map(local, mesh=mesh, in_specs=(P(), P("x")), out_specs=P(), check_vma=False)(
+            w, gradients
+        )
+
+    w = jax.ShapeDtypeStruct((4096, 1024), jnp.float32, sharding=jax.NamedSharding(mesh, P()))
+    g = jax.ShapeDtypeStruct((8 * 4096, 1024), jnp.float32, sharding=jax.NamedSharding(mesh, P("x")))
+    lowered = farrier.optimize(f, target=TARGET, passes="collectives").lower(w, g)
+    decided = lowered.plan.passes["collectives"]
+    assert decided["rewrite"]["name"] == "scatter"
+    assert decided["rewrite"]["sites"] == {"scattered-reductions": 1}
+    opcodes = {i.opcode for c in _module(lowered).computations for i in c.instructions}
+    assert "reduce-scatter" in opcodes and not opcodes & {"all-reduce", "all-reduce-start"}
+    before, after = decided["simulated"]["nv"]
+    assert after < 0.9 * before
+
+
+def test_a_small_reduction_that_xla_makes_a_kernel_of_is_a_collective():
+    mesh = TARGET.mesh(names=("x",))
+    f = jax.shard_map(lambda x: lax.psum(x, "x"), mesh=mesh, in_specs=P("x"), out_specs=P(), check_vma=False)
+    x = jax.ShapeDtypeStruct((8 * 256, 1024), jnp.float32, sharding=jax.NamedSharding(mesh, P("x")))
+    module = _module(jax.jit(f).lower(x))
+    assert any(
+        i.opcode == "fusion" and i.called[0].root.opcode == "all-reduce" for i in module.instructions()
+    )
+    (found,) = schedule.simulate(module, TARGET, parameters.for_target(TARGET)[:1])
+    (wait,) = found.waits
+    assert wait.kind == "all-reduce" and wait.bytes == 256 * 1024 * 4 and wait.group == 8
+    assert found.exposed_seconds == wait.seconds > 0
 
 
 def test_options_of_a_plan_reach_xla_for_its_modules_only():

@@ -118,3 +118,34 @@
     "func.return"(%o) : (tensor<8x16xf32>) -> ()
   }) : () -> ()
 }) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()
+
+// -----
+
+// Nothing but its own rows is read.
+// CHECK-LABEL: sym_name = "slice"
+// CHECK: %[[R:.*]] = "stablehlo.reduce_scatter"
+// CHECK-NOT: all_gather
+// CHECK: "sdy.return"(%[[R]])
+// SMALL-LABEL: sym_name = "slice"
+"builtin.module"() ({
+  "sdy.mesh"() <{mesh = #sdy.mesh<["t"=2]>, sym_name = "mesh"}> : () -> ()
+  "func.func"() <{function_type = (tensor<16x16xf32>) -> tensor<8x16xf32>, sym_name = "slice"}> ({
+  ^bb0(%a: tensor<16x16xf32>):
+    %o = "sdy.manual_computation"(%a) <{in_shardings = #sdy.sharding_per_value<[<@mesh, [{"t"}, {}]>]>, manual_axes = #sdy<manual_axes{"t"}>, out_shardings = #sdy.sharding_per_value<[<@mesh, [{"t"}, {}]>]>}> ({
+    ^bb0(%x: tensor<8x16xf32>):
+      %r = "stablehlo.all_reduce"(%x) <{replica_groups = dense<[[0, 1]]> : tensor<1x2xi64>, use_global_device_ids}> ({
+      ^bb0(%l: tensor<f32>, %m: tensor<f32>):
+        %s = "stablehlo.add"(%l, %m) : (tensor<f32>, tensor<f32>) -> tensor<f32>
+        "stablehlo.return"(%s) : (tensor<f32>) -> ()
+      }) : (tensor<8x16xf32>) -> tensor<8x16xf32>
+      %id = "stablehlo.partition_id"() : () -> tensor<ui32>
+      %i = "stablehlo.convert"(%id) : (tensor<ui32>) -> tensor<i32>
+      %four = "stablehlo.constant"() <{value = dense<4> : tensor<i32>}> : () -> tensor<i32>
+      %zero = "stablehlo.constant"() <{value = dense<0> : tensor<i32>}> : () -> tensor<i32>
+      %start = "stablehlo.multiply"(%i, %four) : (tensor<i32>, tensor<i32>) -> tensor<i32>
+      %mine = "stablehlo.dynamic_slice"(%r, %start, %zero) <{slice_sizes = array<i64: 4, 16>}> : (tensor<8x16xf32>, tensor<i32>, tensor<i32>) -> tensor<4x16xf32>
+      "sdy.return"(%mine) : (tensor<4x16xf32>) -> ()
+    }) : (tensor<16x16xf32>) -> tensor<8x16xf32>
+    "func.return"(%o) : (tensor<8x16xf32>) -> ()
+  }) : () -> ()
+}) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()

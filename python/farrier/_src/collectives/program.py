@@ -103,9 +103,16 @@ def collective_of(i: Instruction) -> Instruction | None:
         if opcode[:-6] in _KINDS:
             return i
         if opcode == "async-start" and i.called:
-            found = [j for j in i.called[0].instructions if j.opcode in _KINDS]
-            return found[0] if found else None
-    return None
+            return next(filter(None, map(_within, i.called[0].instructions)), None)
+        return None
+    return _within(i)
+
+
+def _within(i: Instruction) -> Instruction | None:
+    """The collective that `i` is, or that XLA made a kernel of its own of: small reductions, fused with nothing."""
+    if i.opcode == "fusion" and i.called:
+        i = i.called[0].root or i
+    return i if i.opcode in _KINDS else None
 
 
 def kind_of(collective: Instruction) -> str:
