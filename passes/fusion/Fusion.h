@@ -37,6 +37,7 @@ struct Settings {
   int64_t maxHeadWidth = 256;
   int64_t minOneHotFlops = 1000000000;
   int64_t minStackBytes = 1 << 20;
+  int64_t sinkBytes = 4 << 20;
   int64_t fenceBytes = int64_t(256) << 20;
   std::vector<std::string> attentionSplit;      ///< for each matched attention; see Split::parse
   std::map<int64_t, ProductSharding> shardings; ///< by the product's number; see `numberOperations`
@@ -72,6 +73,8 @@ unsigned rewriteAttention(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteRaggedDot(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteOneHot(mlir::ModuleOp module, const Settings &settings);
 unsigned rewriteStacks(mlir::ModuleOp module, const Settings &settings);
+/// Makes what loops only read, and is cheap to make, inside of them.
+unsigned rewriteSinks(mlir::ModuleOp module, const Settings &settings);
 /// Keeps products in scopes with the frontend attribute farrier.fence = "on" from being merged.
 unsigned rewriteFences(mlir::ModuleOp module);
 /// Keeps products from being merged where that would raise a block's peak of memory. Calls must have been inlined.

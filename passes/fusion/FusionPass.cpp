@@ -126,7 +126,7 @@ public:
     // as it went in, calls and all.
     bool candidate = false;
     module.walk([&](Operation *op) {
-      candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && stacksToo) ||
+      candidate |= isa<stablehlo::ExpOp>(op) || (isa<stablehlo::WhileOp>(op) && (stacksToo || enabled("sink"))) ||
                    (isa<stablehlo::IotaOp>(op) && enabled("one-hot")) ||
                    (isa<stablehlo::DotGeneralOp>(op) && enabled("fence"));
     });
@@ -168,6 +168,13 @@ public:
       stacks += sites;
       applied += sites;
     }
+    if (enabled("sink")) {
+      unsigned sites = fusion::rewriteSinks(*copy, settings);
+      sink += sites;
+      applied += sites;
+      if (sites)
+        fusion::eraseDeadState(*copy);
+    }
     if (enabled("fence")) {
       unsigned sites = fusion::rewriteMerges(*copy, settings);
       fence += sites;
@@ -182,11 +189,12 @@ public:
 private:
   LogicalResult read(fusion::Settings &settings) {
     for (const std::string &name : rewrites)
-      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks"},
+      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "one-hot", "sink", "fence",
+                               "stacks"},
                               name))
         return emitError(UnknownLoc::get(&getContext()))
                << "farrier-fusion has no rewrite '" << name
-               << "': cross-entropy, attention, ragged-dot, one-hot, fence, stacks";
+               << "': cross-entropy, attention, ragged-dot, one-hot, sink, fence, stacks";
     auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
                      .Case("bitwise", fusion::Numerics::Bitwise)
                      .Case("bounded", fusion::Numerics::Bounded)
@@ -196,7 +204,7 @@ private:
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: numerics is bitwise, bounded or relaxed, not '" << numerics << "'";
     if (chunks < 0 || chunkBytes <= 0 || minBytes < 0 || minOneHotFlops < 0 || minStackBytes < 0 ||
-        fenceBytes < 0)
+        fenceBytes < 0 || sinkBytes < 0)
       return emitError(UnknownLoc::get(&getContext()))
              << "farrier-fusion: a count of chunks, bytes or operations is negative";
     for (const std::string &entry : shardings)
@@ -212,6 +220,7 @@ private:
     settings.minOneHotFlops = minOneHotFlops;
     settings.minStackBytes = minStackBytes;
     settings.fenceBytes = fenceBytes;
+    settings.sinkBytes = sinkBytes;
     settings.attentionSplit.assign(attentionSplit.begin(), attentionSplit.end());
     return success();
   }
@@ -222,6 +231,7 @@ private:
   Counter attention{this, "attention"};
   Counter raggedDot{this, "ragged-dot"};
   Counter oneHot{this, "one-hot"};
+  Counter sink{this, "sink"};
   Counter fence{this, "fence"};
   Counter stacks{this, "stacks"};
 };

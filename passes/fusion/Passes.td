@@ -42,6 +42,18 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
       zeros, where every slice is proven to be written before anything can read it. Fewer bytes are moved, but
       XLA may then keep one stack more alive, so it has to be asked for.
 
+    - `sink`: what a loop only reads and carries from iteration to iteration is stored once and read in each. Where it
+      is made from much smaller values by elementwise and shape operations (masks, broadcasts, counts), and the loop
+      reads it only where XLA fuses, it is made there instead; a cast of a stack of which each iteration reads one
+      slice becomes a cast of the slice. Exact: the same operations on the same operands.
+
+    ```mlir
+    %m = stablehlo.broadcast_in_dim %row           // [8192, 8192]
+    %r:2 = stablehlo.while(%c = %x, %mask = %m) { ... stablehlo.add %c, %mask ... }
+    // becomes
+    %r:2 = stablehlo.while(%c = %x, %row = %row) { %mask = stablehlo.broadcast_in_dim %row ... }
+    ```
+
     - `fence`: XLA's DotMerger joins products that share an operand. Where a program computes in parts to save
       memory (micro-batches one after another, rows in chunks), what each part held for a while is then there all at
       once. Where that would raise the predicted peak of a block by `fence-bytes` or more, the products read what
@@ -62,7 +74,7 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
   }];
   let options = [
     ListOption<"rewrites", "rewrites", "std::string",
-               "Rewrites to try: cross-entropy, attention, ragged-dot, one-hot, fence, stacks. Default: all but stacks">,
+               "Rewrites to try: cross-entropy, attention, ragged-dot, one-hot, sink, fence, stacks. Default: all but stacks">,
     Option<"numerics", "numerics", "std::string", "\"bounded\"",
            "bitwise: only what keeps every bit; bounded: also regrouped sums and kernels with f32 accumulation "
            "and a documented bound; relaxed: also narrower intermediates">,
@@ -81,6 +93,8 @@ def Fusion : Pass<"farrier-fusion", "::mlir::ModuleOp"> {
                "an entry are left alone where the program is split over devices">,
     Option<"minOneHotFlops", "min-one-hot-flops", "int64_t", "1000000000",
            "one-hot: products that cost less are left alone; a kernel takes as long as these operations">,
+    Option<"sinkBytes", "sink-bytes", "int64_t", "4194304",
+           "sink: smaller values are left where they are; they stay in the L2 cache">,
     Option<"fenceBytes", "fence-bytes", "int64_t", "268435456",
            "fence: products are kept apart where merging them raises a block's predicted peak by this much or more">,
     Option<"minStackBytes", "min-stack-bytes", "int64_t", "1048576",

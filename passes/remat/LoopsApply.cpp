@@ -1,8 +1,8 @@
 #include "passes/remat/LoopsPair.h"
-#include "passes/remat/LoopsSink.h"
 
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/SinkRecipe.h"
 
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/IRMapping.h"

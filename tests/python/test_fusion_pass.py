@@ -16,6 +16,10 @@ from farrier._src.fusion.driver import Fusion, FusionDriver
 from farrier._src.fusion.hints import hint
 from jax import lax
 from jax.interpreters import mlir
+from programs import get, programs
+
+CHANGED = {"decoder_step", "decoder_step_remat", "decoder_step_scanned"}
+"""Programs that have a loss in chunks, or masks that a scan carries, however small; nothing else is there to find."""
 
 
 def feed_forward(x, w):
@@ -31,6 +35,15 @@ def test_nothing_to_gain_comes_out_byte_identical():
     module, result = cases.rewrite(lowered)
     assert not cases.applied(result)
     assert module.print() == before
+
+
+@pytest.mark.parametrize("name", [program.name for program in programs()])
+def test_programs_without_a_site_come_out_byte_identical(name):
+    module = interchange.to_core(get(name).module())
+    before = module.print()
+    result = module.run("builtin.module(farrier-fusion{min-bytes=0 chunks=2 sink-bytes=1024})")
+    assert (module.print() == before) == (not cases.applied(result)), cases.applied(result)
+    assert bool(cases.applied(result)) == (name in CHANGED), cases.applied(result)
 
 
 def test_the_same_input_gives_the_same_bytes():

@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 # Rewrites that put other sums or kernels in a program's place stand behind "numerics=bounded".
-REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
+REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "sink", "fence", "stacks")
 NUMERICS = ("bitwise", "bounded", "relaxed")
 
 
@@ -77,6 +77,7 @@ def _fusion(random: Any, numerics: str = "bitwise") -> str:
     options: dict[str, Any] = {"numerics": numerics, "deterministic": _bool(random)}
     options |= {"chunks": random.randrange(4), "chunk-bytes": 1 << random.randrange(12)}
     options |= {"min-bytes": 0, "min-one-hot-flops": 0, "min-stack-bytes": (1, 256)[random.randrange(2)]}
+    options["sink-bytes"] = (1, 256)[random.randrange(2)]
     options["fence-bytes"] = (1, 64, 4096)[random.randrange(3)]
     options["max-head-width"] = (256, 128, 8)[random.randrange(3)]
     if chosen := [name for name in REWRITES if random.randrange(3)]:

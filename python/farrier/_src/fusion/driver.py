@@ -10,9 +10,9 @@ from typing import Any
 from farrier._src import errors, sharding
 from farrier._src.fusion.split import attention_splits
 
-REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "fence", "stacks")
+REWRITES = ("cross-entropy", "attention", "ragged-dot", "one-hot", "sink", "fence", "stacks")
 _DEFAULT = tuple(r for r in REWRITES if r != "stacks")
-_GPU_ONLY = ("attention", "ragged-dot", "one-hot", "fence", "stacks")
+_GPU_ONLY = ("attention", "ragged-dot", "one-hot", "sink", "fence", "stacks")
 
 # Sizes of a chunk's f32 logits, in bytes, that are weighed against a memory budget: a smaller chunk would be less
 # than a few rows for each of the device's cores, and the next larger is the whole of most models' logits.
@@ -26,6 +26,7 @@ class Fusion:
     Attributes:
       rewrites: which to try; by default all but "stacks". "attention" (cuDNN), "ragged-dot" (a Triton kernel),
         "one-hot" (dispatch and combine of a mixture of experts as gathers),
+        "sink" (what loops carry unchanged and is cheap to make, made inside),
         "fence" (against XLA:GPU's merging of products that the program computes one after another) and "stacks" (buffers without a first value; moves fewer
         bytes, may take more memory) are tried on GPUs only.
       chunks: cross-entropy: number of chunks of tokens, rounded up to a divisor; 0: by ``chunk_bytes``.

@@ -1,11 +1,11 @@
-#include "passes/remat/LoopsSink.h"
+#include "farrier/Analysis/SinkRecipe.h"
 
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 using namespace mlir;
 
-namespace farrier::remat {
+namespace farrier {
 
 /// A recipe runs in every iteration; beyond this it is a computation, not a mask.
 static constexpr unsigned kMostOps = 64;
@@ -34,16 +34,19 @@ static bool collect(Value value, int64_t leafBytes, const SizeFn &size, SinkReci
 }
 
 std::optional<SinkRecipe> SinkRecipe::of(Value value, const SizeFn &size) {
-  SinkRecipe recipe;
   int64_t bytes = size(value);
-  if (!collect(value, bytes / kLeafShare, size, recipe))
-    return std::nullopt;
-  int64_t leaves = 0;
-  for (Value leaf : recipe.leaves)
-    leaves += size(leaf);
-  if (leaves * kLeafShare > bytes)
-    return std::nullopt;
-  return recipe;
+  // Several leaves that are small enough alone may be too much together: then from smaller ones.
+  for (int64_t share = kLeafShare; share <= 256 * kLeafShare; share *= 4) {
+    SinkRecipe recipe;
+    if (!collect(value, bytes / share, size, recipe))
+      return std::nullopt;
+    int64_t leaves = 0;
+    for (Value leaf : recipe.leaves)
+      leaves += size(leaf);
+    if (leaves * kLeafShare <= bytes)
+      return recipe;
+  }
+  return std::nullopt;
 }
 
 Value SinkRecipe::make(OpBuilder &builder, Value value, IRMapping mapping) const {
@@ -52,4 +55,4 @@ Value SinkRecipe::make(OpBuilder &builder, Value value, IRMapping mapping) const
   return mapping.lookup(value);
 }
 
-} // namespace farrier::remat
+} // namespace farrier

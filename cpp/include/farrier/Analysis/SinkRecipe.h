@@ -1,7 +1,7 @@
-//===- LoopsSink.h - loop-invariant operands that are cheaper made than kept ===//
+//===- SinkRecipe.h - loop-invariant values that are cheaper made than kept ===//
 
-#ifndef FARRIER_PASSES_REMAT_LOOPSSINK_H
-#define FARRIER_PASSES_REMAT_LOOPSSINK_H
+#ifndef FARRIER_ANALYSIS_SINKRECIPE_H
+#define FARRIER_ANALYSIS_SINKRECIPE_H
 
 #include "farrier/Analysis/Graph.h"
 
@@ -11,7 +11,7 @@
 
 #include <optional>
 
-namespace farrier::remat {
+namespace farrier {
 
 /// How to make a value from much smaller ones by elementwise and shape operations alone: a causal mask
 /// broadcast over heads, which JAX hoists out of the loop over layers, from an iota.
@@ -24,6 +24,6 @@ struct SinkRecipe {
   mlir::Value make(mlir::OpBuilder &builder, mlir::Value value, mlir::IRMapping mapping) const;
 };
 
-} // namespace farrier::remat
+} // namespace farrier
 
-#endif // FARRIER_PASSES_REMAT_LOOPSSINK_H
+#endif // FARRIER_ANALYSIS_SINKRECIPE_H
