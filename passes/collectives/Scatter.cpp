@@ -134,7 +134,7 @@ public:
   bool contains(Operation *op) const { return flows.contains(op) || seeds.contains(op); }
   bool pays() const {
     bool saves = gathered <= scattered / 2 || worked >= scattered / 2;
-    return saves && gathered <= kGathered * scattered;
+    return scattered > 0 && saves && gathered <= kGathered * scattered;
   }
 
 private:
@@ -142,6 +142,7 @@ private:
     if (places.try_emplace(value, place).second)
       worklist.push_back(value);
   }
+  bool runsAlike(Operation *op) const;
   bool fits(Value value, const std::optional<AxisPlace> &place) const;
   void tryAdd(Operation *op, const std::optional<AxisFlow> &flow);
   void tryLink(Link link, AxisPlace place, const DenseSet<Link> &whole);
@@ -219,6 +220,18 @@ SmallVector<Value, 2> targets(Link link) {
   return found;
 }
 
+/// Whether all devices of a group run `op` equally often, so that a collective may stand beside it: in no branch, and
+/// in loops that the devices leave together.
+bool Parts::runsAlike(Operation *op) const {
+  for (Operation *inner = op; (op = inner->getParentOp()) && op != manual; inner = op) {
+    auto loop = dyn_cast<stablehlo::WhileOp>(op);
+    if (!loop || inner->getBlock() != &loop.getBody().front() ||
+        !agree(loop.getCond().front().getTerminator()->getOperand(0)))
+      return false;
+  }
+  return op == manual;
+}
+
 bool Parts::fits(Value value, const std::optional<AxisPlace> &place) const {
   RankedTensorType type = tensorType(value);
   if (!agree(value) || !type || !type.hasStaticShape())
@@ -232,7 +245,7 @@ bool Parts::fits(Value value, const std::optional<AxisPlace> &place) const {
 
 void Parts::tryAdd(Operation *op, const std::optional<AxisFlow> &flow) {
   if (!flow || flows.contains(op) || stablehlo::hasUnmodelledAttrs(op) ||
-      (flow->kind == AxisFlow::Sum && !regroup))
+      (flow->kind == AxisFlow::Sum && !regroup) || !runsAlike(op))
     return;
   for (auto [value, place] : llvm::zip_equal(op->getOperands(), flow->operands))
     if (!fits(value, place))
@@ -253,8 +266,11 @@ void Parts::tryLink(Link link, AxisPlace place, const DenseSet<Link> &whole) {
   if (linked.contains(link) || whole.contains(link))
     return;
   auto [op, k] = link;
+  if (!runsAlike(op))
+    return;
   if (auto loop = dyn_cast<stablehlo::WhileOp>(op))
-    if (!loop.getCond().front().getArgument(k).use_empty())
+    if (Block &condition = loop.getCond().front();
+        !condition.getArgument(k).use_empty() || !agree(condition.getTerminator()->getOperand(0)))
       return;
   for (Value value : llvm::concat<Value>(sources(link), targets(link)))
     if (!fits(value, place) || value.getType() != op->getResult(k).getType())
@@ -275,6 +291,8 @@ void Parts::follow(OpOperand &use, AxisPlace place, const DenseSet<Link> &whole)
 void Parts::grow(Operation *seed, AxisPlace place, const DenseSet<Operation *> &seedable,
                  const DenseSet<Link> &whole) {
   model = seed;
+  if (!runsAlike(seed))
+    return;
   seeds.insert(seed);
   assign(seed->getResult(0), place);
   while (!worklist.empty()) {
@@ -283,7 +301,7 @@ void Parts::grow(Operation *seed, AxisPlace place, const DenseSet<Operation *> &
     if (std::optional<Link> link = linkOf(value)) {
       tryLink(*link, at, whole);
     } else if (Operation *op = value.getDefiningOp(); op && manual->isProperAncestor(op)) {
-      if (seedable.contains(op))
+      if (seedable.contains(op) && runsAlike(op))
         seeds.insert(op);
       else
         tryAdd(op, flowInto(op, cast<OpResult>(value).getResultNumber(), at, size));

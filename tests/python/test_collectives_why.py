@@ -18,7 +18,7 @@ _HEAD = """HloModule m, is_scheduled=true, num_partitions=8
 }
 """
 _GROUP = "replica_groups={{0,1,2,3,4,5,6,7}}, channel_id=1, use_global_device_ids=true, to_apply=%add"
-_BIG, _SMALL = "f32[4096,4096]", "f32[2048,2048]"
+_BIG, _SMALL = "f32[4096,4096]", "f32[3072,3072]"
 
 
 def _module(text: str) -> Module:
@@ -55,16 +55,16 @@ _DOT = "lhs_contracting_dims={1}, rhs_contracting_dims={0}"
                 %out = {_BIG} dot(%done, %q), {_DOT}""",
             "out",
             "start",
-            "nothing in the program is independent of it",
+            "next to nothing in the program is independent of it",
         ),
         (
             f"""%start = {_BIG} all-reduce-start(%p), {_GROUP}
                 %small = {_SMALL} dot(%s, %s), {_DOT}
                 %done = {_BIG} all-reduce-done(%start)
-                %slice = {_SMALL} slice(%done), slice={{[0:2048], [0:2048]}}
+                %slice = {_SMALL} slice(%done), slice={{[0:3072], [0:3072]}}
                 %mixed = {_SMALL} add(%small, %slice)
                 %pad = f32[] constant(0)
-                %out = {_BIG} pad(%mixed, %pad), padding=0_2048x0_2048""",
+                %out = {_BIG} pad(%mixed, %pad), padding=0_1024x0_1024""",
             "out",
             "start",
             "not enough to run beside it: 0.0",

@@ -149,3 +149,48 @@
     "func.return"(%o) : (tensor<8x16xf32>) -> ()
   }) : () -> ()
 }) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()
+
+// -----
+
+// How often the loop runs differs from device to device: no collective may stand in it. What it reads whole is
+// gathered before.
+// CHECK-LABEL: sym_name = "uneven"
+// CHECK: "stablehlo.reduce_scatter"
+// CHECK: "stablehlo.tanh"{{.*}} : (tensor<4x16xf32>
+// CHECK: "stablehlo.all_gather"
+// CHECK: "stablehlo.while"
+// CHECK-NOT: all_gather
+// CHECK: "stablehlo.add"({{.*}}) : (tensor<8x16xf32>
+// SMALL-LABEL: sym_name = "uneven"
+"builtin.module"() ({
+  "sdy.mesh"() <{mesh = #sdy.mesh<["t"=2]>, sym_name = "mesh"}> : () -> ()
+  "func.func"() <{function_type = (tensor<16x16xf32>) -> tensor<16x16xf32>, sym_name = "uneven"}> ({
+  ^bb0(%a: tensor<16x16xf32>):
+    %o = "sdy.manual_computation"(%a) <{in_shardings = #sdy.sharding_per_value<[<@mesh, [{"t"}, {}]>]>, manual_axes = #sdy<manual_axes{"t"}>, out_shardings = #sdy.sharding_per_value<[<@mesh, [{"t"}, {}]>]>}> ({
+    ^bb0(%x: tensor<8x16xf32>):
+      %r = "stablehlo.all_reduce"(%x) <{replica_groups = dense<[[0, 1]]> : tensor<1x2xi64>, use_global_device_ids}> ({
+      ^bb0(%l: tensor<f32>, %m: tensor<f32>):
+        %s = "stablehlo.add"(%l, %m) : (tensor<f32>, tensor<f32>) -> tensor<f32>
+        "stablehlo.return"(%s) : (tensor<f32>) -> ()
+      }) : (tensor<8x16xf32>) -> tensor<8x16xf32>
+      %t = "stablehlo.tanh"(%r) : (tensor<8x16xf32>) -> tensor<8x16xf32>
+      %id = "stablehlo.partition_id"() : () -> tensor<ui32>
+      %n = "stablehlo.convert"(%id) : (tensor<ui32>) -> tensor<i32>
+      %zero = "stablehlo.constant"() <{value = dense<0> : tensor<i32>}> : () -> tensor<i32>
+      %one = "stablehlo.constant"() <{value = dense<1> : tensor<i32>}> : () -> tensor<i32>
+      %w:2 = "stablehlo.while"(%zero, %x) ({
+      ^bb0(%i: tensor<i32>, %y: tensor<8x16xf32>):
+        %less = "stablehlo.compare"(%i, %n) <{comparison_direction = #stablehlo<comparison_direction LT>}> : (tensor<i32>, tensor<i32>) -> tensor<i1>
+        "stablehlo.return"(%less) : (tensor<i1>) -> ()
+      }, {
+      ^bb0(%i: tensor<i32>, %y: tensor<8x16xf32>):
+        %next = "stablehlo.add"(%i, %one) : (tensor<i32>, tensor<i32>) -> tensor<i32>
+        %u = "stablehlo.negate"(%t) : (tensor<8x16xf32>) -> tensor<8x16xf32>
+        %z = "stablehlo.add"(%y, %u) : (tensor<8x16xf32>, tensor<8x16xf32>) -> tensor<8x16xf32>
+        "stablehlo.return"(%next, %z) : (tensor<i32>, tensor<8x16xf32>) -> ()
+      }) : (tensor<i32>, tensor<8x16xf32>) -> (tensor<i32>, tensor<8x16xf32>)
+      "sdy.return"(%w#1) : (tensor<8x16xf32>) -> ()
+    }) : (tensor<16x16xf32>) -> tensor<16x16xf32>
+    "func.return"(%o) : (tensor<16x16xf32>) -> ()
+  }) : () -> ()
+}) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()

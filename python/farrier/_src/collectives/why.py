@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from farrier._src.hlo import Instruction
 
 # Below this part of a collective's time, what could run beside it counts as nothing.
-_NOTHING = 0.02
+_NOTHING = 0.1
 # From this part of the wait on, it is said to be for others on the same stream.
 _QUEUED = 0.5
 
@@ -37,11 +37,11 @@ def reason(
     if hideable < _NOTHING * once:
         if looped and (carried := _carried(start)):
             return (
-                f"each iteration of its loop waits for the one before: it depends on {carried} and makes it, and no "
-                "kernel of the iteration is independent of it"
+                f"each iteration of its loop waits for the one before: it depends on {carried} and makes it, and next "
+                "to nothing of the iteration is independent of it"
             )
         where = "in its iteration" if looped else "in the program"
-        return f"nothing {where} is independent of it: every kernel feeds it or needs it"
+        return f"next to nothing {where} is independent of it: kernels feed it or need it"
     if queued >= _QUEUED * exposed and behind is not None:
         return (
             f"it is ordered behind other collectives on the same stream, the last {behind.name}: they were still being "
