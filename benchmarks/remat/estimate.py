@@ -1,4 +1,5 @@
-"""How far the estimator is from XLA:GPU before any compile: temporary bytes of programs as they are written.
+"""How far the estimator is from XLA:GPU: temporary bytes of programs as they are written, before any compile and
+corrected by the compile of the same program (`farrier._src.corrections`).
 
     python benchmarks/remat/estimate.py                       # all, deviceless, about ten minutes
     python benchmarks/remat/estimate.py --only naive2 unet
@@ -16,7 +17,7 @@ import sys
 
 import farrier
 import jax
-from farrier._src import interchange, oracle, sharding
+from farrier._src import corrections, interchange, oracle, sharding
 from rich.console import Console
 from rich.table import Table
 
@@ -52,16 +53,30 @@ PROGRAMS = {
 }
 
 
-def estimated(module, devices: int) -> int:
-    """Predicted temporary bytes on one device of a `farrier._core.Module`."""
+def sizes(module, devices: int) -> dict:
+    """What the estimator is told of a program for several devices."""
     shards = sharding.shards(module) if devices > 1 else None
-    request = {} if shards is None else {"shards": shards}
+    return {} if shards is None else {"shards": shards}
+
+
+def estimated(module, request: dict) -> int:
+    """Predicted temporary bytes on one device of a `farrier._core.Module`."""
     return json.loads(module.query("memory.estimate", json.dumps(request)))["temp"]
 
 
-def row(tag: str, estimate: int, measured: int) -> dict:
-    """One result; bytes, and how much of the measured bytes the estimate is off by."""
+def row(tag: str, module, measured: int, held) -> dict:
+    """One result; bytes, and how much of the measured bytes the estimate is off by without and with corrections.
+
+    Args:
+      module: the program, a `farrier._core.Module`.
+      measured: temporary bytes of its compile.
+      held: what the compile held (`corrections.held`).
+    """
     name, topology, options = PROGRAMS[tag]
+    request = sizes(module, 8 if topology.endswith("8") else 1)
+    estimate = estimated(module, request)
+    found = corrections.corrections(module, request, held, measured)
+    corrected = estimated(module, {**request, "measured": found})
     return {
         "program": tag,
         "workload": name,
@@ -70,6 +85,8 @@ def row(tag: str, estimate: int, measured: int) -> dict:
         "estimated_temp_bytes": estimate,
         "measured_temp_bytes": measured,
         "error": round(estimate / measured - 1, 5),
+        "corrected_temp_bytes": corrected,
+        "corrected_error": round(corrected / measured - 1, 5),
     }
 
 
@@ -79,22 +96,26 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, help="JSON")
     args = parser.parse_args()
     console, found = Console(), []
-    table = Table("program", "estimated", "measured", "off", title="temporary GB, H100, deviceless")
+    table = Table(
+        "program", "estimated", "measured", "off", "corrected", title="temporary GB, H100, deviceless"
+    )
     for tag, (name, topology, options) in PROGRAMS.items():
         if args.only and tag not in args.only:
             continue
         target = farrier.Target("h100", topology=topology)
         lowered = workloads.build(name, target, **options).lower()
         module = interchange.to_core(lowered.compiler_ir("stablehlo"))
-        devices = 8 if topology.endswith("8") else 1
-        each = row(tag, estimated(module, devices), oracle.measure(lowered, target).temp_bytes)
+        measured = oracle.measure(lowered.compiler_ir("stablehlo"), target, held=True)
+        each = row(tag, module, measured.temp_bytes, measured.held)
         found.append(each)
-        sizes = (each["estimated_temp_bytes"], each["measured_temp_bytes"])
-        table.add_row(tag, *(f"{size / 1e9:.3f}" for size in sizes), f"{each['error']:+.1%}")
+        bytes_ = (each["estimated_temp_bytes"], each["measured_temp_bytes"])
+        off = (each["error"], each["corrected_error"])
+        table.add_row(tag, *(f"{size / 1e9:.3f}" for size in bytes_), *(f"{error:+.1%}" for error in off))
         jax.clear_caches()
     console.print(table)
-    errors = [abs(each["error"]) for each in found]
-    console.print(f"mean error {statistics.mean(errors):.1%}, worst {max(errors):.1%}")
+    for key, what in (("error", "before any compile"), ("corrected_error", "corrected by it")):
+        errors = [abs(each[key]) for each in found]
+        console.print(f"{what}: mean error {statistics.mean(errors):.1%}, worst {max(errors):.1%}")
     if args.output:
         args.output.write_text(json.dumps(found, indent=1) + "\n")
 

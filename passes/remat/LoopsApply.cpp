@@ -1,6 +1,7 @@
 #include "passes/remat/LoopsPair.h"
 
 #include "farrier/Analysis/HostMemory.h"
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/SinkRecipe.h"
 
@@ -467,6 +468,7 @@ private:
       // A saved result of an operation that runs again for another one stays as saved.
       IRMapping results = recomputed;
       Operation *copy = builder.clone(*op, results);
+      dropMeasuredExtra(copy);
       for (auto [from, to] : llvm::zip(op->getResults(), copy->getResults()))
         if (!recomputed.contains(from))
           recomputed.map(from, to);

@@ -5,6 +5,8 @@
 
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/Measured.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 
@@ -91,19 +93,25 @@ private:
   }
 };
 
-/// What queries look at: calls inlined, concatenations read through as XLA does and, given {"shards"} (Sharding.h), one device's part known.
-FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::Object &options) {
+/// What queries look at: calls inlined, concatenations read through as XLA does and, given {"shards"} (Sharding.h) and
+/// {"measured"} (Measured.h), one device's part and what a compile showed known.
+FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::Object &options,
+                                             bool numbered = false) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
   if (const llvm::json::Object *shards = options.getObject("shards"))
     if (failed(setShards(*copy, *shards)))
       return failure();
+  if (const llvm::json::Object *measured = options.getObject("measured"))
+    setMeasured(*copy, *measured);
+  if (numbered)
+    numberOperations(*copy);
   readThroughConcatenations(*copy);
   return copy;
 }
 
 /// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "offload",
-/// "offload_only_asked", "on_device", "to_host", "small_bytes", "stress", "shards"} -> a plan.
+/// "offload_only_asked", "on_device", "to_host", "small_bytes", "stress", "shards", "measured"} -> a plan.
 FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
   if (failed(copy))
@@ -112,16 +120,18 @@ FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object
 }
 
 /// Predicted temporary bytes over the program, as columns: for each operation "bytes" while it runs and, for
-/// those whose results are buffers, "name", the place of its name stack in "names" (-1 for the others).
+/// those whose results are buffers, "name", the place of its name stack in "names" (-1 for the others), and
+/// "number" (-1 for what runs others, and for what the estimate made itself).
 /// "manual": the program is partitioned by hand, so sizes inside are a device's.
 llvm::json::Object curve(Block &block, const SizeFn &size) {
-  llvm::json::Array bytes, name, names;
+  llvm::json::Array bytes, name, names, number;
   llvm::StringMap<int64_t> seen;
   bool manual = false;
   visitEstimate(
       block,
       [&](Operation *op, int64_t live, bool materialised) {
         bytes.push_back(live);
+        number.push_back(runsBlocks(op) ? -1 : numberOf(op).value_or(-1));
         manual |= op->getName().getStringRef() == "sdy.manual_computation";
         std::string stack = materialised ? nameStack(op->getLoc()) : "";
         if (stack.empty())
@@ -135,7 +145,31 @@ llvm::json::Object curve(Block &block, const SizeFn &size) {
   return llvm::json::Object{{"bytes", std::move(bytes)},
                             {"name", std::move(name)},
                             {"names", std::move(names)},
+                            {"number", std::move(number)},
                             {"manual", manual}};
+}
+
+/// The results of elementwise operations that are as big as a buffer that counts, as rows: [number of the operation,
+/// name stack, source line, element type, elements, whether the estimate stores it, copies that products read].
+llvm::json::Array elementwise(Block &block, const SizeFn &size) {
+  llvm::json::Array rows;
+  visitBuffers(
+      block,
+      [&](Value value, int64_t bytes, bool stored, unsigned copies) {
+        Operation *op = value.getDefiningOp();
+        auto type = dyn_cast<RankedTensorType>(value.getType());
+        std::optional<int64_t> number = numberOf(op);
+        if (bytes < defaultSmallBytes || !number || !type || classify(op) != OpClass::Virtual ||
+            op->getNumResults() != 1)
+          return;
+        std::string element;
+        llvm::raw_string_ostream(element) << type.getElementType();
+        rows.push_back(llvm::json::Array{*number, nameStack(op->getLoc()), sourceLine(op->getLoc()), element,
+                                         bytes * 8 / std::max(1u, type.getElementTypeBitWidth()), stored,
+                                         copies});
+      },
+      size);
+  return rows;
 }
 
 /// Bytes of the arguments and results of one run that share no memory: a donated argument takes the place of
@@ -163,13 +197,21 @@ int64_t fixedBytes(func::FuncOp function) {
   return total;
 }
 
-/// memory.estimate: {"top": n, "curve": bool, "shards"} -> {"temp": predicted temporary bytes of one run,
-/// "fixed": bytes of arguments and results, "live": the n biggest buffers at the peak, each with "key",
-/// "source", "bytes", and "curve", if asked for}.
+/// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "shards", "measured", "plan"} -> {"temp": predicted
+/// temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of arguments and results, "live":
+/// the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve" and "elementwise", if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
-  FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
+  bool asksCurve = options.getBoolean("curve").value_or(false),
+       asksElementwise = options.getBoolean("elementwise").value_or(false);
+  FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options, asksCurve || asksElementwise);
   if (failed(copy))
     return failure();
+  if (const llvm::json::Object *plan = options.getObject("plan")) {
+    uint64_t cloned = 0;
+    if (failed(applyPlan(**copy, *plan, cloned)))
+      return failure();
+    inferShards(**copy);
+  }
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
   int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
@@ -198,8 +240,10 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
     }
   }
   llvm::json::Object answer{{"temp", peak}, {"fixed", fixed}, {"live", std::move(live)}};
-  if (largest && options.getBoolean("curve").value_or(false))
+  if (largest && asksCurve)
     answer["curve"] = curve(*largest, size);
+  if (largest && asksElementwise)
+    answer["elementwise"] = elementwise(*largest, size);
   return llvm::json::Value(std::move(answer));
 }
 

@@ -1,5 +1,6 @@
 #include "passes/remat/StraightLine.h"
 
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -475,6 +476,7 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
       // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
       Operation *clone = builder.clone(*graph->ops[op], mapping);
       ++cloned;
+      dropMeasuredExtra(clone);
       if (isa<stablehlo::ConvertOp>(clone))
         casts.push_back({op, clone});
     }

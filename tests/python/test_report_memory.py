@@ -222,7 +222,7 @@ def test_estimate_of_a_program_that_xla_partitions_is_of_one_device():
 def test_common_names_pair_in_order():
     a = [("x", 0), ("dot", 3), ("dot", 5), ("y", 7), ("dot", 9)]
     b = [("dot", 2), ("dot", 4), ("z", 5), ("y", 6), ("y", 8)]
-    assert estimate._common(a, b) == [(3, 2), (5, 4), (7, 6)]
+    assert estimate.common(a, b) == [(3, 2), (5, 4), (7, 6)]
     assert estimate._spread([(2, 4)], 4, 6) == [0, 2, 4, 5]
     assert estimate._spread([], 2, 4) == [0, 2]
 

@@ -297,3 +297,35 @@ def test_a_program_that_was_believed_to_fit_is_planned_with_what_it_was_wrong_by
     plan = search.plan_step(Costly(), [planner], context(FIXED + 850, lambda temp: temp + 100))
     assert planner.asked == [850, 750]
     assert plan.measured["after"]["total_bytes"] == FIXED + 850
+
+
+def test_what_the_first_compile_showed_of_values_is_planned_with():
+    class Learning(CostlyPlanner):
+        """Knows after the first compile what the compiler takes beside the values."""
+
+        def learn(self, module, context, measurement):
+            return {"extra": measurement.held}, module.temp + measurement.held
+
+        def plan(self, module, context, *, temp_budget, host=True, measured=None):
+            extra = measured["extra"] if measured else 0
+            plan = super().plan(module, context, temp_budget=temp_budget - extra, host=host)
+            if plan:
+                plan["predicted"]["after"] += extra
+            return plan
+
+        def apply(self, module, plan, *, remark=None):
+            module.temp = plan["predicted"]["after"] - 100
+
+    asked = []
+
+    def measure(module, held=False):
+        asked.append(held)
+        return metrics.Measurement(
+            argument_bytes=FIXED, output_bytes=0, alias_bytes=0, temp_bytes=module.temp + 100, held=100
+        )
+
+    given = dataclasses.replace(context(FIXED + 500, None), measure=measure)
+    plan = search.plan_step(Costly(), [Learning()], given)
+    assert asked == [True, False]  # the second compile lands
+    assert plan.measured["corrected_estimate"] == 900
+    assert plan.measured["after"]["total_bytes"] == FIXED + 500

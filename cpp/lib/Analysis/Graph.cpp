@@ -1,6 +1,7 @@
 #include "farrier/Analysis/Graph.h"
 
 #include "farrier/Analysis/Layouts.h"
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -198,7 +199,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
           if (!graph.contains(operand))
             continue;
           unsigned value = graph.id(operand);
-          if (layouts->serves(op, k)) {
+          Operation *definition = operand.getDefiningOp();
+          if (layouts->serves(op, k) || (definition && measuredStored(definition) == true)) {
             feedsKernel[value] = true;
           } else if (graph.bytes[value] >= options.smallBytes) {
             copies[op].push_back(value);
@@ -295,6 +297,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= isPart && big == 1 && 2 * bytes <= bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
         root |= layouts && layouts->reordered(value);
+        if (options.materialiseKernelOperands)
+          root = measuredStored(operation).value_or(root);
       }
       moved[value] = isMoved && !root;
       if (root)

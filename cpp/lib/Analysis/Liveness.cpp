@@ -1,5 +1,6 @@
 #include "farrier/Analysis/Liveness.h"
 
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -18,9 +19,7 @@ static bool writesInPlace(Operation *op) {
          isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
-/// Whether the blocks inside `op` have buffers of their own: loops and branches, but not the scalar functions
-/// of reductions, which run inside a kernel.
-static bool runsBlocks(Operation *op) {
+bool runsBlocks(Operation *op) {
   return op->getNumRegions() && !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp,
                                      stablehlo::SortOp, stablehlo::SelectAndScatterOp>(op);
 }
@@ -192,7 +191,7 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
   int64_t current = 0;
   for (unsigned op = 0; op < graph.numOps(); ++op) {
     current += delta[op];
-    result[op] = current + copies[op] + (withInner ? inner[op] : 0);
+    result[op] = current + copies[op] + measuredExtra(graph.ops[op]) + (withInner ? inner[op] : 0);
   }
   return result;
 }
@@ -235,6 +234,24 @@ static void visitBlock(Block &block, int64_t around, const SizeFn &size,
         for (Block &inner : region)
           visitBlock(inner, around + outer[op], size, visit);
     visit(graph.ops[op], around + outer[op], !graph.isVirtual[op]);
+  }
+}
+
+void visitBuffers(Block &block, llvm::function_ref<void(Value, int64_t, bool, unsigned)> visit,
+                  const SizeFn &size) {
+  MemoryEstimate estimate(block, size);
+  const BlockGraph &graph = estimate.getGraph();
+  std::vector<unsigned> copies(graph.numValues(), 0);
+  for (unsigned op = 0; op < graph.numOps(); ++op)
+    for (unsigned value : estimate.getRoots().copiesFor(op))
+      ++copies[value];
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    if (runsBlocks(graph.ops[op]))
+      for (Region &region : graph.ops[op]->getRegions())
+        for (Block &inner : region)
+          visitBuffers(inner, visit, size);
+    for (unsigned value : graph.outputs[op])
+      visit(graph.values[value], graph.bytes[value], estimate.getLiveness().range(value).live, copies[value]);
   }
 }
 

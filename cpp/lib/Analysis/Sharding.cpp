@@ -49,9 +49,7 @@ double deviceShare(Operation *op) {
   return 1.0 / static_cast<double>(most);
 }
 
-/// Every operation of the public functions with its number. Private functions are called from them, and have
-/// been inlined where numbers matter.
-static void forEachNumbered(ModuleOp module, llvm::function_ref<void(Operation *, int64_t)> visit) {
+void forEachNumbered(ModuleOp module, llvm::function_ref<void(Operation *, int64_t)> visit) {
   int64_t number = 0;
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic())
@@ -63,6 +61,11 @@ void numberOperations(ModuleOp module) {
   forEachNumbered(module, [&](Operation *op, int64_t number) {
     op->setDiscardableAttr(numberAttr, builder.getI64IntegerAttr(number));
   });
+}
+
+std::optional<int64_t> numberOf(Operation *op) {
+  auto attribute = dyn_cast_or_null<IntegerAttr>(op->getDiscardableAttr(numberAttr));
+  return attribute ? std::optional(attribute.getInt()) : std::nullopt;
 }
 
 LogicalResult setShards(ModuleOp module, const llvm::json::Object &given) {

@@ -52,6 +52,8 @@ class Measurement:
     """Wall time of XLA's compile."""
     target: str = ""
     """The target's name and topology, or the platform the program was compiled for."""
+    held: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What lies in temporary memory when (`corrections.held`); None where nobody asked."""
     from_cache: bool = dataclasses.field(default=False, compare=False)
 
     @property
@@ -70,9 +72,10 @@ class Measurement:
         return sum(c.bytes for c in self.collectives)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON data; `from_json` reads it back."""
-        data = dataclasses.asdict(self)
+        """Plain JSON data; `from_json` reads it back. Of figures: `held` is left out."""
+        data = dataclasses.asdict(dataclasses.replace(self, held=None))
         data.pop("from_cache")
+        data.pop("held")
         return data
 
     @classmethod
@@ -161,7 +164,11 @@ def code_version() -> str:
     misses."""
     digest = hashlib.sha256()
     root = resources.files("farrier._src")
-    files = [root / "metrics.py", *sorted((root / "hlo").iterdir(), key=lambda p: p.name)]
+    files = [
+        root / "metrics.py",
+        root / "corrections.py",
+        *sorted((root / "hlo").iterdir(), key=lambda p: p.name),
+    ]
     for f in files:
         if f.name.endswith(".py"):
             digest.update(f.read_bytes())

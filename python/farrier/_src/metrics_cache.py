@@ -92,4 +92,4 @@ class MeasurementCache:
 
     def put(self, key: str, measurement: metrics.Measurement) -> None:
         """Stores a measurement. A directory that cannot be written to costs the cache, never the result."""
-        self._store.put(key, measurement.to_json())
+        self._store.put(key, measurement.to_json() | {"held": measurement.held})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,6 +73,7 @@ def compile_module(
     devices: Sequence[Any] | None = None,
     compiler_options: Mapping[str, Any] | None = None,
     reusable: bool = False,
+    held: bool = False,
 ) -> Compiled:
     """Compiles a StableHLO module for a target; donation and shardings are what the module's attributes say.
 
@@ -82,6 +84,7 @@ def compile_module(
         another order. By default the target's in its own order.
       compiler_options: XLA options for this compile only.
       reusable: whether the same compile, asked for by JAX next, may take this executable (see `reuse`).
+      held: whether the measurement is to say what lies in temporary memory when.
 
     Raises:
       farrier.Error: the text is not StableHLO, the device counts differ, or XLA refuses the program.
@@ -100,12 +103,13 @@ def compile_module(
     import numpy as np
 
     inputs, outputs = _unsharded(module)
-    with _xla_errors(target):
+
+    def options_with(more: Mapping[str, Any]) -> Any:
         options = compiler.get_compile_options(
             num_replicas=1,
             num_partitions=partitions,
             device_assignment=np.array(devices, dtype=object).reshape(1, partitions),
-            env_options_overrides=dict(compiler_options or {}),
+            env_options_overrides={**(compiler_options or {}), **more},
             detailed_logging=compiler.use_detailed_logging(module),
             backend=devices[0].client,
         )
@@ -113,17 +117,27 @@ def compile_module(
         # As jit does: XLA may choose the sharding of what the program leaves open.
         build.allow_spmd_sharding_propagation_to_parameters = inputs
         build.allow_spmd_sharding_propagation_to_output = outputs
+        return options
+
+    with _xla_errors(target), _Description(held) as description:
+        options = options_with({})
         # jit's compile runs jaxlib's pipeline on the module in place: give it a copy.
         copy = clone_module(module)
         start = time.perf_counter()
         with copy.context:
             executable = compat.compile_and_load(
-                devices[0].client, copy, jaxlib_client.DeviceList(tuple(devices)), options, []
+                devices[0].client,
+                copy,
+                jaxlib_client.DeviceList(tuple(devices)),
+                options_with(description.options) if held else options,
+                [],
             )
         seconds = time.perf_counter() - start
+        seen = description.read()
     if reusable:
         reuse.keep(module, devices, options, executable)
-    return _measured(executable, module, seconds, target)
+    compiled = _measured(executable, module, seconds, target)
+    return dataclasses.replace(compiled, measurement=dataclasses.replace(compiled.measurement, held=seen))
 
 
 def measure(
@@ -134,6 +148,7 @@ def measure(
     compiler_options: Mapping[str, Any] | None = None,
     cache: metrics_cache.MeasurementCache | bool | None = True,
     reusable: bool = False,
+    held: bool = False,
 ) -> metrics.Measurement:
     """Measures a program, from the cache when it was measured before.
 
@@ -144,6 +159,7 @@ def measure(
       compiler_options: XLA options for this compile only.
       cache: a cache, True for the default one, or False to compile anew and store nothing.
       reusable: of a bare module's compile, as in `compile_module`.
+      held: of a bare module's compile, as in `compile_module`; what is in the cache may not say it.
 
     Raises:
       farrier.Error: as `compile_lowered` and `compile_module`.
@@ -165,7 +181,12 @@ def measure(
         result = compile_lowered(program, target, compiler_options=compiler_options)
     else:
         result = compile_module(
-            module, target, devices=devices, compiler_options=compiler_options, reusable=reusable
+            module,
+            target,
+            devices=devices,
+            compiler_options=compiler_options,
+            reusable=reusable,
+            held=held,
         )
     if store is not None:
         store.put(key, result.measurement)
@@ -325,6 +346,35 @@ def _first_device(lowered: Any) -> Any:
 def _platform(device: Any) -> str:
     """Names the attached devices that a program is for."""
     return f"{device.platform} {device.device_kind} {device.client.platform_version}"
+
+
+class _Description:
+    """A folder for XLA's own description of one compile; nothing where it is not wanted."""
+
+    def __init__(self, wanted: bool):
+        self._folder = tempfile.TemporaryDirectory(prefix="farrier-dump-") if wanted else None
+        self.options = (
+            {"xla_dump_hlo_as_proto": True, "xla_dump_to": self._folder.name} if self._folder else {}
+        )
+
+    def __enter__(self) -> _Description:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def read(self) -> dict[str, Any] | None:
+        """What the compiled program holds; None where XLA described nothing (it did not compile anew)."""
+        from farrier._src import corrections
+        from farrier._src.report import dump
+
+        if self._folder is None:
+            return None
+        try:
+            return corrections.held(dump.read_folder(self._folder.name))
+        except errors.InputError:
+            return None
 
 
 class _xla_errors:

@@ -112,8 +112,9 @@ class Context:
       objective: "time" or "flops".
       numerics: "bitwise", "bounded" or "relaxed".
       max_compiles: how many compiles the search may spend; one more before it refuses a budget.
-      measure: compiles a ``farrier._core.Module`` and returns a ``Measurement``; None when no
-        compiler for the platform is there, so that only estimates are possible.
+      measure: compiles a ``farrier._core.Module`` and returns a ``Measurement``, with ``held=True`` one that says
+        what lies in temporary memory when; None when no compiler for the platform is there, so that only estimates
+        are possible.
       remark: takes a ``Remark``-like object (pass_name, kind, message, location, args) for the report.
       compile: ``compile(module, options)`` compiles a ``farrier._core.Module`` or a jaxlib module with XLA
         options on top of the function's own and returns an ``oracle.Compiled``; None as `measure`.
@@ -131,7 +132,7 @@ class Context:
     objective: str
     numerics: str
     max_compiles: int
-    measure: Callable[[Any], Any] | None
+    measure: Callable[..., Any] | None
     remark: Callable[[Any], None]
     compile: Callable[[Any, Mapping[str, Any]], Any] | None = None
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)

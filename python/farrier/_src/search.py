@@ -1,7 +1,8 @@
 """The search for a plan: plan, compile, measure, correct.
 
-The estimator predicts what XLA will need; XLA says what it does need. Each compile corrects the next plan:
-what the prediction was off by is taken from the budget the planner sees. The search ends when the budget is
+The estimator predicts what XLA will need; XLA says what it does need. The first compile, of the program as it stands,
+says it value by value (:mod:`farrier._src.corrections`), and plans are estimated by that. Each compile of a plan corrects
+the next one: what the prediction was off by is taken from the budget the planner sees. The search ends when the budget is
 kept and little of it is left over, when nothing is recomputed at all, or after ``max_compiles``.
 
 Passes that come before may leave several programs that compute the same: the cross-entropy in few or many
@@ -92,6 +93,11 @@ class _Attempt:
     predicted_temp: int
     measurement: Any
 
+    @property
+    def wrong(self) -> int:
+        """Bytes that were measured beyond the prediction."""
+        return self.measurement.temp_bytes - self.predicted_temp
+
 
 def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
     """Decides for `module` (a `farrier._core.Module`, left as it is).
@@ -150,7 +156,7 @@ def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> Ste
         return StepPlan(passes=ways[0].passes)
     if any(way.passes for way in ways) and all(way.passes for way in ways):
         ways.append(_Way({}, module, resort=True))
-    return _fit(_priced(ways, remat, context), remat, context)
+    return _Fit(_priced(ways, remat, context), remat, context).run()
 
 
 def _left_by(driver: Any, way: _Way, context: Context, *, all_ways: bool) -> list[_Way]:
@@ -230,12 +236,17 @@ def _choices(
     budget_of: Callable[[_Way], int],
     *,
     host: bool = True,
+    measured: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[_Choice]:
-    """For each way what is to be done to keep its budget of temporary bytes; the best comes first."""
+    """For each way what is to be done to keep its budget of temporary bytes; the best comes first.
+
+    `measured` has, by the way's id, what its own compile showed of its values.
+    """
     choices = []
     for way in ways:
         temp_budget = budget_of(way)
-        plan = _decision(remat, way.module, context, temp_budget=temp_budget, host=host)
+        known = {"measured": measured[id(way)]} if measured and id(way) in measured else {}
+        plan = _decision(remat, way.module, context, temp_budget=temp_budget, host=host, **known)
         predicted = plan["predicted"] if plan else {}
         temp = int(predicted.get("after", way.estimate["temp"]))
         choices.append(
@@ -250,132 +261,220 @@ def _choices(
     return sorted(choices, key=lambda choice: choice.order)
 
 
-def _fit(ways: Sequence[_Way], remat: Any, context: Context) -> StepPlan:
-    budget = context.budget_bytes
-    sizes = remat.sizes(ways[0].module, context)
-    # Where the planner sees a partitioned program in global sizes, the first compile says how much of them a
-    # device has.
-    in_global_sizes = context.partitions > 1 and not sizes
+class _Beliefs:
+    """What a search believes: how many temporary bytes each way may be given, corrected by every compile.
 
-    def step(choice: _Choice, measured: Mapping[str, Any], compiles: int = 0) -> StepPlan:
-        passes = {**choice.way.passes, **({remat.name: choice.plan} if choice.plan else {})}
-        return StepPlan(passes=passes, measured=measured, compiles=compiles)
+    Attributes:
+      room: temporary bytes that the budget leaves beside arguments and results.
+      scale: bytes as the estimator counts them for one byte of a device; other than 1 where it counts global sizes.
+      host: whether transfers may be planned.
+      measured: of ways, what a compile of them as they stand showed of single values.
+    """
 
-    first = ways[0]
-    if len(ways) > 1 or context.measure is None:
-        devices = context.partitions if in_global_sizes else 1
-        believed = max(1, budget * devices - first.estimate["fixed"])
-        best = _choices(ways, remat, context, lambda way: believed)[0]
-        if context.measure is None:
-            return step(best, {"estimate": best.way.estimate["temp"]})
-        first = best.way
-    estimate = first.estimate["temp"]
-    before = context.measure(first.module)
-    compiles = 1
-    report = {"before": _described(before), "estimate": estimate}
-    untouched = _Choice(first, None, estimate, fits=True, cost=first.cost)
-    if before.total_bytes <= budget:
-        return step(untouched, report | {"after": _described(before)}, compiles)
+    def __init__(self, room: int, scale: float):
+        self.room, self.scale = room, scale
+        self.host = True
+        self.measured: dict[int, Mapping[str, Any]] = {}
+        # What a way's estimate was wrong by says all about this way, and something about the others.
+        self._corrected: dict[int, int] = {}
+        self._latest = room
+        self._missed = self._tried_nearly = False
 
-    # Parameters and results stay what they are: the plan moves temporaries only.
-    fixed = before.total_bytes - before.temp_bytes
-    scale = estimate / before.temp_bytes if in_global_sizes and before.temp_bytes else 1.0
-    attempts: list[_Attempt] = []
-    seen = {untouched.text}
-    room = latest = budget - fixed
-    # What a way's estimate was wrong by says all about this way, and something about the others.
-    corrected: dict[int, int] = {}
-    # Whether transfers may be planned, and whether a plan with them was measured over the budget.
-    host, missed = True, False
-    nearly = False
+    def budget_of(self, way: _Way) -> int:
+        """What a plan for the way may be predicted to need, bytes of a device."""
+        return self._corrected.get(id(way), max(self._latest, int((1 - _MOST_CARRIED) * self.room)))
 
-    def budget_of(way: _Way) -> int:
-        return corrected.get(id(way), max(latest, int((1 - _MOST_CARRIED) * room)))
+    def counted_budget_of(self, way: _Way) -> int:
+        """`budget_of`, as the estimator counts."""
+        return max(1, int(self.budget_of(way) * self.scale))
 
-    def measured(choice: _Choice) -> _Attempt | None:
+    def predicted(self, choice: _Choice) -> int:
+        """What a choice is predicted to need, bytes of a device."""
+        return int(choice.temp / self.scale)
+
+    def does_not_fit(self, way: _Way, wrong: int) -> bool:
+        """The way as it stands was believed to fit and measured not to; False if that was said before."""
+        if id(way) in self._corrected:
+            return False
+        self._latest -= max(1, wrong)
+        self._corrected[id(way)] = self._latest
+        return True
+
+    def allow_nearly_least(self, choice: _Choice) -> bool:
+        """Not even the least plan keeps the budget: asks for one predicted a little above it; once."""
+        if self._tried_nearly or choice.plan is None or choice.fits:
+            return False
+        self._tried_nearly = True
+        self._corrected[id(choice.way)] = int(_NEARLY_LEAST * choice.temp / self.scale)
+        return True
+
+    def correct(self, attempt: _Attempt, over: int) -> None:
+        """Takes into account what a plan was measured to need; `over` the budget, bytes."""
+        # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
+        self._latest = self.room - attempt.wrong
+        if over > 0:
+            # Never ask for the same again when the prediction was right and yet over.
+            self._latest = min(self._latest, attempt.predicted_temp - over)
+            if attempt.choice.host and self._missed:
+                self.host = False
+                self._latest = max(self._latest, int((1 - _MOST_CARRIED) * self.room))
+            self._missed = self._missed or attempt.choice.host
+        self._corrected[id(attempt.choice.way)] = self._latest
+
+
+class _Fit:
+    """Brings one of several ways within the budget."""
+
+    def __init__(self, ways: Sequence[_Way], remat: Any, context: Context):
+        self.ways, self.remat, self.context = ways, remat, context
+        self.budget = context.budget_bytes
+        self.compiles = 0
+        self.attempts: list[_Attempt] = []
+        self.report: dict[str, Any] = {}
+        self.seen: set[str] = set()
+
+    def run(self) -> StepPlan:
+        """The cheapest plan that was measured to keep the budget.
+
+        Raises:
+          farrier.BudgetError: the budget binds and no plan keeps it.
+        """
+        first = self._believed_best()
+        if self.context.measure is None:
+            return self._step(first, {"estimate": first.way.estimate["temp"]})
+        way = first.way
+        estimate = way.estimate["temp"]
+        untouched = _Choice(way, None, estimate, fits=True, cost=way.cost)
+        before = self._measure(way.module)
+        self.report = {"before": _described(before), "estimate": estimate}
+        if before.total_bytes <= self.budget:
+            return self._step(untouched, self.report | {"after": _described(before)})
+        # Parameters and results stay what they are: the plan moves temporaries only.
+        fixed = before.total_bytes - before.temp_bytes
+        scale = estimate / before.temp_bytes if self._in_global_sizes and before.temp_bytes else 1.0
+        beliefs = _Beliefs(self.budget - fixed, scale)
+        self._learn(way, before, beliefs)
+        self.seen = {untouched.text}
+        self._search(beliefs, first=way, wrong=before.temp_bytes - int(estimate / scale))
+        if self.context.budget_binding and not self._kept() and not self.context.clock.expired():
+            self._try_least(beliefs)
+        return self._outcome(untouched, before, fixed)
+
+    @property
+    def _in_global_sizes(self) -> bool:
+        """Whether the planner sees a partitioned program in global sizes: the first compile then says how much of them
+        a device has.
+        """
+        return self.context.partitions > 1 and not self.remat.sizes(self.ways[0].module, self.context)
+
+    def _believed_best(self) -> _Choice:
+        """The choice that the estimates say is best; of a single way nothing is believed before it was compiled."""
+        way = self.ways[0]
+        if len(self.ways) == 1 and self.context.measure is not None:
+            return _Choice(way, None, way.estimate["temp"], fits=True, cost=way.cost)
+        devices = self.context.partitions if self._in_global_sizes else 1
+        believed = max(1, self.budget * devices - way.estimate["fixed"])
+        return _choices(self.ways, self.remat, self.context, lambda way: believed)[0]
+
+    def _learn(self, way: _Way, measurement: Any, beliefs: _Beliefs) -> None:
+        """What the compile of a way as it stands says of its values, where it is asked to."""
+        learn = getattr(self.remat, "learn", None)
+        found = learn(way.module, self.context, measurement) if learn and beliefs.scale == 1 else None
+        if found:
+            beliefs.measured[id(way)], self.report["corrected_estimate"] = found
+
+    def _search(self, beliefs: _Beliefs, *, first: _Way, wrong: int) -> None:
+        """Plans and compiles until the budget is kept and used, or compiles or ideas run out."""
+        while self.compiles < max(self.context.max_compiles, 2) and not self.context.clock.expired():
+            if max(map(beliefs.budget_of, self.ways)) <= 0:
+                break
+            choice = self._choices(beliefs, beliefs.counted_budget_of)[0]
+            if choice.text in self.seen:
+                if not self.attempts and beliefs.does_not_fit(choice.way, wrong):
+                    continue
+                if self.attempts and beliefs.allow_nearly_least(choice):
+                    continue
+                break
+            attempt = self._attempt(choice, beliefs)
+            if attempt is None:
+                beliefs.host = False
+                continue
+            over = attempt.measurement.total_bytes - self.budget
+            if over <= 0 and (choice.cost == 0 or -over <= _SLACK * beliefs.room):
+                break
+            beliefs.correct(attempt, over)
+
+    def _try_least(self, beliefs: _Beliefs) -> None:
+        """Before a budget is refused, one compile more for what is believed to need least, given how wrong that
+        belief was for the same way before. A budget that nothing can keep gets it, too: the error names what would do.
+        """
+        wrong = {id(a.choice.way): a.wrong for a in self.attempts}
+        least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
+        if least:
+            self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
+
+    def _choices(
+        self, beliefs: _Beliefs, budget_of: Callable[[_Way], int], *, host: bool = True
+    ) -> list[_Choice]:
+        return _choices(
+            self.ways,
+            self.remat,
+            self.context,
+            budget_of,
+            host=host and beliefs.host,
+            measured=beliefs.measured,
+        )
+
+    def _attempt(self, choice: _Choice, beliefs: _Beliefs) -> _Attempt | None:
         """The choice, applied and compiled; None where XLA refuses it."""
-        nonlocal compiles
-        seen.add(choice.text)
+        self.seen.add(choice.text)
         rewritten = choice.way.module
         if choice.plan:
             rewritten = rewritten.clone()
-            remat.apply(rewritten, choice.plan)
-        compiles += 1
+            self.remat.apply(rewritten, choice.plan)
         try:
-            measurement = context.measure(rewritten)
+            measurement = self._measure(rewritten)
         except errors.CompileError:
             # XLA refuses some programs whose values it cannot follow through host memory.
             if not choice.host:
                 raise
             return None
-        attempts.append(_Attempt(choice, int(choice.temp / scale), measurement))
-        return attempts[-1]
+        self.attempts.append(_Attempt(choice, beliefs.predicted(choice), measurement))
+        return self.attempts[-1]
 
-    while compiles < max(context.max_compiles, 2) and not context.clock.expired():
-        if max(map(budget_of, ways)) <= 0:
-            break
-        choice = _choices(ways, remat, context, lambda way: max(1, int(budget_of(way) * scale)), host=host)[0]
-        way = id(choice.way)
-        if choice.text in seen:
-            if not attempts and way not in corrected:
-                # It was believed to fit as it stands, and was measured not to.
-                latest -= max(1, before.temp_bytes - int(estimate / scale))
-                corrected[way] = latest
-                continue
-            if not attempts or nearly or choice.plan is None or choice.fits:
-                break
-            nearly = True
-            corrected[way] = int(_NEARLY_LEAST * choice.temp / scale)
-            continue
-        attempt = measured(choice)
-        if attempt is None:
-            host = False
-            continue
-        over = attempt.measurement.total_bytes - budget
-        if over <= 0 and (choice.cost == 0 or -over <= _SLACK * room):
-            break
-        # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
-        latest = room - (attempt.measurement.temp_bytes - attempt.predicted_temp)
-        if over > 0:
-            # Never ask for the same again when the prediction was right and yet over.
-            latest = min(latest, attempt.predicted_temp - over)
-            if choice.host and missed:
-                host = False
-                latest = max(latest, int((1 - _MOST_CARRIED) * room))
-            missed = missed or choice.host
-        corrected[way] = latest
+    def _measure(self, module: Any) -> Any:
+        self.compiles += 1
+        learns = self.compiles == 1 and hasattr(self.remat, "learn")
+        return self.context.measure(module, held=True) if learns else self.context.measure(module)
 
-    def kept(attempt: _Attempt) -> bool:
-        return attempt.measurement.total_bytes <= budget
+    def _kept(self) -> list[_Attempt]:
+        """The attempts that were measured to keep the budget."""
+        return [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
 
-    if context.budget_binding and not any(map(kept, attempts)) and not context.clock.expired():
-        # Before a budget is refused, one compile more for what is believed to need least, given how wrong that
-        # belief was for the same way before. A budget that nothing can keep gets it, too: the error names what
-        # would do.
-        wrong = {id(a.choice.way): a.measurement.temp_bytes - a.predicted_temp for a in attempts}
-        least = [c for c in _choices(ways, remat, context, lambda way: 1, host=False) if c.text not in seen]
-        if least:
-            measured(min(least, key=lambda c: c.temp / scale + wrong.get(id(c.way), 0)))
+    def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
+        passes = {**choice.way.passes, **({self.remat.name: choice.plan} if choice.plan else {})}
+        return StepPlan(passes=passes, measured=measured, compiles=self.compiles)
 
-    report["attempts"] = [
-        {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
-        for a in attempts
-    ]
-    fitting = [a for a in attempts if kept(a)]
-    if fitting:
-        best = min(fitting, key=lambda a: (a.choice.cost, a.measurement.total_bytes))
-        report["planned_bytes"] = fixed + best.predicted_temp
-        return step(best.choice, report | {"after": _described(best.measurement)}, compiles)
-    smallest = min([before.total_bytes, *(a.measurement.total_bytes for a in attempts)])
-    if context.budget_binding:
-        raise errors.BudgetError(
-            f"{context.function} needs at least {smallest:,} bytes per device as far as farrier measured, "
-            f"and may use {budget:,}",
-            budget_bytes=budget,
-            smallest_bytes=smallest,
-            hint=f"memory_budget={smallest} works; arguments and results alone take {fixed:,} bytes",
-        )
-    best = min(attempts, key=lambda a: a.measurement.total_bytes, default=None)
-    if best is None:
-        return step(untouched, report, compiles)
-    return step(best.choice, report | {"after": _described(best.measurement)}, compiles)
+    def _outcome(self, untouched: _Choice, before: Any, fixed: int) -> StepPlan:
+        """What the attempts come to."""
+        self.report["attempts"] = [
+            {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
+            for a in self.attempts
+        ]
+        if kept := self._kept():
+            best = min(kept, key=lambda a: (a.choice.cost, a.measurement.total_bytes))
+            self.report["planned_bytes"] = fixed + best.predicted_temp
+            return self._step(best.choice, self.report | {"after": _described(best.measurement)})
+        smallest = min([before.total_bytes, *(a.measurement.total_bytes for a in self.attempts)])
+        if self.context.budget_binding:
+            raise errors.BudgetError(
+                f"{self.context.function} needs at least {smallest:,} bytes per device as far as farrier measured, "
+                f"and may use {self.budget:,}",
+                budget_bytes=self.budget,
+                smallest_bytes=smallest,
+                hint=f"memory_budget={smallest} works; arguments and results alone take {fixed:,} bytes",
+            )
+        best = min(self.attempts, key=lambda a: a.measurement.total_bytes, default=None)
+        if best is None:
+            return self._step(untouched, self.report)
+        return self._step(best.choice, self.report | {"after": _described(best.measurement)})

@@ -177,7 +177,7 @@ def _measure(site: Any, target: Any, devices: Any) -> Callable[[Any], Any]:
 
     cache = metrics_cache.MeasurementCache(site.options.cache_dir)
 
-    def measure(module: Any, options: Mapping[str, Any] | None = None) -> Any:
+    def measure(module: Any, options: Mapping[str, Any] | None = None, *, held: bool = False) -> Any:
         return oracle.measure(
             interchange.to_jaxlib(module) if hasattr(module, "fingerprint") else module,
             target,
@@ -186,6 +186,7 @@ def _measure(site: Any, target: Any, devices: Any) -> Callable[[Any], Any]:
             cache=cache,
             # What is compiled with settings around it is not what its text says.
             reusable=options is None,
+            held=held,
         )
 
     return measure

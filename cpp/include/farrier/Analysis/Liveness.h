@@ -56,6 +56,7 @@ public:
   std::vector<unsigned> liveAtPeak() const;
   const BlockGraph &getGraph() const { return graph; }
   const Liveness &getLiveness() const { return liveness; }
+  const RootSets &getRoots() const { return roots; }
 
 private:
   static RootSets::Options bufferOptions();
@@ -66,6 +67,10 @@ private:
   unsigned peakOp = 0;
 };
 
+/// Whether the blocks inside `op` have buffers of their own: loops and branches, but not the scalar functions
+/// of reductions, which run inside a kernel.
+bool runsBlocks(mlir::Operation *op);
+
 /// Calls `visit(op, bytes, materialised)` for every operation of `block` and of the loops and branches
 /// inside, in the order in which a step first runs them (a loop's blocks before the loop), with the temporary
 /// bytes predicted to be live while it runs, those of the blocks around it included. The largest is the
@@ -73,6 +78,11 @@ private:
 /// fusion.
 void visitEstimate(mlir::Block &block, llvm::function_ref<void(mlir::Operation *, int64_t, bool)> visit,
                    const SizeFn &size = deviceSize);
+
+/// Calls `visit(value, bytes, stored, copies)` for every result of `block` and of the loops and branches inside: whether
+/// the estimate counts a buffer for it, and how many products it expects to read it from a copy of their own.
+void visitBuffers(mlir::Block &block, llvm::function_ref<void(mlir::Value, int64_t, bool, unsigned)> visit,
+                  const SizeFn &size = deviceSize);
 
 /// Predicted temporary bytes of running `block` once.
 inline int64_t estimatePeak(mlir::Block &block, SizeFn size = deviceSize) {

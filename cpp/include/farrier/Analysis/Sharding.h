@@ -13,6 +13,8 @@
 #include "mlir/IR/BuiltinOps.h"
 #include "llvm/Support/JSON.h"
 
+#include <optional>
+
 namespace farrier {
 
 /// Over how many devices the value is split; 1 where nothing is known.
@@ -24,6 +26,13 @@ int64_t deviceSize(mlir::Value value);
 /// The part of an operation's work that one device does: whatever it reads or makes is split over the most
 /// devices says it. Replicated work counts in full.
 double deviceShare(mlir::Operation *op);
+
+/// Every operation of the public functions with its number. Private functions are called from them, and have
+/// been inlined where numbers matter.
+void forEachNumbered(mlir::ModuleOp module, llvm::function_ref<void(mlir::Operation *, int64_t)> visit);
+
+/// The number that `numberOperations` gave; nothing for an operation made since.
+std::optional<int64_t> numberOf(mlir::Operation *op);
 
 /// Numbers every operation inside functions, in program order, by the attribute `farrier.op`, so that what
 /// another library makes of the program can be brought back.

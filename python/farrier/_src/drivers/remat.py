@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors, sharding
+from farrier._src import corrections, errors, sharding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,15 +85,38 @@ class RematDriver:
         found = sharding.shards(module)
         return {} if found is None else {"shards": found}
 
+    def learn(self, module: Any, context: Any, measurement: Any) -> tuple[dict[str, Any], int] | None:
+        """What ``module``'s own compile showed that the estimator did not know.
+
+        Returns:
+          What `plan` is to be told as ``measured``, and the temporary bytes that the estimator then says; None where
+          the measurement does not say what was held, or there is nothing to correct.
+        """
+        if measurement.held is None:
+            return None
+        sizes = self.sizes(module, context)
+        found = corrections.corrections(module, sizes, measurement.held, measurement.temp_bytes)
+        if not found:
+            return None
+        request = json.dumps({**sizes, "measured": found})
+        return found, json.loads(module.query("memory.estimate", request))["temp"]
+
     def cost(self, module: Any, context: Any) -> dict[str, float]:
         """ "seconds" and "flops" of one run of ``module`` on one device, as modelled."""
         request = {"machine": machine(context.target), **self.sizes(module, context)}
         return json.loads(module.query("cost.total", json.dumps(request)))
 
     def plan(
-        self, module: Any, context: Any, *, temp_budget: int | None = None, host: bool = True
+        self,
+        module: Any,
+        context: Any,
+        *,
+        temp_budget: int | None = None,
+        host: bool = True,
+        measured: Mapping[str, Any] | None = None,
     ) -> Mapping[str, Any] | None:
-        """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them.
+        """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them, corrected by what
+        `learn` found.
 
         With ``host`` false nothing new waits in host memory but what ``to_host`` names. The plan's "predicted"
         entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, "host_bytes", and whether
@@ -116,6 +139,8 @@ class RematDriver:
             "machine": machine(context.target),
             **self.sizes(module, context),
         }
+        if measured:
+            request["measured"] = dict(measured)
         if self.options.stress is not None:
             request["stress"] = self.options.stress
         plan = json.loads(module.query("remat.plan", json.dumps(request)))

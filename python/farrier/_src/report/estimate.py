@@ -47,7 +47,7 @@ def estimate(program: Program, stablehlo: Any, *, fixed_bytes: int) -> dict[str,
     devices = 1 if split is not None or curve["manual"] else count
     names, live = curve["names"], curve["bytes"]
     marks = [(names[n], k) for k, n in enumerate(curve["name"]) if n >= 0]
-    anchors = _common(marks, list(_named(program)))
+    anchors = common(marks, list(named(program)))
     points: list[list[float]] = []
     for k, position in enumerate(_spread(anchors, len(live), len(program))):
         total = fixed_bytes + live[k] // devices
@@ -66,7 +66,7 @@ def estimate(program: Program, stablehlo: Any, *, fixed_bytes: int) -> dict[str,
     }
 
 
-def _named(program: Program) -> Iterator[tuple[str, int]]:
+def named(program: Program) -> Iterator[tuple[str, int]]:
     """(JAX's name, position) of the compiled program's anchors, those inside fusions included."""
 
     def inside(i: hlo.Instruction) -> Iterator[hlo.Instruction]:
@@ -83,7 +83,7 @@ def _named(program: Program) -> Iterator[tuple[str, int]]:
                 yield name, position
 
 
-def _common(a: Sequence[tuple[str, int]], b: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
+def common(a: Sequence[tuple[str, int]], b: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
     """Pairs of places at which both have the same names in the same order; both places rise."""
     shared = {name for name, _ in a} & {name for name, _ in b}
     a, b = [x for x in a if x[0] in shared], [x for x in b if x[0] in shared]

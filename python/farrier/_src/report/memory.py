@@ -39,11 +39,16 @@ def shape_text(shape: Any) -> str:
     if shape.tuple_shapes:
         more = len(shape.tuple_shapes) - 1
         return f"({shape_text(shape.tuple_shapes[0])}{f', +{more}' if more else ''})"
-    kind = _TYPES.get(shape.element_type, f"type{shape.element_type}")
-    return f"{kind}[{','.join(str(d) for d in shape.dimensions)}]"
+    return f"{element_text(shape.element_type)}[{','.join(str(d) for d in shape.dimensions)}]"
 
 
-def _leaf(shape: Any, index: Any) -> Any:
+def element_text(element_type: int) -> str:
+    """An element type by XLA's number, spelled as HLO text does."""
+    return _TYPES.get(element_type, f"type{element_type}")
+
+
+def leaf(shape: Any, index: Any) -> Any:
+    """The part of a shape that an index names."""
     for k in index:
         if k >= len(shape.tuple_shapes):
             return shape
@@ -327,7 +332,7 @@ class MemoryProfile:
             Buffer(
                 name=(op_name or definer.name) if argument else definer.name,
                 opcode=definer.opcode,
-                shape=shape_text(_leaf(made.proto.shape, logical.defined_at.shape_index)),
+                shape=shape_text(leaf(made.proto.shape, logical.defined_at.shape_index)),
                 origin=origin,
                 scope="" if argument else scope,
                 layer=origin_lib.layer(program, source),

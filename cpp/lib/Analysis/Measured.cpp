@@ -1,0 +1,38 @@
+#include "farrier/Analysis/Measured.h"
+
+#include "farrier/Analysis/Sharding.h"
+
+#include "mlir/IR/Builders.h"
+
+using namespace mlir;
+
+namespace farrier {
+
+static constexpr llvm::StringLiteral storedAttr = "farrier.stored", extraAttr = "farrier.extra";
+
+std::optional<bool> measuredStored(Operation *op) {
+  if (auto attribute = dyn_cast_or_null<BoolAttr>(op->getDiscardableAttr(storedAttr)))
+    return attribute.getValue();
+  return std::nullopt;
+}
+
+int64_t measuredExtra(Operation *op) {
+  auto attribute = dyn_cast_or_null<IntegerAttr>(op->getDiscardableAttr(extraAttr));
+  return attribute ? attribute.getInt() : 0;
+}
+
+void setMeasured(ModuleOp module, const llvm::json::Object &given) {
+  Builder builder(module.getContext());
+  const llvm::json::Object *stored = given.getObject("stored"), *extra = given.getObject("extra");
+  forEachNumbered(module, [&](Operation *op, int64_t number) {
+    std::string name = std::to_string(number);
+    if (std::optional<bool> is = stored ? stored->getBoolean(name) : std::nullopt)
+      op->setDiscardableAttr(storedAttr, builder.getBoolAttr(*is));
+    if (std::optional<int64_t> bytes = extra ? extra->getInteger(name) : std::nullopt)
+      op->setDiscardableAttr(extraAttr, builder.getI64IntegerAttr(*bytes));
+  });
+}
+
+void dropMeasuredExtra(Operation *op) { op->removeDiscardableAttr(extraAttr); }
+
+} // namespace farrier

@@ -1,0 +1,128 @@
+"""What a compile says of single values corrects the estimate of the program and of plans for it."""
+
+import dataclasses
+import json
+import math
+import types
+
+import jax
+import jax.numpy as jnp
+from farrier._src import corrections, interchange, metrics, metrics_cache, oracle
+from farrier._src.drivers.remat import RematDriver
+from farrier._src.targets import Target
+
+TARGET = Target("h100")
+MB = 1 << 20
+
+
+def core(function, *shapes, dtype=jnp.float32):
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=TARGET.sharding()) for shape in shapes]
+    return interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
+
+
+def ask(module, **request):
+    return json.loads(module.query("memory.estimate", json.dumps(request)))
+
+
+def chain(x, w):
+    """Elementwise work between two products that XLA does not store on its way."""
+    y = jnp.tanh(x @ w)
+    return jnp.sin(y + 1.0) @ w
+
+
+def test_a_value_that_was_seen_stored_counts():
+    module = core(chain, (2048, 2048), (2048, 2048))
+    rows = ask(module, elementwise=True)["elementwise"]
+    (tanh,) = [row for row in rows if row[1].endswith("/tanh")]
+    number, _, line, element, elements, stored, copies = tanh
+    assert (line.split(":")[0], element, elements) == ("test_corrections.py", "f32", 2048 * 2048)
+    assert not stored and not copies
+    (sine,) = [row for row in rows if row[1].endswith("/sin")]
+    assert sine[5]  # what the product reads
+    again = ask(module, elementwise=True, measured={"stored": {str(number): True, str(sine[0]): False}})
+    assert {row[0]: row[5] for row in again["elementwise"]}[number]
+    assert not {row[0]: row[5] for row in again["elementwise"]}[sine[0]]
+
+
+def test_bytes_beside_the_values_count_while_their_operation_runs():
+    module = core(chain, (2048, 2048), (2048, 2048))
+    curve = ask(module, curve=True)["curve"]
+    at = max(range(len(curve["bytes"])), key=curve["bytes"].__getitem__)
+    before = ask(module)["temp"]
+    for more in (3 * MB, -3 * MB):
+        found = ask(module, curve=True, measured={"extra": {str(curve["number"][at]): more}})["curve"][
+            "bytes"
+        ]
+        assert [a - b for a, b in zip(found, curve["bytes"], strict=True)] == [
+            more if k == at else 0 for k in range(len(found))
+        ]
+    assert ask(module, measured={"extra": {"100000": MB}, "stored": {"x": True}})["temp"] == before
+
+
+def test_counts_say_what_is_stored_otherwise():
+    rows = [
+        [1, "jit(f)/mul", "a.py:1", "f32", 100, False, 0],
+        [2, "jit(f)/mul", "a.py:1", "f32", 100, True, 0],
+        [3, "jit(f)/mul", "a.py:2", "f32", 100, False, 0],  # another line
+        [4, "jvp()/exp", "a.py:3", "bf16", 50, False, 2],  # two products copy it
+        [5, "jvp()/sin", "a.py:4", "bf16", 50, False, 2],
+    ]
+    buffers = [
+        ["jit(f)/mul", "a.py:1", "f32", 100, 2, 0],
+        ["jvp()/exp", "a.py:3", "bf16", 50, 2, 0],  # XLA copies it, too
+        ["jvp()/sin", "a.py:4", "bf16", 50, 2, 1],  # one of them is kept
+    ]
+    assert corrections._stored_otherwise(rows, buffers) == {"1": True, "5": True}
+
+
+def test_bytes_are_compared_between_points_that_both_have():
+    curve = {
+        "names": ["a", "b"],
+        "name": [-1, 0, -1, 1, -1],
+        "bytes": [10, 20, 30, 40, 5],
+        "number": [0, 1, 2, -1, 4],
+    }
+    anchors = [["", 12], ["a", 33], ["x", 36], ["b", 41]]
+    # Before a; from a on, x within it; from b on, where operation 3 runs others.
+    assert corrections._extra(curve, anchors, 10) == {"0": 2, "1": 6, "2": 6, "4": 1}
+    # No more than what is missing of the whole, and nothing where the estimate has more.
+    assert corrections._extra(curve, anchors, 5) == {"0": 2, "1": 5, "2": 5, "4": 1}
+    assert corrections._extra({**curve, "bytes": [50] * 5}, anchors, 5) == {}
+
+
+def attention(q, k, v):
+    """One head of keys for all queries: XLA keeps the probabilities, the rules take them for copies."""
+
+    def loss(q, k, v):
+        for _ in range(2):
+            p = jax.nn.softmax(jnp.einsum("bthd,bsd->bhts", q, k), axis=-1)
+            q = jnp.einsum("bhts,bsd->bthd", p, v)
+        return jnp.sum(q)
+
+    return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+
+
+def test_after_its_compile_a_program_is_estimated_as_measured(tmp_path):
+    module = core(attention, (2, 1024, 4, 64), (2, 1024, 64), (2, 1024, 64))
+    cache = metrics_cache.MeasurementCache(tmp_path)
+    measured = oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache, held=True)
+    context = types.SimpleNamespace(partitions=1, target=TARGET, platform="cuda", objective="time")
+    found, corrected = RematDriver().learn(module, context, measured)
+    assert not math.isclose(ask(module)["temp"], measured.temp_bytes, rel_tol=0.015)
+    assert math.isclose(corrected, measured.temp_bytes, rel_tol=0.015)
+    # What is remembered of the measurement says the same; reports do without.
+    again = oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache, held=True)
+    assert again.from_cache and RematDriver().learn(module, context, again) == (found, corrected)
+    assert "held" not in measured.to_json()
+    plan = RematDriver().plan(module, context, temp_budget=corrected, measured=found)
+    assert plan is None  # it fits as it stands, and is known to
+
+
+def test_a_close_estimate_is_left_alone_and_a_silent_measurement_teaches_nothing():
+    module = core(chain, (2048, 2048), (2048, 2048))
+    temp = ask(module)["temp"]
+    seen = {"anchors": [["", temp]], "buffers": []}
+    assert corrections.corrections(module, {}, seen, temp) == {}
+    silent = metrics.Measurement(argument_bytes=0, output_bytes=0, alias_bytes=0, temp_bytes=temp)
+    assert RematDriver().learn(module, types.SimpleNamespace(partitions=1), silent) is None
+    assert dataclasses.replace(silent, held=seen) == silent
