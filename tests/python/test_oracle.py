@@ -144,3 +144,13 @@ def test_errors_say_what_to_do():
         oracle.measure(str(module))
     with pytest.raises(errors.CompileError, match=r"(?s)xla_gpu_no_such_option.*compiler option's name"):
         oracle.compile_module(module, ONE, compiler_options={"xla_gpu_no_such_option": True})
+
+
+def test_a_compile_that_can_end_the_process_is_announced(monkeypatch):
+    target = Target("h100", topology="1x8x8")
+    sharding = NamedSharding(target.mesh((64,), ("x",)), P("x"))
+    lowered = jax.jit(jnp.tanh).lower(jax.ShapeDtypeStruct((64,), jnp.float32, sharding=sharding))
+    with pytest.warns(UserWarning, match="XLA_FLAGS=--xla_gpu_unsupported_use_all_reduce_one_shot_kernel=false"):
+        oracle.compile_lowered(lowered, target)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_unsupported_use_all_reduce_one_shot_kernel=false")
+    oracle.compile_lowered(lowered, target)  # warnings are errors here

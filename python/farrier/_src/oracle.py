@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import re
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -377,14 +379,30 @@ class _Description:
             return None
 
 
+# XLA's one-shot all-reduce of small values has a Triton kernel that it cannot compile for this many devices: the
+# process ends (jax 0.12.0.1; 8, 16, 32, 72 and 128 devices are fine). Only XLA_FLAGS can switch it off, before XLA
+# reads them: an option of the compile does not reach it.
+_ENDS_WITH_ONE_SHOT = 64
+_ONE_SHOT = "xla_gpu_unsupported_use_all_reduce_one_shot_kernel"
+
+
 class _xla_errors:
-    """Turns XLA's failures into `farrier.CompileError` with what to do next."""
+    """Turns XLA's failures into `farrier.CompileError` with what to do next; warns of one that cannot be caught."""
 
     def __init__(self, target: Target | None):
         self.target = target
 
     def __enter__(self) -> None:
-        return None
+        if (
+            self.target is not None
+            and self.target.device_count == _ENDS_WITH_ONE_SHOT
+            and _ONE_SHOT not in os.environ.get("XLA_FLAGS", "")
+        ):
+            warnings.warn(
+                f"XLA can end this process for {self.target!r}, where {_ENDS_WITH_ONE_SHOT} devices sum a small "
+                f"value: start it with XLA_FLAGS=--{_ONE_SHOT}=false",
+                stacklevel=4,
+            )
 
     def __exit__(self, kind, error, traceback) -> None:
         import jax
