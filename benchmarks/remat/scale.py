@@ -10,10 +10,11 @@ FSDP, compiled by XLA:GPU without a GPU. The rivals are MaxText's `remat_policy`
     minimal_offloaded   offload-dots-no-batch   minimal's wait in host memory
 
 For each case the step is measured as written and under each policy; then farrier is asked for the memory of those
-policies that no other beats, from the un-annotated step.
+policies that no other beats, from the un-annotated step, once with host memory and once without.
 
     python benchmarks/remat/scale.py                                # every case
-    python benchmarks/remat/scale.py --only llama3-8b --output scale.jsonl
+    python benchmarks/remat/scale.py --only llama3-8b --output scale.jsonl   # goes on where it was interrupted
+    python benchmarks/remat/scale.py --output scale.jsonl --again   # farrier's rows anew, the others as they are
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import os
 import pathlib
 import sys
 import warnings
-from collections.abc import Iterator
 
 # XLA's one-shot all-reduce ends the process where 64 devices take part and none is attached (jax 0.12.0.1), and the
 # option of one compile does not reach it.
@@ -35,6 +35,7 @@ os.environ["XLA_FLAGS"] = (
 import farrier
 import jax
 from farrier._src import oracle
+from lines import Lines, commit, plan_anew
 from rich.console import Console
 from rich.table import Table
 
@@ -83,48 +84,58 @@ def unbeaten(found: list[dict]) -> list[dict]:
     ]
 
 
-def rows(case: str, labels: list[str]) -> Iterator[dict]:
+def run(case: str, labels: list[str], found: Lines, *, again: bool) -> None:
+    """Adds what is missing of a case: the step as written, under each policy, and farrier's within theirs."""
     name, device, topology, options = CASES[case]
     target = farrier.Target(device, topology=topology)
+    console = Console()
 
-    def measured(policy: str) -> dict:
+    def once(step: str, measure) -> dict:
+        known = found.get({"case": case, "step": step})
+        if known is None or (again and step.startswith("farrier")):
+            known = found.add({**measure(), "commit": commit()})
+            console.print_json(json.dumps(known), indent=None)
+            jax.clear_caches()
+        return known
+
+    def measured(step: str, policy: str) -> dict:
         built = workloads.build(name, target, remat=policy, **options)
-        measurement = oracle.measure(built.lower(), target)
-        return {"total_bytes": measurement.total_bytes, **measurement.to_json()}
-
-    written = row(case, "as written", measured("none"))
-    yield written
-    policies = []
-    for label in labels:
         try:
-            policies.append(row(case, label, measured(POLICIES[label])))
+            measurement = oracle.measure(built.lower(), target)
         except farrier.CompileError as error:
-            yield {"case": case, "step": label, "error": str(error).splitlines()[0]}
-            continue
-        yield policies[-1]
-    built = workloads.build(name, target, **options)
-    for rival in unbeaten(policies):
-        budget = rival["total_bytes"]
-        label = f"farrier within {rival['step']}'s"
-        if budget >= written["total_bytes"]:
-            continue
-        step = farrier.optimize(built.function, memory_budget=budget, target=target, passes=["remat"])
+            return {"case": case, "step": step, "error": str(error).splitlines()[0]}
+        return row(case, step, {"total_bytes": measurement.total_bytes, **measurement.to_json()})
+
+    def searched(step: str, budget: int, *, host: bool) -> dict:
+        built = workloads.build(name, target, **options)
+        optimized = farrier.optimize(
+            built.function, memory_budget=budget, target=target, passes=[farrier.Remat(offload=host)]
+        )
         try:
-            plan = step.plan(*built.arguments)
+            plan = optimized.plan(*built.arguments)
         except farrier.BudgetError as error:
-            yield {"case": case, "step": label, "budget": budget, "smallest_bytes": error.smallest_bytes}
-            continue
-        predicted = plan.passes["remat"]["predicted"]
-        yield row(
+            return {"case": case, "step": step, "budget": budget, "smallest_bytes": error.smallest_bytes}
+        return row(
             case,
-            label,
+            step,
             plan.measured["after"],
             budget=budget,
             planned_bytes=plan.measured["planned_bytes"],
-            plan_seconds=predicted["seconds"],
+            plan_seconds=plan.passes["remat"]["predicted"]["seconds"],
             compiles=1 + len(plan.measured["attempts"]),
+            attempts=plan.measured["attempts"],
             estimate=plan.measured["estimate"],
         )
+
+    written = once("as written", lambda: measured("as written", "none"))
+    policies = [once(label, lambda label=label: measured(label, POLICIES[label])) for label in labels]
+    for rival in unbeaten([one for one in policies if "flops" in one]):
+        budget = rival["total_bytes"]
+        if budget >= written["total_bytes"]:
+            continue
+        for end, host in (("", True), (", no host memory", False)):
+            step = f"farrier within {rival['step']}'s{end}"
+            once(step, lambda s=step, b=budget, h=host: searched(s, b, host=h))
 
 
 def table(found: list[dict]) -> Table:
@@ -152,23 +163,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
     parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
-    parser.add_argument("--show", type=pathlib.Path, help="only print the table of such a file")
+    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
+    parser.add_argument("--show", action="store_true", help="only print the table of the file")
     args = parser.parse_args()
-    console = Console()
-    if args.show:
-        console.print(table([json.loads(line) for line in args.show.read_text().splitlines()]))
-        return
-    warnings.simplefilter("ignore", farrier.OptimizeWarning)
-    found = []
-    for case in args.only:
-        for one in rows(case, args.policies):
-            found.append(one)
-            console.print_json(json.dumps(one), indent=None)
-            if args.output:
-                with args.output.open("a") as file:
-                    file.write(json.dumps(one) + "\n")
-        jax.clear_caches()
-    console.print(table(found))
+    found = Lines(args.output, ("case", "step"))
+    if not args.show:
+        warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        plan_anew()
+        for case in args.only:
+            run(case, args.policies, found, again=args.again)
+        found.tidy()
+    Console().print(table(found.rows()))
 
 
 if __name__ == "__main__":
