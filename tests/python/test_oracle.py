@@ -150,7 +150,9 @@ def test_a_compile_that_can_end_the_process_is_announced(monkeypatch):
     target = Target("h100", topology="1x8x8")
     sharding = NamedSharding(target.mesh((64,), ("x",)), P("x"))
     lowered = jax.jit(jnp.tanh).lower(jax.ShapeDtypeStruct((64,), jnp.float32, sharding=sharding))
-    with pytest.warns(UserWarning, match="XLA_FLAGS=--xla_gpu_unsupported_use_all_reduce_one_shot_kernel=false"):
+    with pytest.warns(
+        UserWarning, match="XLA_FLAGS=--xla_gpu_unsupported_use_all_reduce_one_shot_kernel=false"
+    ):
         oracle.compile_lowered(lowered, target)
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_unsupported_use_all_reduce_one_shot_kernel=false")
     oracle.compile_lowered(lowered, target)  # warnings are errors here

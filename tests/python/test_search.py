@@ -180,6 +180,16 @@ def test_before_a_budget_is_refused_the_least_plan_is_tried():
     assert plan.compiles == 3
 
 
+def test_attempts_that_missed_by_little_are_not_answered_by_recomputing_everything():
+    # Each plan needs a little more than the last one's miss corrected for.
+    needs = {800: 800, 500: 510, 490: 505}
+    plan = search.plan_step(
+        Module(), [Planner(floor=100)], context(FIXED + 500, lambda temp: needs.get(temp, temp))
+    )
+    assert FIXED + 400 < plan.measured["after"]["total_bytes"] <= FIXED + 500
+    assert plan.compiles == 4
+
+
 def test_a_budget_below_arguments_and_results_is_refused():
     with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000") as caught:
         search.plan_step(Module(), [Planner(floor=100)], context(FIXED - 1, lambda temp: temp))

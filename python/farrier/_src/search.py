@@ -34,6 +34,11 @@ _SLACK = 0.02
 # above it is tried: with fewer recomputations in flight XLA can need less for it.
 _NEARLY_LEAST = 1.03
 
+# What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt was wrong
+# by at most.
+_LAST_SPARE = 0.02
+_LAST_TIMES = 1.5
+
 # Of the budget, the most that what a plan was off by takes from one of another kind: of a plan with transfers from
 # one without, because most of it is what was under way; of one way from another.
 _MOST_CARRIED = 0.08
@@ -405,10 +410,20 @@ class _Fit:
             beliefs.correct(attempt, over)
 
     def _try_least(self, beliefs: _Beliefs) -> None:
-        """Before a budget is refused, one compile more for what is believed to need least, given how wrong that
-        belief was for the same way before. A budget that nothing can keep gets it, too: the error names what would do.
+        """Before a budget is refused, one compile more: where attempts missed by little, for the cheapest plan without
+        transfers that leaves room for more than that; else, or where that misses, too, for what is believed to need
+        least, given how wrong that belief was for the same way before. A budget that nothing can keep gets it, as well:
+        the error names what would do.
         """
-        wrong = {id(a.choice.way): a.wrong for a in self.attempts}
+        wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
+        worst = max((abs(a.wrong) for a in self.attempts), default=beliefs.room)
+        if worst <= _MOST_CARRIED * beliefs.room:
+            aim = int(((1 - _LAST_SPARE) * beliefs.room - _LAST_TIMES * worst) * beliefs.scale)
+            safe = self._choices(beliefs, lambda way: max(1, aim), host=False)[0]
+            if safe.fits and safe.text not in self.seen:
+                self._attempt(safe, beliefs)
+                if self._kept():
+                    return
         least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
         if least:
             self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
