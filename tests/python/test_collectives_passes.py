@@ -241,4 +241,7 @@ def test_scattered_reductions_keep_values(program, regroup, expected):
     assert (site.counters["gathers"] == 0) == (program.func is zero_redundancy)
     assert regroup or site.counters["partial-sums"] == 0
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
-        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-5)
+        if regroup:
+            np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-5)
+        else:  # XLA:CPU adds up in one order whether it scatters or not
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

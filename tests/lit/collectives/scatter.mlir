@@ -194,3 +194,30 @@
     "func.return"(%o) : (tensor<16x16xf32>) -> ()
   }) : () -> ()
 }) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()
+
+// -----
+
+// Groups along an axis of a mesh whose devices are in another order: the second device has the first part.
+// CHECK-LABEL: sym_name = "order"
+// CHECK: "stablehlo.constant"() <{value = dense<[1, 0]> : tensor<2xi32>}>
+// CHECK: "stablehlo.reduce_scatter"{{.*}}replica_groups = #stablehlo.replica_group_mesh_axes<mesh = @mesh, axes = [#stablehlo.axis_ref<name = "t">]>
+// CHECK: %[[Y:.*]] = "stablehlo.add"({{.*}}) : (tensor<4x16xf32>
+// CHECK: "stablehlo.all_gather"(%[[Y]]) <{all_gather_dim = 0 : i64, replica_groups = #stablehlo.replica_group_mesh_axes
+// SMALL-LABEL: sym_name = "order"
+"builtin.module"() ({
+  "sdy.mesh"() <{mesh = #sdy.mesh<["t"=2], device_ids=[1, 0]>, sym_name = "mesh"}> : () -> ()
+  "func.func"() <{function_type = (tensor<8x16xf32>, tensor<16x16xf32>) -> tensor<8x16xf32>, sym_name = "order"}> ({
+  ^bb0(%a: tensor<8x16xf32>, %b: tensor<16x16xf32>):
+    %o = "sdy.manual_computation"(%a, %b) <{in_shardings = #sdy.sharding_per_value<[<@mesh, [{}, {}]>, <@mesh, [{"t"}, {}]>]>, manual_axes = #sdy<manual_axes{"t"}>, out_shardings = #sdy.sharding_per_value<[<@mesh, [{}, {}]>]>}> ({
+    ^bb0(%x: tensor<8x16xf32>, %p: tensor<8x16xf32>):
+      %r = "stablehlo.all_reduce"(%p) <{replica_groups = #stablehlo.replica_group_mesh_axes<mesh = @mesh, axes = [#stablehlo.axis_ref<name = "t">]>, use_global_device_ids}> ({
+      ^bb0(%l: tensor<f32>, %m: tensor<f32>):
+        %s = "stablehlo.add"(%l, %m) : (tensor<f32>, tensor<f32>) -> tensor<f32>
+        "stablehlo.return"(%s) : (tensor<f32>) -> ()
+      }) : (tensor<8x16xf32>) -> tensor<8x16xf32>
+      %y = "stablehlo.add"(%x, %r) : (tensor<8x16xf32>, tensor<8x16xf32>) -> tensor<8x16xf32>
+      "sdy.return"(%y) : (tensor<8x16xf32>) -> ()
+    }) : (tensor<8x16xf32>, tensor<16x16xf32>) -> tensor<8x16xf32>
+    "func.return"(%o) : (tensor<8x16xf32>) -> ()
+  }) : () -> ()
+}) {mhlo.num_partitions = 2 : i32, mhlo.num_replicas = 1 : i32} : () -> ()
