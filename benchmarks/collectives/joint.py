@@ -78,7 +78,7 @@ class Bench:
             objective="time",
             numerics="bounded",
             max_compiles=3,
-            measure=lambda module: self.compile(module, {}).measurement,
+            measure=lambda module, held=False: self.compile(module, {}).measurement,
             remark=lambda remark: remarks.append(remark.message),
             compile=self.compile,
         )
