@@ -133,7 +133,7 @@ def summary(rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="run the workloads whose name contains this, nothing else")
+    parser.add_argument("--only", default="", help="run the workloads and groups whose name contains this")
     arguments = parser.parse_args()
     path = ROOT / "results" / "fusion-programs.json"
     stored = json.loads(path.read_text()) if path.exists() else {"workloads": {}}
@@ -148,10 +148,10 @@ def main() -> int:
         found["seconds_per_10k"] = round(found["seconds"] / found["operations"] * 1e4, 4)
         stored["workloads"][name] = {"devices": target.device_count, **found}
         write()
-    if not arguments.only:
-        stored["tests/programs"] = summary((n, row(m, t)) for n, m, t in test_programs())
-        stored["random"] = summary((n, row(m, t)) for n, m, t in random_programs())
-        write()
+    for name, group in {"tests/programs": test_programs, "random": random_programs}.items():
+        if arguments.only in name:
+            stored[name] = summary((each, row(module, target)) for each, module, target in group())
+            write()
     table = Table("program", "operations", "sites", "why not", "s per 10k operations")
     for name, found in stored["workloads"].items():
         sites = ", ".join(f"{rewrite} {count}" for rewrite, count in found["sites"].items())

@@ -69,10 +69,21 @@ static void replaceInside(stablehlo::WhileOp loop, unsigned slot, Value made) {
       made, [&](OpOperand &use) { return use.getOwner() != bodyOf(loop).getTerminator(); });
 }
 
+/// Whether a value is one number everywhere, known when compiling: XLA makes such values where they are read itself.
+static bool isOneNumber(const SinkRecipe &recipe) {
+  auto isSplat = [](Value leaf) {
+    auto constant = leaf.getDefiningOp<stablehlo::ConstantOp>();
+    return constant && cast<ElementsAttr>(constant.getValue()).isSplat();
+  };
+  return llvm::all_of(recipe.leaves, isSplat) &&
+         llvm::none_of(recipe.ops, [](Operation *op) { return isa<stablehlo::IotaOp>(op); });
+}
+
 static bool sinkRecipe(stablehlo::WhileOp &loop, unsigned slot, const SizeFn &size) {
   Value value = loop->getOperand(slot);
   std::optional<SinkRecipe> recipe = SinkRecipe::of(value, size);
-  if (!recipe || recipe->ops.empty() || !isReadWhereItFuses(bodyOf(loop).getArgument(slot)))
+  if (!recipe || recipe->ops.empty() || isOneNumber(*recipe) ||
+      !isReadWhereItFuses(bodyOf(loop).getArgument(slot)))
     return false;
   for (Operation *op : recipe->ops)
     if (isForbidden(op))

@@ -78,6 +78,17 @@ def test_a_value_that_products_read_stays_outside():
     assert not cases.applied(result)
 
 
+def test_one_number_is_left_to_the_compiler():
+    """XLA makes a broadcast constant where it is read."""
+
+    def function(x):
+        big = jnp.full(x.shape, 0.5) * 2
+        return lax.fori_loop(0, 8, lambda _, s: (jnp.sin(s[0] + s[1]), s[1]), (x, big))[0]
+
+    _, result = cases.rewrite(jax.jit(function).lower(*arrays((32, 32))), "rewrites=sink sink-bytes=64")
+    assert not cases.applied(result)
+
+
 def test_on_a_gpu_the_value_is_not_stored():
     target = farrier.Target("h100")
 

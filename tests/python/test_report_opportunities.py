@@ -78,6 +78,24 @@ def test_logits_are_named_with_their_line_their_rewrite_and_why_it_did_not_happe
     assert found["removable_ns"] <= found["roofline_ns"]
 
 
+def test_a_table_with_as_many_elements_as_logits_is_no_logits():
+    def tied(table, x, labels):
+        narrow = jax.lax.optimization_barrier(jnp.tanh(table).astype(jnp.bfloat16))
+        return loss(x, narrow.T, labels)
+
+    rows = 512  # as many as a row of the table has columns
+    low = lowered(
+        jax.grad(tied, (0, 1)),
+        ((VOCABULARY, rows), jnp.float32), ((rows, rows), jnp.bfloat16), ((rows,), jnp.int32),
+    )  # fmt: skip
+    made = report.explain(low, target=Target("h100"))
+    edges = made.opportunities["edges"]
+    assert {e["rewrite"] for e in edges if f"[{rows},{VOCABULARY}]" in e["shape"]} >= {"cross-entropy"}
+    of_table = [e for e in edges if f"[{VOCABULARY},{rows}]" in e["shape"]]
+    assert of_table
+    assert all(e["rewrite"] == "" for e in of_table), of_table
+
+
 def test_several_readers_of_what_cannot_move_could_share_a_read():
     made = report.explain(lowered(reread, ((1024, 1024), jnp.float32)), target=Target("h100"))
     shared = [e for e in made.opportunities["edges"] if e["kind"] == "share"]

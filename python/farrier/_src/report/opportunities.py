@@ -288,6 +288,10 @@ def _local(kernel: _Kernel, index: int) -> bool:
     return True
 
 
+_Node = tuple[int, int, tuple[int, int] | None]
+"""Values of one number of elements at a kernel (its instruction); of a matrix product each value for itself."""
+
+
 def _softmax_clusters(values: Mapping[tuple[int, int], _Value]) -> dict[int, str]:
     """Kernels (by instruction) around a softmax that a matrix product feeds: the rewrite that is made for it.
 
@@ -295,22 +299,26 @@ def _softmax_clusters(values: Mapping[tuple[int, int], _Value]) -> dict[int, str
     row was subtracted from is a softmax. Products without batch dimensions make logits, others scores (splitting a contraction
     adds a batch dimension, so one product without is enough).
     """
-    parent: dict[tuple[int, int], tuple[int, int]] = {}
+    parent: dict[_Node, _Node] = {}
 
-    def top(k: tuple[int, int]) -> tuple[int, int]:
+    def top(k: _Node) -> _Node:
         while parent.setdefault(k, k) != k:
             parent[k] = parent[parent[k]]
             k = parent[k]
         return k
 
-    kernels: dict[tuple[int, int], _Kernel] = {}
+    kernels: dict[_Node, _Kernel] = {}
     largest: dict[int, int] = collections.defaultdict(int)
-    for value in values.values():
+    for key, value in values.items():
         for kernel in (value.producer, *value.readers):
-            node = (value.elements, kernel.i.proto.id)
+            # What a product reads is not what it makes, nor one operand the other, however many elements they have:
+            # a table of as many rows as logits have columns is no logits.
+            place = key if kernel.matrix else None
+            node = (value.elements, kernel.i.proto.id, place)
             kernels[node] = kernel
             largest[kernel.i.proto.id] = max(largest[kernel.i.proto.id], value.elements)
-            parent[top(node)] = top((value.elements, value.producer.i.proto.id))
+            written = key if value.producer.matrix else None
+            parent[top(node)] = top((value.elements, value.producer.i.proto.id, written))
     softmax, batched = set(), collections.defaultdict(set)
     for node, kernel in kernels.items():
         # A kernel counts by its largest value: a reduced one would join unrelated clusters.
@@ -321,9 +329,9 @@ def _softmax_clusters(values: Mapping[tuple[int, int], _Value]) -> dict[int, str
         if kernel.matrix and not kernel.opaque:
             batched[top(node)].add(_batched(kernel.i))
     return {
-        i: "cross-entropy" if False in batched[top((size, i))] else "attention"
-        for size, i in kernels
-        if largest[i] == size and top((size, i)) in softmax and batched[top((size, i))]
+        node[1]: "cross-entropy" if False in batched[top(node)] else "attention"
+        for node in kernels
+        if largest[node[1]] == node[0] and top(node) in softmax and batched[top(node)]
     }
 
 
@@ -473,4 +481,6 @@ def _rows(program: Program, model: cost_lib.CostModel, kernels: list[_Kernel]) -
         )
         for (name, shape, source), found in groups.items()
     ]
-    return tuple(sorted(rows, key=lambda r: (-r.removable_bytes, r.position)))
+    # What would read more, so that others go, has nothing to gain itself.
+    gaining = [row for row in rows if row.removable_bytes > 0]
+    return tuple(sorted(gaining, key=lambda r: (-r.removable_bytes, r.position)))
