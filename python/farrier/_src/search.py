@@ -34,8 +34,8 @@ _SLACK = 0.02
 # above it is tried: with fewer recomputations in flight XLA can need less for it.
 _NEARLY_LEAST = 1.03
 
-# What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt was wrong
-# by at most.
+# What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
+# transfers was wrong by at most.
 _LAST_SPARE = 0.02
 _LAST_TIMES = 1.5
 
@@ -416,9 +416,13 @@ class _Fit:
         the error names what would do.
         """
         wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
-        worst = max((abs(a.wrong) for a in self.attempts), default=beliefs.room)
-        if worst <= _MOST_CARRIED * beliefs.room:
-            aim = int(((1 - _LAST_SPARE) * beliefs.room - _LAST_TIMES * worst) * beliefs.scale)
+        # Of what a plan with transfers was wrong by, most was what was under way.
+        alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
+        missed = (
+            int(_LAST_TIMES * max(alike)) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
+        )
+        if self.attempts and missed <= _LAST_TIMES * _MOST_CARRIED * beliefs.room:
+            aim = int(((1 - _LAST_SPARE) * beliefs.room - missed) * beliefs.scale)
             safe = self._choices(beliefs, lambda way: max(1, aim), host=False)[0]
             if safe.fits and safe.text not in self.seen:
                 self._attempt(safe, beliefs)
