@@ -113,8 +113,10 @@ def run(names: list[str], found: Lines, *, again: bool) -> None:
 
 
 def searches(rows: list[dict]) -> list[dict]:
-    """The rows that a search gave, for budgets that bind."""
-    return [row for row in rows if isinstance(row["share"], float) and row["share"] < 1]
+    """The rows that a search gave, for budgets that bind; of each workload the largest first."""
+    found = [row for row in rows if isinstance(row["share"], float) and row["share"] < 1]
+    names = list(dict.fromkeys(row["workload"] for row in found))
+    return sorted(found, key=lambda row: (names.index(row["workload"]), -row["share"]))
 
 
 def not_monotone(rows: list[dict]) -> list[tuple[dict, dict]]:
