@@ -113,6 +113,53 @@ def masked(kind: str, cudnn: bool):
     return lower
 
 
+def micro_batches(target: Target, layers: int):
+    """Gradients of four micro-batches one after another, added up: four layers of 1,024 to 4,096, 2,048 tokens each."""
+    del layers
+
+    def loss(weights, x):
+        for up, down in weights:
+            x = x + jax.nn.gelu(x @ up) @ down
+        return jnp.mean(jnp.square(x.astype(jnp.float32)))
+
+    def step(weights, batches):
+        total = None
+        for x in batches:
+            gradients = jax.grad(loss)(weights, x)
+            total = gradients if total is None else jax.tree.map(jnp.add, total, gradients)
+        return total
+
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=target.sharding())
+
+    return jax.jit(step).lower([(array(1024, 4096), array(4096, 1024))] * 4, [array(2048, 1024)] * 4)
+
+
+def carried_mask(target: Target, layers: int):
+    """A mask of packed segments, of batch and heads, made once and read by four scanned layers, forward."""
+    del layers
+    batch, length, heads, width = 4, 2048, 8, 512
+
+    def step(weights, x, segments):
+        same = segments[:, None, :, None] == segments[:, None, None]
+        mask = jnp.where(same, 0.0, -1e9) * jnp.ones((1, heads, 1, 1))
+
+        def layer(x, w):
+            q = (x @ w).reshape(batch, length, heads, -1)
+            scores = jnp.einsum("bshd,bthd->bhst", q, q, preferred_element_type=jnp.float32) + mask
+            mixed = jnp.einsum("bhst,bthd->bshd", jax.nn.softmax(scores, -1).astype(x.dtype), q)
+            return x + mixed.reshape(x.shape), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=target.sharding())
+
+    return jax.jit(step).lower(
+        array(4, width, width), array(batch, length, width), array(batch, length, dtype=jnp.int32)
+    )
+
+
 EIGHT = Target("h100", topology="1x1x8")
 
 
@@ -169,6 +216,10 @@ CASES = {
     "experts with one-hot tensors, as written": (experts("onehot"), None),
     "experts with one-hot tensors, rewritten": (experts("onehot"), "rewrites=one-hot"),
     "experts with gathers by hand": (experts("gather"), None),
+    "micro-batches one after another, as written": (micro_batches, None),
+    "micro-batches one after another, rewritten": (micro_batches, "rewrites=fence fence-bytes=16777216"),
+    "mask carried by a scan, as written": (carried_mask, None),
+    "mask carried by a scan, rewritten": (carried_mask, "rewrites=sink"),
 }
 
 
@@ -202,7 +253,7 @@ def main() -> None:
             continue
         here = EIGHT if "8 devices" in name else target
         measured, run = measure(program, arguments.layers, rewrite, here)
-        alone = name.startswith(("experts", "attention with "))
+        alone = name.startswith(("experts", "attention with ", "micro-batches", "mask "))
         row = name if alone else f"{name}, {arguments.layers} layers"
         stored["rows"][row] = {
             "temp_bytes": measured.temp_bytes,

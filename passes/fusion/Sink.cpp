@@ -70,19 +70,20 @@ static void replaceInside(stablehlo::WhileOp loop, unsigned slot, Value made) {
 }
 
 /// Whether a value is one number everywhere, known when compiling: XLA makes such values where they are read itself.
-static bool isOneNumber(const SinkRecipe &recipe) {
-  auto isSplat = [](Value leaf) {
-    auto constant = leaf.getDefiningOp<stablehlo::ConstantOp>();
-    return constant && cast<ElementsAttr>(constant.getValue()).isSplat();
-  };
-  return llvm::all_of(recipe.leaves, isSplat) &&
-         llvm::none_of(recipe.ops, [](Operation *op) { return isa<stablehlo::IotaOp>(op); });
+static bool isOneNumber(Value value, unsigned depth = 0) {
+  Operation *op = value.getDefiningOp();
+  if (auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op))
+    return cast<ElementsAttr>(constant.getValue()).isSplat();
+  bool keeps = op && op->getNumOperands() > 0 && depth < 16 &&
+               (isElementwise(op) || isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp,
+                                         stablehlo::TransposeOp, stablehlo::SliceOp>(op));
+  return keeps && llvm::all_of(op->getOperands(), [&](Value operand) { return isOneNumber(operand, depth + 1); });
 }
 
 static bool sinkRecipe(stablehlo::WhileOp &loop, unsigned slot, const SizeFn &size) {
   Value value = loop->getOperand(slot);
   std::optional<SinkRecipe> recipe = SinkRecipe::of(value, size);
-  if (!recipe || recipe->ops.empty() || isOneNumber(*recipe) ||
+  if (!recipe || recipe->ops.empty() || isOneNumber(value) ||
       !isReadWhereItFuses(bodyOf(loop).getArgument(slot)))
     return false;
   for (Operation *op : recipe->ops)

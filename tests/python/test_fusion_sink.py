@@ -82,7 +82,7 @@ def test_one_number_is_left_to_the_compiler():
     """XLA makes a broadcast constant where it is read."""
 
     def function(x):
-        big = jnp.full(x.shape, 0.5) * 2
+        big = jnp.full(x.shape, jnp.int32(3).astype(jnp.float32)) * 2
         return lax.fori_loop(0, 8, lambda _, s: (jnp.sin(s[0] + s[1]), s[1]), (x, big))[0]
 
     _, result = cases.rewrite(jax.jit(function).lower(*arrays((32, 32))), "rewrites=sink sink-bytes=64")
