@@ -60,12 +60,7 @@ inline mlir::Operation *cloneOnPart(mlir::OpBuilder &builder, mlir::Operation *o
     result.setType(type);
   for (auto [from, to] : llvm::zip_equal(op->getRegions(), copy->getRegions()))
     from.cloneInto(&to, none);
-  if (auto slice = llvm::dyn_cast<stablehlo::SliceOp>(copy)) {
-    int64_t dim = flow.operands[0]->dim;
-    llvm::SmallVector<int64_t> limits(slice.getLimitIndices());
-    limits[dim] = tensorType(operands[0]).getDimSize(dim);
-    slice.setLimitIndicesAttr(builder.getDenseI64ArrayAttr(limits));
-  }
+  adaptSizesToPart(op, copy, flow);
   return copy;
 }
 

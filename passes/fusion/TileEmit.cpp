@@ -211,18 +211,7 @@ void Emitter::cloneOp(Operation *op, const AxisFlow &flow, Operation *&clone) {
     result.setType(type);
   for (auto [from, to] : llvm::zip(op->getRegions(), clone->getRegions()))
     from.cloneInto(&to, none);
-  if (auto slice = dyn_cast<stablehlo::SliceOp>(clone); slice && flow.operands[0]) {
-    SmallVector<int64_t> limits(slice.getLimitIndices());
-    limits[flow.operands[0]->dim] = tensorType(operands[0]).getDimSize(flow.operands[0]->dim);
-    slice.setLimitIndicesAttr(builder.getDenseI64ArrayAttr(limits));
-  }
-  if (auto gather = dyn_cast<stablehlo::GatherOp>(clone); gather && flow.operands[0]) {
-    SmallVector<int64_t> sizes(gather.getSliceSizes());
-    int64_t &taken = sizes[flow.operands[0]->dim];
-    if (taken == tensorType(op->getOperand(0)).getDimSize(flow.operands[0]->dim)) // not one row at a time
-      taken = tensorType(operands[0]).getDimSize(flow.operands[0]->dim);
-    gather.setSliceSizesAttr(builder.getDenseI64ArrayAttr(sizes));
-  }
+  adaptSizesToPart(op, clone, flow);
 }
 
 /// What a scatter of one update does with it: "add" or "set"; empty for anything else.

@@ -2,6 +2,7 @@
 
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "mlir/IR/Builders.h"
 #include "mlir/IR/OpDefinition.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringSwitch.h"
@@ -377,6 +378,26 @@ RankedTensorType chunkedType(RankedTensorType type, AxisPlace place, int64_t chu
   SmallVector<int64_t> shape(type.getShape());
   shape[place.dim] = place.outer * chunk * place.inner;
   return RankedTensorType::get(shape, type.getElementType());
+}
+
+void adaptSizesToPart(Operation *op, Operation *copy, const AxisFlow &flow) {
+  if (flow.operands.empty() || !flow.operands[0])
+    return;
+  int64_t dim = flow.operands[0]->dim;
+  int64_t whole = tensorType(op->getOperand(0)).getDimSize(dim);
+  int64_t part = tensorType(copy->getOperand(0)).getDimSize(dim);
+  Builder builder(op->getContext());
+  if (auto slice = dyn_cast<stablehlo::SliceOp>(copy)) {
+    SmallVector<int64_t> limits(slice.getLimitIndices());
+    limits[dim] = part;
+    slice.setLimitIndicesAttr(builder.getDenseI64ArrayAttr(limits));
+  }
+  if (auto gather = dyn_cast<stablehlo::GatherOp>(copy)) {
+    SmallVector<int64_t> sizes(gather.getSliceSizes());
+    if (sizes[dim] == whole) // not one row at a time
+      sizes[dim] = part;
+    gather.setSliceSizesAttr(builder.getDenseI64ArrayAttr(sizes));
+  }
 }
 
 } // namespace farrier

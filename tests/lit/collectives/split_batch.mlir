@@ -60,3 +60,27 @@
   }) : (tensor<3x8xf32>) -> tensor<3x8xf32>
   "func.return"(%r) : (tensor<3x8xf32>) -> ()
 }) : () -> ()
+
+// -----
+
+// A gather of features takes the batch whole: of a half it takes the half.
+// CHECK-LABEL: sym_name = "gathered"
+// SMALL-LABEL: sym_name = "gathered"
+// CHECK-COUNT-2: "stablehlo.gather"{{.*}} slice_sizes = array<i64: 1, 4, 1>}> : (tensor<1x4x8xbf16>, tensor<8x1xi32>) -> tensor<1x4x8xbf16>
+"func.func"() <{function_type = (tensor<2x4x8xbf16>, tensor<8x8xbf16>, tensor<8x1xi32>) -> tensor<2x4x8xbf16>, sym_name = "gathered"}> ({
+^bb0(%x: tensor<2x4x8xbf16>, %w: tensor<8x8xbf16>, %i: tensor<8x1xi32>):
+  %p = "stablehlo.dot_general"(%x, %w) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [2], rhs_contracting_dimensions = [0]>}> : (tensor<2x4x8xbf16>, tensor<8x8xbf16>) -> tensor<2x4x8xbf16>
+  %r = "stablehlo.all_reduce"(%p) <{replica_groups = dense<[[0, 1]]> : tensor<1x2xi64>}> ({
+  ^bb0(%a: tensor<bf16>, %b: tensor<bf16>):
+    %s = "stablehlo.add"(%a, %b) : (tensor<bf16>, tensor<bf16>) -> tensor<bf16>
+    "stablehlo.return"(%s) : (tensor<bf16>) -> ()
+  }) : (tensor<2x4x8xbf16>) -> tensor<2x4x8xbf16>
+  %t = "stablehlo.gather"(%r, %i) <{dimension_numbers = #stablehlo.gather<offset_dims = [0, 1], collapsed_slice_dims = [2], start_index_map = [2], index_vector_dim = 1>, slice_sizes = array<i64: 2, 4, 1>}> : (tensor<2x4x8xbf16>, tensor<8x1xi32>) -> tensor<2x4x8xbf16>
+  %q = "stablehlo.dot_general"(%t, %w) <{dot_dimension_numbers = #stablehlo.dot<lhs_contracting_dimensions = [2], rhs_contracting_dimensions = [0]>}> : (tensor<2x4x8xbf16>, tensor<8x8xbf16>) -> tensor<2x4x8xbf16>
+  %y = "stablehlo.all_reduce"(%q) <{replica_groups = dense<[[0, 1]]> : tensor<1x2xi64>}> ({
+  ^bb0(%a: tensor<bf16>, %b: tensor<bf16>):
+    %s = "stablehlo.add"(%a, %b) : (tensor<bf16>, tensor<bf16>) -> tensor<bf16>
+    "stablehlo.return"(%s) : (tensor<bf16>) -> ()
+  }) : (tensor<2x4x8xbf16>) -> tensor<2x4x8xbf16>
+  "func.return"(%y) : (tensor<2x4x8xbf16>) -> ()
+}) : () -> ()

@@ -46,6 +46,10 @@ std::optional<AxisFlow> flowFromResult(mlir::Operation *op, unsigned result, Axi
 /// `type` with `size` elements of the axis replaced by `chunk`.
 mlir::RankedTensorType chunkedType(mlir::RankedTensorType type, AxisPlace place, int64_t chunk, int64_t size);
 
+/// Adapts what a copy of `op`, whose operands hold a part of the axis, says of their sizes in attributes: where slices
+/// end, how much gathers take.
+void adaptSizesToPart(mlir::Operation *op, mlir::Operation *copy, const AxisFlow &flow);
+
 /// Whether every element of the result depends only on the elements at the same place of operands of the
 /// same shape (scalars allowed beside them: select, clamp).
 bool isElementwise(mlir::Operation *op);
