@@ -388,15 +388,14 @@ bool OneHotMask::provesSupport(const Tensor &factor) {
   // For each pick: the outer test fails, or the inner one does. Where the inner index varies along a bound
   // axis, either may be so at each position of it, which the evaluation takes care of.
   for (unsigned which = 0; which < (1u << picks.size()); ++which) {
-    Assumptions assume;
+    Assumptions assume(picks.size());
     bool again = false;
     for (auto [i, pick] : llvm::enumerate(picks)) {
       bool outer = which >> i & 1;
       again |= outer && pick.inner.bound;
-      assume.fails.push_back(pick.inner.bound ? Assumptions::Either
-                                              : (outer ? Assumptions::Outer : Assumptions::Inner));
+      assume.fails[i] = pick.inner.bound ? Assumptions::Either
+                                         : (outer ? Assumptions::Outer : Assumptions::Inner);
     }
-    assume.within.resize(picks.size());
     for (auto &region : regions) {
       assume.region = region;
       if (again || RangeEval(*this, assume).evaluate(mask, roles).is(0))
@@ -420,11 +419,9 @@ bool OneHotMask::isDistinctAlong(const PositionTest &test) const {
 
 bool OneHotMask::reachesOnce(ArrayRef<unsigned> rows, std::string &whyNot) {
   for (auto [i, pick] : llvm::enumerate(picks)) {
-    Assumptions assume;
+    Assumptions assume(picks.size());
     assume.active = static_cast<unsigned>(i);
     assume.rows.assign(rows.begin(), rows.end());
-    assume.fails.assign(picks.size(), Assumptions::Nothing);
-    assume.within.resize(picks.size());
     Range index = RangeEval(*this, assume).evaluate(pick.inner.index, pick.inner.roles);
     double first = pick.inner.offset, last = first + axes[pick.inner.axis].size - 1;
     if (!index.counts || (index.deadLo <= last && index.deadHi >= first)) {

@@ -476,7 +476,7 @@ Range RangeEval::overBound(Operation *op, const SmallVector<Roles, 3> &inner) {
     return whole(hull(yes, no));
   }
   for (auto [i, pick] : llvm::enumerate(mask.picks)) {
-    if (i >= assume.fails.size() || assume.fails[i] != Assumptions::Either)
+    if (assume.fails[i] != Assumptions::Either)
       continue;
     for (unsigned axis : over)
       if (mask.isBoundIn(pick, axis)) {
@@ -507,7 +507,7 @@ Range RangeEval::runningCount(Operation *op, int64_t along, const Roles &roles) 
     return anything(element);
   int64_t size = type.getDimSize(along);
   // Whatever is assumed of one entry, the others are arbitrary.
-  Range any = RangeEval(mask, Assumptions()).evaluate(op->getOperand(0), roles);
+  Range any = RangeEval(mask, Assumptions(mask.picks.size())).evaluate(op->getOperand(0), roles);
   Range sum =
       between(std::min(0.0, product(size, any.lo)), std::max(0.0, product(size, any.hi)), any.isInteger);
   if (!assume.active || !any.isInteger || any.lo < 0)

@@ -12,6 +12,9 @@ double exactIntegers(mlir::Type element);
 
 /// What is assumed of the position tests behind a mask.
 struct Assumptions {
+  /// Nothing is assumed of any pick.
+  explicit Assumptions(size_t picks) : fails(picks, Nothing), within(picks) {}
+
   enum Fails : char { Nothing, Outer, Inner, Either };
   llvm::SmallVector<Fails, 2> fails; ///< of each pick
   /// The bound axis at whose every position by itself this holds; nullopt: at all positions of all.
