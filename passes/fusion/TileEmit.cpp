@@ -197,21 +197,7 @@ void Emitter::cloneOp(Operation *op, const AxisFlow &flow, Operation *&clone) {
   if (auto scatter = dyn_cast<stablehlo::ScatterOp>(op))
     if ((clone = scatterByChoice(scatter, operands, cast<RankedTensorType>(types[0]))))
       return;
-  if (auto constant = dyn_cast<stablehlo::ConstantOp>(op)) {
-    auto type = cast<RankedTensorType>(types[0]);
-    auto value = cast<DenseElementsAttr>(constant.getValue()).resizeSplat(type);
-    clone = make.op("stablehlo.constant", type, {}, make.attr("value", value));
-    return;
-  }
-  IRMapping none;
-  clone = op->cloneWithoutRegions(none);
-  builder.insert(clone);
-  clone->setOperands(operands);
-  for (auto [result, type] : llvm::zip(clone->getResults(), types))
-    result.setType(type);
-  for (auto [from, to] : llvm::zip(op->getRegions(), clone->getRegions()))
-    from.cloneInto(&to, none);
-  adaptSizesToPart(op, clone, flow);
+  clone = cloneOnPart(builder, op, flow, operands, types);
 }
 
 /// What a scatter of one update does with it: "add" or "set"; empty for anything else.

@@ -3,6 +3,7 @@
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/Builders.h"
+#include "mlir/IR/IRMapping.h"
 #include "mlir/IR/OpDefinition.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringSwitch.h"
@@ -251,8 +252,7 @@ static bool sumsFloats(stablehlo::ReduceOp reduce) {
   // The starting value would be added once per chunk.
   if (!isZeroFloat(reduce.getInitValues()[0]))
     return false;
-  Block &body = reduce->getRegion(0).front();
-  return llvm::hasNItems(body, 2) && isa<stablehlo::AddOp>(body.front()) &&
+  return isSum(reduce->getRegion(0).front()) &&
          isa<FloatType>(tensorType(reduce.getInputs()[0]).getElementType());
 }
 
@@ -380,7 +380,9 @@ RankedTensorType chunkedType(RankedTensorType type, AxisPlace place, int64_t chu
   return RankedTensorType::get(shape, type.getElementType());
 }
 
-void adaptSizesToPart(Operation *op, Operation *copy, const AxisFlow &flow) {
+/// Adapts what a copy of `op`, whose operands hold a part of the axis, says of their sizes in attributes: where
+/// slices end, how much gathers take.
+static void adaptSizesToPart(Operation *op, Operation *copy, const AxisFlow &flow) {
   if (flow.operands.empty() || !flow.operands[0])
     return;
   int64_t dim = flow.operands[0]->dim;
@@ -398,6 +400,37 @@ void adaptSizesToPart(Operation *op, Operation *copy, const AxisFlow &flow) {
       sizes[dim] = part;
     gather.setSliceSizesAttr(builder.getDenseI64ArrayAttr(sizes));
   }
+}
+
+Operation *cloneOnPart(OpBuilder &builder, Operation *op, const AxisFlow &flow, ValueRange operands,
+                       TypeRange types) {
+  if (auto constant = dyn_cast<stablehlo::ConstantOp>(op)) {
+    auto value = cast<DenseElementsAttr>(constant.getValue()).resizeSplat(cast<ShapedType>(types[0]));
+    OperationState state(op->getLoc(), op->getName().getStringRef(), {}, types[0],
+                         builder.getNamedAttr("value", value));
+    return builder.create(state);
+  }
+  IRMapping none;
+  Operation *copy = op->cloneWithoutRegions(none);
+  builder.insert(copy);
+  copy->setOperands(operands);
+  for (auto [result, type] : llvm::zip_equal(copy->getResults(), types))
+    result.setType(type);
+  for (auto [from, to] : llvm::zip_equal(op->getRegions(), copy->getRegions()))
+    from.cloneInto(&to, none);
+  adaptSizesToPart(op, copy, flow);
+  return copy;
+}
+
+bool isSum(Block &block) {
+  if (block.getNumArguments() != 2 || !llvm::hasNItems(block, 2) || !isa<stablehlo::AddOp>(block.front()) ||
+      block.back().getNumOperands() != 1)
+    return false;
+  Value a = block.getArgument(0), b = block.getArgument(1);
+  Operation &add = block.front();
+  bool both = (add.getOperand(0) == a && add.getOperand(1) == b) ||
+              (add.getOperand(0) == b && add.getOperand(1) == a);
+  return both && block.back().getOperand(0) == add.getResult(0);
 }
 
 } // namespace farrier

@@ -16,6 +16,10 @@
 
 #include <optional>
 
+namespace mlir {
+class OpBuilder;
+} // namespace mlir
+
 namespace farrier {
 
 /// The axis fills the middle of dimension `dim`, whose extent is outer * size * inner (row-major: `outer`
@@ -46,9 +50,13 @@ std::optional<AxisFlow> flowFromResult(mlir::Operation *op, unsigned result, Axi
 /// `type` with `size` elements of the axis replaced by `chunk`.
 mlir::RankedTensorType chunkedType(mlir::RankedTensorType type, AxisPlace place, int64_t chunk, int64_t size);
 
-/// Adapts what a copy of `op`, whose operands hold a part of the axis, says of their sizes in attributes: where slices
-/// end, how much gathers take.
-void adaptSizesToPart(mlir::Operation *op, mlir::Operation *copy, const AxisFlow &flow);
+/// A copy of `op`, of what it does along the axis, on `operands` that hold a part of the axis, with results of
+/// `types`. A constant must be one number everywhere.
+mlir::Operation *cloneOnPart(mlir::OpBuilder &builder, mlir::Operation *op, const AxisFlow &flow,
+                             mlir::ValueRange operands, mlir::TypeRange types);
+
+/// Whether a computation of two scalars gives their sum.
+bool isSum(mlir::Block &block);
 
 /// Whether every element of the result depends only on the elements at the same place of operands of the
 /// same shape (scalars allowed beside them: select, clamp).
