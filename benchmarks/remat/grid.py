@@ -13,17 +13,14 @@ and measured to need. The budget above the need is a tenth more than the step ta
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import resource
 import sys
-import warnings
+from collections.abc import Callable
 
 import farrier
-import jax
 from farrier._src import oracle
-from lines import Lines, commit, plan_anew
-from rich.console import Console
+from lines import Lines, main, memory_cells
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -81,34 +78,34 @@ def searched(name: str, budget: int, flops: float) -> dict:
     }
 
 
-def run(names: list[str], found: Lines, *, again: bool) -> None:
-    console = Console()
+def timed(measure: Callable[[], dict]) -> Callable[[], dict]:
+    """What `measure` gives, and the processor time that it took."""
 
-    def once(row: dict, measure) -> dict:
-        known = found.get(row)
-        if known is None or (again and isinstance(row["share"], float)):
-            before = resource.getrusage(resource.RUSAGE_SELF)
-            known = {**row, **measure(), "commit": commit()}
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            known = found.add({**known, "processor_seconds": round(spent, 1)})
-            console.print_json(json.dumps(known), indent=None)
-            jax.clear_caches()
-        return known
+    def measured() -> dict:
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        found = measure()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return {**found, "processor_seconds": round(spent, 1)}
 
-    for name in names:
+    return measured
+
+
+def run(args: argparse.Namespace, found: Lines) -> None:
+    for name in args.only:
         row = {"workload": name, "options": (GRID | MORE)[name][1]}
-        written = once({**row, "share": "as written"}, lambda n=name: measured(n, "none"))
-        floor = once({**row, "share": "floor"}, lambda n=name: measured(n, "nothing"))
+        written = found.once({**row, "share": "as written"}, timed(lambda n=name: measured(n, "none")))
+        floor = found.once({**row, "share": "floor"}, timed(lambda n=name: measured(n, "nothing")))
         fixed = written["total_bytes"] - written["temp_bytes"]
         need = written["temp_bytes"]
         for i in range(BUDGETS, -1, -1):
             share = round(i / BUDGETS, 3) if i < BUDGETS else ABOVE
             temp = int(floor["temp_bytes"] + share * (need - floor["temp_bytes"]))
             budget = int(ABOVE * written["total_bytes"]) if i == BUDGETS else fixed + temp
-            once(
+            found.once(
                 {**row, "share": share, "budget_bytes": budget},
-                lambda n=name, b=budget, f=written["flops"]: searched(n, b, f),
+                timed(lambda n=name, b=budget, f=written["flops"]: searched(n, b, f)),
+                again=args.again,
             )
 
 
@@ -149,8 +146,7 @@ def table(rows: list[dict]) -> str:
         ]
         if "temp_bytes" in row:
             cells += [
-                f"{row['temp_bytes'] / 1e9:.2f} GB",
-                f"{row['host_bytes'] / 1e9:.2f} GB" if row["host_bytes"] else "0",
+                *memory_cells(row),
                 f"{100 * row['extra_flops']:+.1f} %",
                 str(row["compiles"]),
             ]
@@ -172,23 +168,9 @@ def table(rows: list[dict]) -> str:
     return "\n".join(out)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=[*GRID, *MORE], default=list(GRID))
-    parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
-    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
-    parser.add_argument("--show", action="store_true", help="only print the table of the file")
-    args = parser.parse_args()
-    found = Lines(args.output, FIELDS)
-    if not args.show:
-        warnings.simplefilter("ignore", farrier.OptimizeWarning)
-        plan_anew()
-        run(args.only, found, again=args.again)
-        found.tidy()
-    print(table(found.rows()))
-
-
-if __name__ == "__main__":
-    main()
+    main(parser, FIELDS, run, lambda rows: print(table(rows)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import json
 import os
@@ -9,10 +10,14 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import farrier
+import jax
 from farrier._src import store
+from rich.console import Console
 
 
 def commit() -> str:
@@ -69,6 +74,17 @@ class Lines:
                 file.write(json.dumps(row) + "\n")
         return row
 
+    def once(
+        self, row: dict[str, Any], measure: Callable[[], dict[str, Any]], *, again: bool = False
+    ) -> dict[str, Any]:
+        """The row with what was measured, if it is there; else, or `again`, with what `measure` gives now."""
+        known = self.get(row)
+        if known is None or again:
+            known = self.add({**row, **measure(), "commit": commit()})
+            Console().print_json(json.dumps(known), indent=None)
+            jax.clear_caches()
+        return known
+
     def rows(self) -> list[dict[str, Any]]:
         """All of them, in the order in which their keys came first."""
         return list(self._rows.values())
@@ -77,3 +93,38 @@ class Lines:
         """Writes the file again without the lines that later ones replaced."""
         if self._path is not None:
             self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows()))
+
+
+def memory_cells(row: dict[str, Any]) -> list[str]:
+    """Temporaries of a row, on the device and in host memory."""
+    return [
+        f"{row['temp_bytes'] / 1e9:.2f} GB",
+        f"{row['host_bytes'] / 1e9:.2f} GB" if row["host_bytes"] else "0",
+    ]
+
+
+def main(
+    parser: argparse.ArgumentParser,
+    fields: Iterable[str],
+    measure: Callable[[argparse.Namespace, Lines], None],
+    show: Callable[[list[dict[str, Any]]], None],
+) -> None:
+    """A command line that measures into a file of lines, going on where it was interrupted, and shows the file.
+
+    Args:
+      parser: with the arguments of its own; ``--output``, ``--again`` and ``--show`` are added.
+      fields: those by which a row is known.
+      measure: adds what is missing.
+      show: prints all rows.
+    """
+    parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
+    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
+    parser.add_argument("--show", action="store_true", help="only print the table of the file")
+    arguments = parser.parse_args()
+    found = Lines(arguments.output, fields)
+    if not arguments.show:
+        warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        plan_anew()
+        measure(arguments, found)
+        found.tidy()
+    show(found.rows())

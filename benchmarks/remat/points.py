@@ -11,16 +11,12 @@ A budget of p per cent is floor + p * (as written - floor), in temporaries; the 
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import sys
-import warnings
 
 import farrier
-import jax
 from farrier._src import oracle
-from lines import Lines, commit, plan_anew
-from rich.console import Console
+from lines import Lines, main, memory_cells
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -82,20 +78,10 @@ def searched(case: str, budget: int, *, host: bool, compiles: int) -> dict:
 
 
 def run(args: argparse.Namespace, found: Lines) -> None:
-    console = Console()
-
-    def once(row: dict, measure) -> dict:
-        known = found.get(row)
-        if known is None or (args.again and "budget_bytes" in row):
-            known = found.add({**row, **measure(), "commit": commit()})
-            console.print_json(json.dumps(known), indent=None)
-            jax.clear_caches()
-        return known
-
     for case in args.only:
 
         def policy(name: str, case=case) -> dict:
-            return once({"case": case, "step": name, "share": None}, lambda: written(case, name))
+            return found.once({"case": case, "step": name, "share": None}, lambda: written(case, name))
 
         none, floor = policy("none"), policy("nothing")
         for share in args.shares:
@@ -103,7 +89,11 @@ def run(args: argparse.Namespace, found: Lines) -> None:
             budget = none["total_bytes"] - none["temp_bytes"] + temp
             for step, host in STEPS.items():
                 row = {"case": case, "step": step, "share": share, "budget_bytes": budget}
-                once(row, lambda b=budget, h=host, c=case: searched(c, b, host=h, compiles=args.max_compiles))
+                found.once(
+                    row,
+                    lambda b=budget, h=host, c=case: searched(c, b, host=h, compiles=args.max_compiles),
+                    again=args.again,
+                )
         for name in args.policies:
             policy(name)
 
@@ -138,8 +128,7 @@ def table(rows: list[dict]) -> str:
             ]
             if "temp_bytes" in row:
                 cells += [
-                    f"{row['temp_bytes'] / 1e9:.2f} GB",
-                    f"{row['host_bytes'] / 1e9:.2f} GB" if row["host_bytes"] else "0",
+                    *memory_cells(row),
                     f"{100 * (row['flops'] / none['flops'] - 1):+.1f} %",
                     str(row["compiles"]),
                 ]
@@ -156,7 +145,7 @@ def table(rows: list[dict]) -> str:
     return "\n".join(out)
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -164,18 +153,4 @@ def main() -> None:
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES)
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--max-compiles", type=int, default=3)
-    parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
-    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
-    parser.add_argument("--show", action="store_true", help="only print the table of the file")
-    args = parser.parse_args()
-    found = Lines(args.output, FIELDS)
-    if not args.show:
-        warnings.simplefilter("ignore", farrier.OptimizeWarning)
-        plan_anew()
-        run(args, found)
-        found.tidy()
-    print(table(found.rows()))
-
-
-if __name__ == "__main__":
-    main()
+    main(parser, FIELDS, run, lambda rows: print(table(rows)))

@@ -20,11 +20,9 @@ policies that no other beats, from the un-annotated step, once with host memory 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import sys
-import warnings
 
 # XLA's one-shot all-reduce ends the process where 64 devices take part and none is attached (jax 0.12.0.1), and the
 # option of one compile does not reach it.
@@ -33,9 +31,8 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import farrier
-import jax
 from farrier._src import oracle
-from lines import Lines, commit, plan_anew
+from lines import Lines, main
 from rich.console import Console
 from rich.table import Table
 
@@ -84,19 +81,18 @@ def unbeaten(found: list[dict]) -> list[dict]:
     ]
 
 
-def run(case: str, labels: list[str], found: Lines, *, again: bool) -> None:
+def run(args: argparse.Namespace, found: Lines) -> None:
+    for case in args.only:
+        add(case, args.policies, found, again=args.again)
+
+
+def add(case: str, labels: list[str], found: Lines, *, again: bool) -> None:
     """Adds what is missing of a case: the step as written, under each policy, and farrier's within theirs."""
     name, device, topology, options = CASES[case]
     target = farrier.Target(device, topology=topology)
-    console = Console()
 
     def once(step: str, measure) -> dict:
-        known = found.get({"case": case, "step": step})
-        if known is None or (again and step.startswith("farrier")):
-            known = found.add({**measure(), "commit": commit()})
-            console.print_json(json.dumps(known), indent=None)
-            jax.clear_caches()
-        return known
+        return found.once({"case": case, "step": step}, measure, again=again and step.startswith("farrier"))
 
     def measured(step: str, policy: str) -> dict:
         built = workloads.build(name, target, remat=policy, **options)
@@ -158,23 +154,8 @@ def table(found: list[dict]) -> Table:
     return out
 
 
-def main() -> None:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
-    parser.add_argument("--output", type=pathlib.Path, help="JSON lines, appended as they come")
-    parser.add_argument("--again", action="store_true", help="search anew although the file has the row")
-    parser.add_argument("--show", action="store_true", help="only print the table of the file")
-    args = parser.parse_args()
-    found = Lines(args.output, ("case", "step"))
-    if not args.show:
-        warnings.simplefilter("ignore", farrier.OptimizeWarning)
-        plan_anew()
-        for case in args.only:
-            run(case, args.policies, found, again=args.again)
-        found.tidy()
-    Console().print(table(found.rows()))
-
-
-if __name__ == "__main__":
-    main()
+    main(parser, ("case", "step"), run, lambda rows: Console().print(table(rows)))
