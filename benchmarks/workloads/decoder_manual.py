@@ -102,6 +102,25 @@ def fsdp(
     return finish_manual(target, mesh, s, style, loss, spec, P("x"), axis="x")
 
 
+def conjugate_pair(axis: str) -> tuple[Callable, Callable]:
+    """What a parallel region is entered and left by (Megatron-LM's f and g): identity forward with a sum over `axis`
+    backward, and the reverse.
+    """
+
+    @jax.custom_vjp
+    def enter(x):
+        return x
+
+    enter.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, axis),))
+
+    @jax.custom_vjp
+    def leave(x):
+        return lax.psum(x, axis)
+
+    leave.defvjp(lambda x: (lax.psum(x, axis), None), lambda _, g: (g,))
+    return enter, leave
+
+
 def tensor_parallel(
     target: Any = None,
     *,
@@ -123,19 +142,7 @@ def tensor_parallel(
         raise ValueError(f"{devices} devices do not divide {s.key_heads} key heads of size {size!r}")
     mesh = target.mesh(names=("t",))
 
-    # Megatron's conjugate pair: identity forward with a sum backward at the entry of a parallel
-    # region, and the reverse at its exit.
-    @jax.custom_vjp
-    def enter(x):
-        return x
-
-    enter.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, "t"),))
-
-    @jax.custom_vjp
-    def leave(x):
-        return lax.psum(x, "t")
-
-    leave.defvjp(lambda x: (lax.psum(x, "t"), None), lambda _, g: (g,))
+    enter, leave = conjugate_pair("t")
 
     def layer(x, w, positions):
         h = enter(decoder.rms_norm(x, w["attention_norm"]))

@@ -11,6 +11,7 @@ from farrier._src import compat, primitive
 from farrier._src.optimize import _stage
 from jax import lax
 from jax.sharding import PartitionSpec as P
+from workloads.decoder_manual import conjugate_pair
 
 ir = primitive.ir
 
@@ -153,17 +154,7 @@ def tensor_parallel(axes, *, looped, own_norm=False, size=16):
         tuple(axes.values()), tuple(axes), axis_types=(jax.sharding.AxisType.Auto,) * len(axes)
     )
 
-    @jax.custom_vjp
-    def enter(x):
-        return x
-
-    enter.defvjp(lambda x: (x, None), lambda _, g: (lax.psum(g, "t"),))
-
-    @jax.custom_vjp
-    def leave(x):
-        return lax.psum(x, "t")
-
-    leave.defvjp(lambda x: (lax.psum(x, "t"), None), lambda _, g: (g,))
+    enter, leave = conjugate_pair("t")
 
     def layer(x, w):
         h = enter(norm(x, w["norm"]))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from farrier._src.pipeline import Context
+from farrier._src.remarks import Remark, milliseconds
 
 _NAME = "collectives"
 # Both prices are estimates. Recomputation was seen priced at 2.4 ms of a step of 32 that it made 1.3 ms faster: what a
@@ -30,15 +31,6 @@ class Exchanged:
     late: Mapping[str, Any] | None = None
     compiles: int = 0
     """Compiles that were spent."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Remark:
-    message: str
-    kind: str = "analysis"
-    pass_name: str = _NAME
-    location: str | None = None
-    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def exchange(
@@ -81,19 +73,19 @@ def exchange(
         offers.append((wish.seconds - (plan["predicted"]["seconds"] - paid), wish, plan))
 
     def said(message: str, **args: Any) -> None:
-        context.remark(_Remark(message, args=args))
+        context.remark(Remark(_NAME, message, args=args))
 
     if not offers:
         first = wishes[0]
         said(
-            f"{first.bytes:,} bytes more would save {_ms(first.seconds)} ms of exposed communication, and nothing is "
+            f"{first.bytes:,} bytes more would save {milliseconds(first.seconds)} ms of exposed communication, and nothing is "
             "left to compute twice for them"
         )
         return Exchanged()
     gain, wish, plan = max(offers, key=lambda offer: (offer[0], -offer[1].bytes))
     price = wish.seconds - gain
     prices = (
-        f"{wish.bytes:,} bytes are worth {_ms(wish.seconds)} ms of exposed communication and cost {_ms(price)} ms of "
+        f"{wish.bytes:,} bytes are worth {milliseconds(wish.seconds)} ms of exposed communication and cost {milliseconds(price)} ms of "
         "recomputation"
     )
     figures = {"Bytes": wish.bytes, "ExposedSeconds": wish.seconds, "RecomputedSeconds": price}
@@ -116,7 +108,3 @@ def exchange(
 def _after(why: str) -> str:
     """A reason as the end of a sentence about the step."""
     return why if why.startswith("needs") else f"is refused: {why}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f}"

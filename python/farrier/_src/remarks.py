@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,23 @@ from typing import Any
 _FRAME = re.compile(r'"([^"]+)":(\d+):\d+')
 _NAME = re.compile(r'loc\("([^"]*)"[(\)]')
 _NUMBER = re.compile(r"-?\d+(\.\d*)?([eE][-+]?\d+)?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Remark:
+    """What a pass written in Python says, with the attributes of `farrier._core.Remark`."""
+
+    pass_name: str
+    message: str
+    kind: str = "analysis"
+    location: str | None = None
+    operation: str = ""
+    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def milliseconds(seconds: float, digits: int = 2) -> str:
+    """A time for a message, without its unit."""
+    return f"{seconds * 1e3:.{digits}f}"
 
 
 def to_json(remark: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from farrier._src import errors, pipeline
 from farrier._src.collectives import drive, hooks, rewrites, schedule
 from farrier._src.collectives import parameters as parameter_sets
+from farrier._src.remarks import Remark, milliseconds
 
 _VERSION = 1
 # Collectives that a report names as still waiting.
@@ -71,16 +72,6 @@ class Collectives:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Remark:
-    pass_name: str
-    kind: str
-    message: str
-    location: str | None = None
-    operation: str = ""
-    args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
 class CollectivesDriver:
     """Decides by compiling and simulating (`drive.improve`); the plan has prices and limits, not an order."""
 
@@ -115,7 +106,7 @@ class CollectivesDriver:
             return None
 
         def say(kind: str, message: str, location: str = "", operation: str = "", **args: Any) -> None:
-            context.remark(_Remark(self.name, kind, message, location or None, operation, args))
+            context.remark(Remark(self.name, message, kind, location or None, operation, args))
 
         sets = parameter_sets.resolve(self.options.parameters, context.target)
         budget = context.budget_bytes
@@ -174,8 +165,8 @@ class CollectivesDriver:
         self._found = found
         old, new = before.simulated_after[0], found.simulated_after[0]
         return self._decided(found), (
-            f"step {_ms(old.seconds)} -> {_ms(new.seconds)} ms, exposed communication "
-            f"{_ms(old.exposed_seconds)} -> {_ms(new.exposed_seconds)} ({new.parameters}, simulated)"
+            f"step {milliseconds(old.seconds)} -> {milliseconds(new.seconds)} ms, exposed communication "
+            f"{milliseconds(old.exposed_seconds)} -> {milliseconds(new.exposed_seconds)} ({new.parameters}, simulated)"
         )
 
     def _decided(self, found: drive.Improved) -> dict[str, Any]:
@@ -237,8 +228,8 @@ class CollectivesDriver:
                 ]
             )
             times = "; ".join(
-                f"step {_ms(b.seconds)} -> {_ms(a.seconds)} ms, exposed communication "
-                f"{_ms(b.exposed_seconds)} -> {_ms(a.exposed_seconds)}, bound {_ms(a.bound_seconds)} ({a.parameters})"
+                f"step {milliseconds(b.seconds)} -> {milliseconds(a.seconds)} ms, exposed communication "
+                f"{milliseconds(b.exposed_seconds)} -> {milliseconds(a.exposed_seconds)}, bound {milliseconds(a.bound_seconds)} ({a.parameters})"
                 for b, a in pairs
             )
             before, after = pairs[0]
@@ -262,7 +253,7 @@ class CollectivesDriver:
             say(
                 "missed",
                 f"{wait.kind} of {wait.bytes:,} bytes over {wait.group} devices, {wait.runs} runs, still waits "
-                f"{_ms(wait.exposed_seconds)} of {_ms(wait.seconds)} ms: {why}",
+                f"{milliseconds(wait.exposed_seconds)} of {milliseconds(wait.seconds)} ms: {why}",
                 wait.source,
                 wait.op_name,
                 Bytes=wait.bytes,
@@ -313,7 +304,3 @@ def _jaxlib(module: Any) -> Any:
     from farrier._src import interchange
 
     return interchange.to_jaxlib(module)
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.2f}"

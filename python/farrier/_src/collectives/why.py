@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from farrier._src.hlo import Instruction
+from farrier._src.remarks import milliseconds
 
 # Below this part of a collective's time, what could run beside it counts as nothing.
 _NOTHING = 0.1
 # From this part of the wait on, it is said to be for others on the same stream.
 _QUEUED = 0.5
+# Of milliseconds: one collective may take a few microseconds.
+_DIGITS = 3
 
 
 def reason(
@@ -45,14 +48,14 @@ def reason(
     if queued >= _QUEUED * exposed and behind is not None:
         return (
             f"it is ordered behind other collectives on the same stream, the last {behind.name}: they were still being "
-            f"sent for {_ms(queued / runs)} ms after it was issued"
+            f"sent for {milliseconds(queued / runs, _DIGITS)} ms after it was issued"
         )
-    independent = f"{_ms(hideable)} ms of kernels are independent of it"
+    independent = f"{milliseconds(hideable, _DIGITS)} ms of kernels are independent of it"
     if hideable < once:
-        return f"not enough to run beside it: {independent}, it takes {_ms(once)} ms"
+        return f"not enough to run beside it: {independent}, it takes {milliseconds(once, _DIGITS)} ms"
     if not start.opcode.endswith("-start"):
         return f"it is synchronous: {independent}, but the schedule has none of them between its start and its end"
-    return f"the order does not use what there is: {independent}, it takes {_ms(once)} ms"
+    return f"the order does not use what there is: {independent}, it takes {milliseconds(once, _DIGITS)} ms"
 
 
 def _carried(start: Instruction) -> str:
@@ -84,7 +87,3 @@ def _reach(
             found.append(i)
             pending += following(i)
     return found
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f}"

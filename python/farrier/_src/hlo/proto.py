@@ -272,13 +272,9 @@ def _pool():
 
 
 @functools.cache
-def _message_class(name: str):
-    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
-
-
 def message(name: str):
     """The class of a message, by its name here."""
-    return _message_class(name)
+    return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.{name}"))
 
 
 def parse_module(data: bytes):
@@ -287,7 +283,7 @@ def parse_module(data: bytes):
     Raises:
       google.protobuf.message.DecodeError: the bytes are not a protobuf message.
     """
-    return _message_class("HloModule").FromString(data)
+    return message("HloModule").FromString(data)
 
 
 def parse_hlo(data: bytes):
@@ -296,4 +292,4 @@ def parse_hlo(data: bytes):
     Raises:
       google.protobuf.message.DecodeError: the bytes are not a protobuf message.
     """
-    return _message_class("Hlo").FromString(data)
+    return message("Hlo").FromString(data)
