@@ -81,8 +81,8 @@ CLANG = $(or $(shell command -v clang++-22),/usr/lib/llvm-22/bin/clang++)
 # User poisoning is off because LLVM's allocators, compiled into both, poison only in what was instrumented.
 ASAN_SETTINGS := allow_user_poisoning=0:detect_stack_use_after_return=0:quarantine_size_mb=64
 ASAN_RUNTIME = $$($(CLANG) -print-file-name=libclang_rt.asan-$$(uname -m).so)
-# Python and jaxlib never free what lives as long as the process.
-SANITIZED = PYTHONPATH=$(CURDIR)/tests/sanitize:$(ASAN)/python ASAN_OPTIONS=$(ASAN_SETTINGS):detect_leaks=0 LD_PRELOAD=$(ASAN_RUNTIME)
+# Python and jaxlib never free what lives as long as the process. JAX's plugin for GPUs ends a process with the runtime.
+SANITIZED = JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR)/tests/sanitize:$(ASAN)/python ASAN_OPTIONS=$(ASAN_SETTINGS):detect_leaks=0 LD_PRELOAD=$(ASAN_RUNTIME)
 
 # What runs the C++ a lot. Left out: what waits for XLA:GPU, and what limits its own address space (hlo-opt's child, the
 # damaged inputs), which the sanitizer's shadow memory exceeds; the fuzzer stands for those.
