@@ -29,14 +29,6 @@ inline std::optional<AxisFlow> splatFlow(mlir::Operation *op, AxisPlace place) {
   return flow;
 }
 
-/// The element type in which parts of a product's sum are added up: f32 for narrower floats.
-inline mlir::RankedTensorType wideSum(mlir::RankedTensorType type) {
-  bool narrow = llvm::isa<mlir::FloatType>(type.getElementType()) && type.getElementTypeBitWidth() < 32;
-  return narrow
-             ? llvm::cast<mlir::RankedTensorType>(type.clone(mlir::Float32Type::get(type.getContext())))
-             : type;
-}
-
 } // namespace farrier::collectives
 
 #endif // FARRIER_PASSES_COLLECTIVES_ROWS_H

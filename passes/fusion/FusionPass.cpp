@@ -11,6 +11,7 @@
 
 #include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "mlir/Pass/Pass.h"
+#include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/StringSwitch.h"
 
 using namespace mlir;
@@ -188,13 +189,12 @@ public:
 
 private:
   LogicalResult read(fusion::Settings &settings) {
+    static constexpr StringRef known[] = {"cross-entropy", "attention", "ragged-dot", "one-hot",
+                                          "sink",          "fence",     "stacks"};
     for (const std::string &name : rewrites)
-      if (!llvm::is_contained({"cross-entropy", "attention", "ragged-dot", "one-hot", "sink", "fence",
-                               "stacks"},
-                              name))
+      if (!llvm::is_contained(known, name))
         return emitError(UnknownLoc::get(&getContext()))
-               << "farrier-fusion has no rewrite '" << name
-               << "': cross-entropy, attention, ragged-dot, one-hot, sink, fence, stacks";
+               << "farrier-fusion has no rewrite '" << name << "': " << llvm::join(ArrayRef(known), ", ");
     auto level = llvm::StringSwitch<std::optional<fusion::Numerics>>(numerics)
                      .Case("bitwise", fusion::Numerics::Bitwise)
                      .Case("bounded", fusion::Numerics::Bounded)

@@ -79,9 +79,7 @@ Value sumPerBlock(Maker &make, const TileRegion &region, Operation *op, ArrayRef
     return result;
   };
   RankedTensorType type = tensorType(op->getResult(0));
-  Type element = type.getElementType();
-  if (isa<FloatType>(element) && element.getIntOrFloatBitWidth() < 32)
-    element = builder.getF32Type();
+  Type element = wideSum(type).getElementType();
   SmallVector<int64_t> shape;
   for (const TileRegion::Blocks *block : blocks)
     shape.push_back(block->count);

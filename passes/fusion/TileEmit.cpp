@@ -185,10 +185,8 @@ void Emitter::cloneOp(Operation *op, const AxisFlow &flow, Operation *&clone) {
     return;
   }
   if (isa<stablehlo::DotGeneralOp>(op) && op != region.seed) {
-    // Partial products are added up in f32 whatever the product is rounded to at the end.
-    if (flow.kind == AxisFlow::Sum && isa<FloatType>(tensorType(op->getResult(0)).getElementType()))
-      if (auto type = cast<RankedTensorType>(types[0]); type.getElementTypeBitWidth() < 32)
-        types[0] = RankedTensorType::get(type.getShape(), builder.getF32Type());
+    if (flow.kind == AxisFlow::Sum)
+      types[0] = wideSum(cast<RankedTensorType>(types[0]));
     if (options.narrowProducts)
       for (Value &operand : operands)
         if (tensorType(operand).getElementType().isF32())
@@ -418,9 +416,7 @@ void Emitter::run() {
   }
   for (Value value : region.summed) {
     RankedTensorType type = tensorType(value);
-    Type element = type.getElementType();
-    if (isa<FloatType>(element) && element.getIntOrFloatBitWidth() < 32)
-      element = builder.getF32Type();
+    Type element = wideSum(type).getElementType();
     SmallVector<int64_t> shape;
     for (const TileRegion::Blocks *blocks : summedBlocks(region, value.getDefiningOp()))
       shape.push_back(blocks->count);

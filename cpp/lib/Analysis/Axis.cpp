@@ -422,6 +422,11 @@ Operation *cloneOnPart(OpBuilder &builder, Operation *op, const AxisFlow &flow, 
   return copy;
 }
 
+RankedTensorType wideSum(RankedTensorType type) {
+  bool narrow = isa<FloatType>(type.getElementType()) && type.getElementTypeBitWidth() < 32;
+  return narrow ? cast<RankedTensorType>(type.clone(Float32Type::get(type.getContext()))) : type;
+}
+
 bool isSum(Block &block) {
   if (block.getNumArguments() != 2 || !llvm::hasNItems(block, 2) || !isa<stablehlo::AddOp>(block.front()) ||
       block.back().getNumOperands() != 1)

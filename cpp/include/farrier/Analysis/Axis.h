@@ -55,6 +55,9 @@ mlir::RankedTensorType chunkedType(mlir::RankedTensorType type, AxisPlace place,
 mlir::Operation *cloneOnPart(mlir::OpBuilder &builder, mlir::Operation *op, const AxisFlow &flow,
                              mlir::ValueRange operands, mlir::TypeRange types);
 
+/// The type in which parts of a sum are added up: in f32 what is narrower, whatever the sum is rounded to at the end.
+mlir::RankedTensorType wideSum(mlir::RankedTensorType type);
+
 /// Whether a computation of two scalars gives their sum.
 bool isSum(mlir::Block &block);
 
