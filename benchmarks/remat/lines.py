@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import json
-import os
 import pathlib
-import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import farrier
 import jax
-from farrier._src import store
 from rich.console import Console
 
 
@@ -32,19 +27,6 @@ def commit() -> str:
     # What only measures does not change what is measured.
     changed = git("status", "--porcelain", "--", ":/cpp", ":/passes", ":/python")
     return git("rev-parse", "--short=8", "HEAD") + ("+" if changed else "")
-
-
-def plan_anew() -> None:
-    """Lets this process use no plan of an earlier one, and go on using what was measured.
-
-    Plans are remembered for a version of farrier, and a version has many states while it is worked on.
-    """
-    known = store.default_directory() / "measurements"
-    known.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="farrier-plans-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.symlink(known, os.path.join(folder, "measurements"))
-    os.environ["FARRIER_CACHE_DIR"] = folder
 
 
 class Lines:
@@ -124,7 +106,6 @@ def main(
     found = Lines(arguments.output, fields)
     if not arguments.show:
         warnings.simplefilter("ignore", farrier.OptimizeWarning)
-        plan_anew()
         measure(arguments, found)
         found.tidy()
     show(found.rows())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from farrier import _core
-from farrier._src import interchange, oracle
+from farrier._src import installed, interchange, oracle
 from jax.ad_checkpoint import checkpoint_name
 
 # Small enough that the compiler is quick; big next to `small_bytes`.
@@ -348,3 +348,18 @@ def test_a_remembered_plan_whose_names_are_gone_is_made_again(tmp_path):
     # The programs differ in nothing else, so that the second finds the plan of the first.
     assert "before" in planned("before")
     assert "after" in planned("after")
+
+
+def test_another_build_of_farrier_does_not_take_the_plans_of_this_one(tmp_path, monkeypatch):
+    def source():
+        step = farrier.optimize(
+            jax.jit(functools.partial(train_step, dense_loss)),
+            passes=[farrier.Remat(stress=3, small_bytes=256)],
+            strict=True,
+            cache_dir=tmp_path,
+        )
+        return step.lower(matrices(), inputs()).decision.source
+
+    assert [source(), source()] == ["search", "cache"]
+    monkeypatch.setattr(installed, "digest", lambda: "another")
+    assert source() == "search"

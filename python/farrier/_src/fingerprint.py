@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from farrier._src import metrics_cache, store
+from farrier._src import installed, metrics_cache, store
 
 __all__ = ["name_callbacks", "of_module", "plan_key", "versions"]
 
@@ -102,5 +102,6 @@ def plan_key(module_fingerprint: str, site: Any, run: Any) -> str:
             "LIBTPU_INIT_ARGS": os.environ.get("LIBTPU_INIT_ARGS", ""),
             "jax_config": {name: repr(getattr(jax.config, name, None)) for name in _CONFIG},
             "versions": versions(),
+            "build": installed.digest(),
         }
     )

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import platform
@@ -51,23 +48,6 @@ def versions() -> dict[str, str]:
     out["xla_flags"] = " ".join(sorted(os.environ.get("XLA_FLAGS", "").split()))
     out["machine"] = f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} CPUs"
     return out
-
-
-@functools.cache
-def farrier_digest() -> str:
-    """Returns a digest of the installed farrier: its version alone hides a developer's edits."""
-    import farrier._src
-
-    digest = hashlib.sha256()
-    roots = [pathlib.Path(p).parent for p in farrier._src.__path__]
-    for root in roots:
-        for f in sorted(root.rglob("*")):
-            if f.suffix in (".py", ".so") and f.is_file():
-                digest.update(f.relative_to(root).as_posix().encode() + b"\0" + f.read_bytes())
-    core = importlib.util.find_spec("farrier._core")
-    if core is not None and core.origin is not None:
-        digest.update(pathlib.Path(core.origin).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _git(folder: pathlib.Path, *args: str) -> str | None:

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from farrier._src import errors
-from farrier._src.bench import environment as env_module
+from farrier._src import errors, installed
 from farrier._src.bench import lines, overlap, pass_times
 from farrier._src.bench.metric import Metric, exact, sampled
 from farrier._src.bench.result import Result, ResultError, write_text
@@ -297,7 +296,7 @@ def measure(
     # of the options and of farrier's own code, and a hit then costs no planning.
     parts = [program.key(), identity, options.to_json(), repeats, environment, _code_digest()]
     if options.optimize is not None:
-        parts.append(env_module.farrier_digest())
+        parts.append(installed.digest())
     cache = _Cache(cache_dir, parts)
     if (found := cache.get()) is not None:
         return dataclasses.replace(found, environment=env)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from farrier._src import installed
 from farrier._src.bench import environment
 from farrier._src.bench.metric import sampled
 from farrier._src.bench.process import run_child, run_job
@@ -270,9 +271,7 @@ def run_suite(
     ]
     # What a journal's results must agree with: the suite and the tools, not the limits.
     key = hashlib.sha256(
-        json.dumps(
-            [listing["digest"], env, environment.farrier_digest(), repeats, device], sort_keys=True
-        ).encode()
+        json.dumps([listing["digest"], env, installed.digest(), repeats, device], sort_keys=True).encode()
     ).hexdigest()
     record = _Journal(pathlib.Path(journal) if journal is not None else None, key)
     done = {}
