@@ -82,7 +82,9 @@ CLANG = $(or $(shell command -v clang++-22),/usr/lib/llvm-22/bin/clang++)
 ASAN_SETTINGS := allow_user_poisoning=0:detect_stack_use_after_return=0:quarantine_size_mb=64
 ASAN_RUNTIME = $$($(CLANG) -print-file-name=libclang_rt.asan-$$(uname -m).so)
 # Python and jaxlib never free what lives as long as the process. JAX's plugin for GPUs ends a process with the runtime.
-SANITIZED = JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR)/tests/sanitize:$(ASAN)/python ASAN_OPTIONS=$(ASAN_SETTINGS):detect_leaks=0 LD_PRELOAD=$(ASAN_RUNTIME)
+# The runtime's dlopen looks nowhere near the library that asks: cuDNN, whose version JAX reads, is named.
+SANITIZED = JAX_PLATFORMS=cpu LD_LIBRARY_PATH=$(wildcard $(CURDIR)/$(VENV)/lib/python3*/site-packages/nvidia/cudnn/lib) \
+  PYTHONPATH=$(CURDIR)/tests/sanitize:$(ASAN)/python ASAN_OPTIONS=$(ASAN_SETTINGS):detect_leaks=0 LD_PRELOAD=$(ASAN_RUNTIME)
 
 # What runs the C++ a lot. Left out: what waits for XLA:GPU, and what limits its own address space (hlo-opt's child, the
 # damaged inputs), which the sanitizer's shadow memory exceeds; the fuzzer stands for those.
@@ -107,7 +109,7 @@ sanitize: build-sanitize ## the tests on C++ built with the address and undefine
 
 .PHONY: fuzz
 fuzz: build-sanitize ## libFuzzer on the parser and every pipeline: make fuzz SECONDS=900
-	@PYTHONPATH=tests $(PY) -m trust.seeds build/fuzz/seeds
+	@PYTHONPATH=$(CURDIR)/tests:$(CURDIR)/python $(PY) -m trust.seeds build/fuzz/seeds
 	@mkdir -p build/fuzz/corpus
 	@cd build/fuzz && ASAN_OPTIONS=$(ASAN_SETTINGS) LD_PRELOAD=$(ASAN_RUNTIME) $(ASAN)/cpp/tools/farrier-fuzz corpus seeds -dict=seeds.dict \
 	  -max_total_time=$(or $(SECONDS),900) -timeout=10 -rss_limit_mb=4096 -max_len=16384 -print_final_stats=1

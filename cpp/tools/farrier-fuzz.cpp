@@ -107,7 +107,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (!module)
     return 0;
   for (const std::string &name : farrier::queryNames())
-    (void)(*farrier::lookupQuery(name))(*module, llvm::json::Object{{"budget", 64}, {"top", 3}});
+    (void)(*farrier::lookupQuery(name))(*module, llvm::json::Object{{"budget", 64}, {"top", 3}, {"curve", true}, {"elementwise", true}, {"small_bytes", 8}});
   for (const char *pipeline : kPipelines)
     rewrite(*module, pipeline);
   return 0;

@@ -2,6 +2,7 @@
 #include "passes/collectives/Rows.h"
 
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 
@@ -15,13 +16,6 @@ namespace farrier::collectives {
 #include "passes/collectives/Passes.h.inc"
 
 using namespace mlir;
-
-static int64_t tensorBytes(Value value) {
-  RankedTensorType type = tensorType(value);
-  if (!type || !type.hasStaticShape() || !type.getElementType().isIntOrFloat())
-    return 0;
-  return type.getNumElements() * std::max(8u, type.getElementTypeBitWidth()) / 8;
-}
 
 //===-- What an operation does along the axis, beyond Analysis/Axis
 //-----------------------------------------===//
@@ -322,7 +316,7 @@ private:
     SmallVector<Operation *> found;
     for (Operation &op : block)
       if (isa<stablehlo::AllReduceOp>(op) && op.getNumResults() == 1 &&
-          tensorBytes(op.getResult(0)) >= minBytes)
+          byteSize(op.getResult(0)) >= minBytes)
         found.push_back(&op);
     return found;
   }

@@ -9,6 +9,8 @@
 
 #include "passes/fusion/AttentionMatcher.h"
 
+#include "farrier/Analysis/OpInfo.h"
+
 #include "llvm/ADT/SetVector.h"
 
 #include <set>
@@ -179,8 +181,8 @@ bool Matcher::follow() {
           aliases[read.getResult()] = residual.stored;
   for (auto &[value, roles] : reached) {
     Operation *op = value.getDefiningOp();
-    if (isa<stablehlo::ExpOp, stablehlo::ReduceOp>(op) && tensorType(value).getElementTypeBitWidth() < 32 &&
-        isa<FloatType>(tensorType(value).getElementType()))
+    if (isa<stablehlo::ExpOp, stablehlo::ReduceOp>(op) && isa<FloatType>(tensorType(value).getElementType()) &&
+        elementBits(value.getType()) < 32)
       site.narrowSoftmax = true;
   }
   return true;
@@ -286,7 +288,7 @@ static bool sameData(const Tensor &a, const Tensor &b) {
 
 /// Whether the value was rounded to 16 bits on its way from the operation that made it.
 static bool isNarrow(Value value) {
-  for (Operation *op = value.getDefiningOp(); tensorType(value).getElementTypeBitWidth() > 16;
+  for (Operation *op = value.getDefiningOp(); elementBits(value.getType()) > 16;
        op = value.getDefiningOp()) {
     if (!op || !isa<stablehlo::ConvertOp, stablehlo::ReshapeOp, stablehlo::TransposeOp>(op))
       return false;

@@ -4,6 +4,7 @@
 #include "passes/fusion/Fusion.h"
 
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Sharding.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -14,14 +15,14 @@ namespace farrier::fusion {
 
 /// Whether all that reads the sum, or what it becomes by moving it, is its conversion to 16 bits.
 static bool narrowed(Operation *sum) {
-  if (tensorType(sum->getResult(0)).getElementTypeBitWidth() <= 16)
+  if (elementBits(sum->getResult(0).getType()) <= 16)
     return true;
   return llvm::all_of(sum->getUsers(), [&](Operation *user) {
     if (isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::ReduceOp, stablehlo::BroadcastInDimOp>(
             user) &&
         tensorType(user->getResult(0)).getNumElements() == tensorType(sum->getResult(0)).getNumElements())
       return narrowed(user);
-    return isa<stablehlo::ConvertOp>(user) && tensorType(user->getResult(0)).getElementTypeBitWidth() <= 16;
+    return isa<stablehlo::ConvertOp>(user) && elementBits(user->getResult(0).getType()) <= 16;
   });
 }
 

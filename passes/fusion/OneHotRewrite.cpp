@@ -9,6 +9,8 @@
 #include "passes/fusion/Fusion.h"
 #include "passes/fusion/OneHot.h"
 
+#include "farrier/Analysis/OpInfo.h"
+
 using namespace mlir;
 
 namespace farrier::fusion {
@@ -33,7 +35,7 @@ struct Reader {
 };
 
 double readingCost(RankedTensorType type) {
-  return 230.0 * type.getNumElements() * type.getElementTypeBitWidth() / 8;
+  return 230.0 * byteSize(type);
 }
 
 std::optional<Reader> readerOf(OneHotMask &mask, Operation *op, unsigned operand) {
@@ -99,7 +101,7 @@ private:
   std::optional<Points> points();
   Value wide(Value value) {
     Type element = tensorType(value).getElementType();
-    return element.getIntOrFloatBitWidth() < 32 ? make.convert(value, make.b.getF32Type()) : value;
+    return elementBits(element) < 32 ? make.convert(value, make.b.getF32Type()) : value;
   }
   Value zeros(Value like) { return make.splat(tensorType(like), 0); }
   /// mask times other where `live`, zero elsewhere.

@@ -1,5 +1,7 @@
 #include "passes/fusion/Tile.h"
 
+#include "farrier/Analysis/OpInfo.h"
+
 #include "mlir/Transforms/RegionUtils.h"
 
 using namespace mlir;
@@ -98,8 +100,7 @@ std::optional<TileRegion> TileRegion::grow(stablehlo::DotGeneralOp seed, int64_t
         continue;
       }
       if (region.isBig(result))
-        region.bigBytes +=
-            tensorType(result).getNumElements() * tensorType(result).getElementTypeBitWidth() / 8;
+        region.bigBytes += byteSize(result);
       if (!leaves)
         continue;
       region.sliced.push_back(result);

@@ -4,6 +4,8 @@
 #include "passes/fusion/Tile.h"
 #include "passes/fusion/TileBlocks.h"
 
+#include "farrier/Analysis/OpInfo.h"
+
 #include "mlir/IR/IRMapping.h"
 #include "mlir/Transforms/RegionUtils.h"
 #include "llvm/ADT/Sequence.h"
@@ -99,8 +101,7 @@ std::optional<AxisFlow> Emitter::pull(Value value, Place place) {
   }
   bool cheap = isa<stablehlo::BroadcastInDimOp, stablehlo::IotaOp>(op);
   if (isa<stablehlo::ConvertOp>(op))
-    cheap =
-        tensorType(op->getOperand(0)).getElementTypeBitWidth() <= tensorType(value).getElementTypeBitWidth();
+    cheap = elementBits(op->getOperand(0).getType()) <= elementBits(value.getType());
   if (!place)
     return cheap ? std::optional(same) : std::nullopt;
   bool light = cheap || isElementwise(op) || isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op);
@@ -283,7 +284,7 @@ DenseSet<Operation *> Emitter::lateOps() {
   }
   if (highest == 0)
     return late;
-  unsigned width = tensorType(region.seed.getResult()).getElementTypeBitWidth();
+  int64_t width = elementBits(region.seed.getType());
   bool replaces = false;
   DenseSet<Value> after;
   for (Operation *op : region.ops) {
@@ -294,7 +295,7 @@ DenseSet<Operation *> Emitter::lateOps() {
       continue;
     late.insert(op);
     after.insert_range(op->getResults());
-    replaces |= last && tensorType(result).getElementTypeBitWidth() == width;
+    replaces |= last && elementBits(result.getType()) == width;
     for (Value operand : op->getOperands())
       if (Operation *from = operand.getDefiningOp();
           from && inside.contains(from) && !late.contains(from) && !isRecomputable(operand))

@@ -151,7 +151,7 @@ llvm::json::Object curve(Block &block, const SizeFn &size) {
 
 /// The results of elementwise operations that are as big as a buffer that counts, as rows: [number of the operation,
 /// name stack, source line, element type, elements, whether the estimate stores it, copies that products read].
-llvm::json::Array elementwise(Block &block, const SizeFn &size) {
+llvm::json::Array elementwise(Block &block, const SizeFn &size, int64_t smallBytes) {
   llvm::json::Array rows;
   visitBuffers(
       block,
@@ -159,13 +159,13 @@ llvm::json::Array elementwise(Block &block, const SizeFn &size) {
         Operation *op = value.getDefiningOp();
         auto type = dyn_cast<RankedTensorType>(value.getType());
         std::optional<int64_t> number = numberOf(op);
-        if (bytes < defaultSmallBytes || !number || !type || classify(op) != OpClass::Virtual ||
+        if (bytes < smallBytes || !number || !type || classify(op) != OpClass::Virtual ||
             op->getNumResults() != 1)
           return;
         std::string element;
         llvm::raw_string_ostream(element) << type.getElementType();
         rows.push_back(llvm::json::Array{*number, nameStack(op->getLoc()), sourceLine(op->getLoc()), element,
-                                         bytes * 8 / std::max(1u, type.getElementTypeBitWidth()), stored,
+                                         bytes * 8 / std::max<int64_t>(1, elementBits(type)), stored,
                                          copies});
       },
       size);
@@ -197,7 +197,8 @@ int64_t fixedBytes(func::FuncOp function) {
   return total;
 }
 
-/// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "shards", "measured", "plan"} -> {"temp": predicted
+/// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "small_bytes", "shards", "measured", "plan"} ->
+/// {"temp": predicted
 /// temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of arguments and results, "live":
 /// the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve" and "elementwise", if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
@@ -243,7 +244,8 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   if (largest && asksCurve)
     answer["curve"] = curve(*largest, size);
   if (largest && asksElementwise)
-    answer["elementwise"] = elementwise(*largest, size);
+    answer["elementwise"] =
+        elementwise(*largest, size, options.getInteger("small_bytes").value_or(defaultSmallBytes));
   return llvm::json::Value(std::move(answer));
 }
 

@@ -44,6 +44,17 @@ def test_a_value_that_was_seen_stored_counts():
     assert not {row[0]: row[5] for row in again["elementwise"]}[sine[0]]
 
 
+def test_complex_numbers_and_predicates_are_counted_in_elements():
+    def mixed(x, w):
+        spectrum = jnp.fft.rfft(x) * 2j
+        return jnp.fft.irfft(jnp.where(jnp.abs(spectrum) > 1, spectrum, 0)) @ w
+
+    rows = ask(core(mixed, (2048, 4096), (4096, 16)), elementwise=True)["elementwise"]
+    found = {row[3]: row[4] for row in rows}
+    assert found == {"complex<f32>": 2048 * 2049, "f32": 2048 * 2049, "i1": 2048 * 2049}
+    assert {"c64", "pred"} <= set(corrections._ELEMENTS)
+
+
 def test_bytes_beside_the_values_count_while_their_operation_runs():
     module = core(chain, (2048, 2048), (2048, 2048))
     curve = ask(module, curve=True)["curve"]

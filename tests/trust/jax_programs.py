@@ -215,6 +215,21 @@ def experts(x, w, c):
     return x + jnp.einsum("tec,ecd->td", combine, rows).reshape(x.shape)
 
 
+def spectral(x, w, c):
+    """A long convolution by Fourier transforms."""
+    f, length = x.astype(jnp.float32), x.shape[1]
+    kernel = jnp.exp(-jnp.arange(length, dtype=jnp.float32))[:, None] * w["vector"]
+    product = jnp.fft.rfft(f, 2 * length, axis=1) * jnp.fft.rfft(kernel, 2 * length, axis=0)
+    return x + jnp.fft.irfft(product, 2 * length, axis=1)[:, :length].astype(x.dtype)
+
+
+def rotated(x, w, c):
+    """Pairs of features as complex numbers, turned by their position."""
+    f = x.astype(jnp.float32)
+    turn = jnp.exp(1j * jnp.arange(x.shape[1])[:, None] * w["vector"])
+    return x + ((f + 1j * f[..., ::-1]) * turn).real.astype(x.dtype)
+
+
 def fenced(x, w, c):
     with farrier.hint(fence="on"):
         return x + jnp.tanh(x @ _weight(w, "square", x)) + x @ _weight(w, "other", x)
@@ -223,13 +238,13 @@ def fenced(x, w, c):
 BLOCKS: tuple[Block, ...] = (
     dense, dense, gated, accumulated, rms_norm, layer_norm, attention, convolution, dropout, noise, running,
     associative, ordered, routed, gathered, shared_table, inner_loop, data_loop, branched, switched, rounded,
-    clipped, called, barred, solved, summed, parallel, heads, experts, fenced,
+    clipped, called, barred, solved, summed, parallel, heads, experts, fenced, spectral, rotated,
 )  # fmt: skip
 
 # Where nothing jumps, a sum in another order changes little. (Experts jump where two are equally good.)
 CONTINUOUS: tuple[Block, ...] = (
     dense, accumulated, rms_norm, layer_norm, convolution, dropout, running, associative, shared_table, inner_loop,
-    called, barred, parallel, heads, heads, heads, experts, experts, experts, fenced,
+    called, barred, parallel, heads, heads, heads, experts, experts, experts, fenced, spectral, rotated,
 )  # fmt: skip
 
 

@@ -9,7 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from trust.stablehlo_programs import FLOATS, INTEGERS, Builder, Value, array, is_float, is_integer, tensor
+from trust.stablehlo_programs import (
+    COMPLEX,
+    FLOATS,
+    INTEGERS,
+    Builder,
+    Value,
+    array,
+    is_float,
+    is_integer,
+    tensor,
+)
 
 _UNARY_FLOAT = (
     "tanh", "logistic", "sine", "cosine", "negate", "abs", "exponential", "sqrt", "rsqrt", "cbrt", "log",
@@ -21,11 +31,16 @@ _BINARY_INTEGER = (
     "add", "multiply", "subtract", "maximum", "minimum", "and", "or", "xor", "divide", "remainder",
     "shift_left", "shift_right_logical", "shift_right_arithmetic",
 )  # fmt: skip
+_UNARY_COMPLEX = ("negate", "exponential", "sine", "cosine", "tanh", "sqrt", "log", "rsqrt")
+_BINARY_COMPLEX = ("add", "multiply", "subtract", "divide")
 _DIRECTIONS = ("EQ", "NE", "LT", "LE", "GT", "GE")
 
 
 def unary(b: Builder) -> Value:
-    value = b.any_value(lambda v: v.dtype != "i1")
+    value = b.any_value(lambda v: v.dtype != "i1", complex_too=True)
+    if value.dtype == COMPLEX:
+        value = b.bounded(value)
+        return b.op(b.pick(_UNARY_COMPLEX), [value], value.shape, COMPLEX)
     if is_float(value.dtype):
         name = b.pick(_UNARY_FLOAT)
         if name in ("exponential", "exponential_minus_one", "tan"):
@@ -40,10 +55,12 @@ def unary(b: Builder) -> Value:
 
 
 def binary(b: Builder) -> Value:
-    a = b.any_value()
-    other = b.fit(b.any_value(), a.shape, a.dtype)
+    a = b.any_value(complex_too=True)
+    other = b.fit(b.any_value(complex_too=True), a.shape, a.dtype)
     if a.dtype == "i1":
         return b.op(b.pick(("and", "or", "xor")), [a, other], a.shape, "i1")
+    if a.dtype == COMPLEX:
+        return b.op(b.pick(_BINARY_COMPLEX), [a, other], a.shape, COMPLEX)
     name = b.pick(_BINARY_FLOAT if is_float(a.dtype) else _BINARY_INTEGER)
     return b.op(name, [a, other] if b.chance(2) else [other, a], a.shape, a.dtype)
 
@@ -59,17 +76,17 @@ def choose(b: Builder) -> Value:
 
 
 def convert(b: Builder) -> Value:
-    value = b.any_value()
-    return b.converted(value, b.pick((*FLOATS, *INTEGERS, "i1")))
+    value = b.any_value(complex_too=True)
+    return b.converted(value, b.pick((*FLOATS, *INTEGERS, "i1", COMPLEX)))
 
 
 def refit(b: Builder) -> Value:
-    value = b.any_value()
+    value = b.any_value(complex_too=True)
     return b.fit(value, b.shape(), value.dtype)
 
 
 def transpose(b: Builder) -> Value:
-    value = b.any_value(lambda v: len(v.shape) > 1)
+    value = b.any_value(lambda v: len(v.shape) > 1, complex_too=True)
     order = list(range(len(value.shape)))
     b.random.shuffle(order)
     shape = [value.shape[i] for i in order]
@@ -272,8 +289,21 @@ def random_bits(b: Builder) -> Value:
     return b.op("shift_right_logical", [bits, b.constant(20, bits.shape, "ui32")], bits.shape, "ui32")
 
 
+def spectrum(b: Builder) -> Value:
+    """A Fourier transform of the last axis, real to complex, complex to real, or complex both ways."""
+    kind = b.pick(("FFT", "IFFT", "RFFT", "IRFFT"))
+    rows, length = b.pick((1, 3)), b.pick((2, 4, 6))
+    half = length // 2 + 1
+    given, found = {"RFFT": (length, half), "IRFFT": (half, length)}.get(kind, (length, length))
+    value = b.any_value(complex_too=True)
+    value = b.fit(value, (rows, given), "f32" if kind == "RFFT" else COMPLEX)
+    dtype = "f32" if kind == "IRFFT" else COMPLEX
+    attributes = f"fft_length = {array([length])}, fft_type = #stablehlo<fft_type {kind}>"
+    return b.bounded(b.op("fft", [value], (rows, found), dtype, attributes))
+
+
 def barrier(b: Builder) -> Value:
-    values = [b.any_value() for _ in range(1 + b.random.randrange(2))]
+    values = [b.any_value(complex_too=True) for _ in range(1 + b.random.randrange(2))]
     return b.ops("optimization_barrier", values, [(v.shape, v.dtype) for v in values])[0]
 
 
@@ -300,7 +330,7 @@ def branch(b: Builder) -> Value:
 
 
 def call(b: Builder) -> Value:
-    arguments = [b.any_value() for _ in range(1 + b.random.randrange(2))]
+    arguments = [b.any_value(complex_too=True) for _ in range(1 + b.random.randrange(2))]
     shape, dtype = b.shape(2), b.pick(FLOATS)
     name = f"call_{next(b._function_names)}"
     lines, scope, depth = b.lines, b.scope, b.depth
@@ -328,7 +358,7 @@ def loop(b: Builder) -> Value:
     """A counted loop that carries values; what it uses from outside it captures, as StableHLO allows."""
     trips = b.random.randrange(4)
     counter = b.constant(0, (), "i32")
-    carried = [b.any_value() for _ in range(1 + b.random.randrange(2))]
+    carried = [b.any_value(complex_too=True) for _ in range(1 + b.random.randrange(2))]
     results = _counted(b, trips, [counter, *carried], lambda i, values: _next(b, values))
     return results[-1]
 
@@ -365,7 +395,7 @@ def _counted(
 def scan_pair(b: Builder) -> Value:
     """A forward loop that stacks what a backward loop reads, as scan and its derivative do."""
     trips = 1 + b.random.randrange(4)
-    shape, dtype = b.shape(2), b.pick(("f32", "f32", "bf16", "f64"))
+    shape, dtype = b.shape(2), b.pick(("f32", "f32", "bf16", "f64", COMPLEX))
     count = 1 + b.random.randrange(2)
     weights = b.fit(b.any_value(), (trips, *shape), dtype)
     state = b.fit(b.any_value(), shape, dtype)
@@ -417,7 +447,7 @@ def scan_pair(b: Builder) -> Value:
 SIMPLE = (
     unary, unary, unary, binary, binary, binary, choose, convert, refit, transpose, cut, pad, concatenate, reverse,
     dot, dot, reduce, reduce, window, iota, number, clamp, dynamic_slice, dynamic_update, gather, scatter, sort,
-    random_bits, barrier,
+    random_bits, spectrum, barrier,
 )  # fmt: skip
 NESTED = (branch, call, loop, scan_pair, scan_pair)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 FLOATS = ("f32", "f32", "f32", "bf16", "f16", "f64")
 INTEGERS = ("i32", "i32", "ui32", "i8", "ui8", "i64", "i16")
+COMPLEX = "complex<f32>"
 _SIZES = (1, 2, 3, 4, 6, 8)
 _MOST_ELEMENTS = 256
 
@@ -74,8 +75,14 @@ class Builder:
                 return shape
             most_rank = 2
 
-    def any_value(self, want: Callable[[Value], bool] = lambda v: True) -> Value:
-        values = [v for v in self.scope if want(v)] or self.scope
+    def any_value(
+        self, want: Callable[[Value], bool] = lambda v: True, *, complex_too: bool = False
+    ) -> Value:
+        """A value of the scope, if possible one that is wanted; complex ones for those who can take them."""
+        scope = [v for v in self.scope if complex_too or v.dtype != COMPLEX]
+        if not scope:
+            scope = [self.converted(self.pick(self.scope), "f32")]
+        values = [v for v in scope if want(v)] or scope
         # The last ones more often: long chains are what passes cut.
         if self.random.randrange(2):
             values = values[-6:]
@@ -114,6 +121,8 @@ class Builder:
         return results
 
     def constant(self, value: Any, shape: Sequence[int], dtype: str) -> Value:
+        if dtype == COMPLEX:
+            value = f"({value}, 0.0)"
         return self.op("constant", [], shape, dtype, f"value = dense<{value}> : {tensor(shape, dtype)}")
 
     def block(
@@ -153,6 +162,12 @@ class Builder:
     def converted(self, value: Value, dtype: str) -> Value:
         if value.dtype == dtype:
             return value
+        if value.dtype == COMPLEX:
+            part = self.op(self.pick(("real", "imag")), [value], value.shape, "f32")
+            return self.converted(part, dtype)
+        if dtype == COMPLEX:
+            part = self.converted(value, "f32")
+            return self.op("complex", [part, self.op("sine", [part], part.shape, "f32")], part.shape, dtype)
         if dtype == "i1":
             zero = self.constant("0.0" if is_float(value.dtype) else "0", value.shape, value.dtype)
             return self.compare("GT", value, zero)
@@ -206,6 +221,9 @@ class Builder:
 
     def bounded(self, value: Value) -> Value:
         """Keeps floats from overflowing after products and sums."""
+        if value.dtype == COMPLEX:
+            parts = [self.op(part, [value], value.shape, "f32") for part in ("real", "imag")]
+            return self.op("complex", [self.bounded(part) for part in parts], value.shape, COMPLEX)
         return self.op("tanh", [value], value.shape, value.dtype) if is_float(value.dtype) else value
 
     def index(self, most: int, dtype: str = "i32") -> Value:

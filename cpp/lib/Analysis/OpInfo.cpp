@@ -163,17 +163,20 @@ bool isClonable(Operation *op) {
             }).wasInterrupted();
 }
 
+int64_t elementBits(Type type) {
+  Type element = getElementTypeOrSelf(type);
+  if (auto complex = dyn_cast<ComplexType>(element))
+    return 2 * complex.getElementType().getIntOrFloatBitWidth();
+  if (!element.isIntOrFloat())
+    return 0;
+  return element.isInteger(1) ? 8 : element.getIntOrFloatBitWidth();
+}
+
 int64_t byteSize(Type type) {
   auto tensor = dyn_cast<RankedTensorType>(type);
   if (!tensor || !tensor.hasStaticShape())
     return 0;
-  Type element = tensor.getElementType();
-  int64_t bits = 0;
-  if (auto complex = dyn_cast<ComplexType>(element))
-    bits = 2 * complex.getElementType().getIntOrFloatBitWidth();
-  else if (element.isIntOrFloat())
-    bits = element.isInteger(1) ? 8 : element.getIntOrFloatBitWidth();
-  return (tensor.getNumElements() * bits + 7) / 8;
+  return (tensor.getNumElements() * elementBits(tensor) + 7) / 8;
 }
 
 } // namespace farrier

@@ -30,11 +30,15 @@ _SMALL = 4 << 20
 _LONG = 0.03
 
 # XLA's names of element types that MLIR calls otherwise.
-_ELEMENTS = {"pred": "i1"} | {
-    f"{xla}{bits}": f"{mlir}{bits}"
-    for xla, mlir in (("s", "i"), ("u", "ui"))
-    for bits in (2, 4, 8, 16, 32, 64)
-}
+_ELEMENTS = (
+    {"pred": "i1", "c64": "complex<f32>", "c128": "complex<f64>"}
+    | {
+        f"{xla}{bits}": f"{mlir}{bits}"
+        for xla, mlir in (("s", "i"), ("u", "ui"))
+        for bits in (2, 4, 8, 16, 32, 64)
+    }
+    | {name: name[:2] + name[2:].upper() for name in memory.ELEMENTS if name.startswith(("f8", "f4"))}
+)
 
 
 def held(artifact: dump.Artifact) -> dict[str, Any]:

@@ -27,6 +27,9 @@ bool isClonable(mlir::Operation *op);
 /// Whether `op` or anything inside it is a collective.
 bool hasCollective(mlir::Operation *op);
 
+/// Bits that one element of a type takes in memory: a predicate a byte, a complex number its two parts; 0 for tokens.
+int64_t elementBits(mlir::Type type);
+
 /// Bytes of a value of this type on one device if it is not sharded; 0 for tokens and dynamic shapes. Types
 /// narrower than a byte are counted packed, as XLA:GPU stores int4 (and predicates as one byte).
 int64_t byteSize(mlir::Type type);

@@ -30,6 +30,8 @@ _TYPES = {
     26: "s2", 27: "u2", 28: "f8e4m3", 29: "f8e3m4", 30: "s1", 31: "u1", 32: "f4e2m1fn",
     33: "f8e8m0fnu",
 }  # fmt: skip
+ELEMENTS = tuple(_TYPES.values())
+"""Element types, spelled as HLO text does."""
 _HOST_COLOR = 5
 """The memory space number that XLA gives to pinned host memory (`xla::Layout::kHostMemorySpace`)."""
 
