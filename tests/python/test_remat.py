@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 
 import comparator
 import farrier
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from farrier import _core
 from farrier._src import installed, interchange, oracle
+from farrier._src.drivers.remat import RematDriver
 from jax.ad_checkpoint import checkpoint_name
 
 # Small enough that the compiler is quick; big next to `small_bytes`.
@@ -348,6 +350,28 @@ def test_a_remembered_plan_whose_names_are_gone_is_made_again(tmp_path):
     # The programs differ in nothing else, so that the second finds the plan of the first.
     assert "before" in planned("before")
     assert "after" in planned("after")
+
+
+def test_what_is_small_depends_on_the_program():
+    rows, width = 8192, 64  # values of 2 MiB
+    x = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    weights = jax.ShapeDtypeStruct((12, width, width), jnp.float32)
+
+    def loss(weights, x):
+        for i in range(len(weights)):
+            x = jnp.sin(jnp.tanh(x @ weights[i]))
+        return jnp.mean(x)
+
+    module = interchange.to_core(jax.jit(jax.grad(loss)).lower(weights, x).compiler_ir("stablehlo"))
+    context = types.SimpleNamespace(partitions=1, target=None, platform="cuda", objective="time")
+    before = json.loads(module.query("memory.estimate", "{}"))["temp"]
+
+    def planned(**options):
+        return RematDriver(farrier.Remat(**options)).plan(module, context, temp_budget=int(0.7 * before))
+
+    coarse, adapted = planned(small_bytes=4 << 20), planned()
+    assert coarse is None
+    assert adapted["predicted"]["fits"] and adapted["small_bytes"] == max(64 << 10, before // 512)
 
 
 def test_another_build_of_farrier_does_not_take_the_plans_of_this_one(tmp_path, monkeypatch):

@@ -113,6 +113,8 @@ def main() -> int:
     parser.add_argument("--jax", default="0.12.0.1")
     parser.add_argument("--limit", type=int, default=3600, help="seconds for one run of one suite")
     arguments = parser.parse_args()
+    # A shell's background job ignores interrupts, and then so does the pytest that is to be stopped at its limit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments.work.mkdir(parents=True, exist_ok=True)
     work = arguments.work.resolve()
     python = environment(work, arguments.jax)

@@ -24,7 +24,8 @@ class Remat:
       to_host: name-scope fragments; residuals made there are neither computed twice nor kept in device memory:
         what is needed of them waits in host memory.
       on_device: name-scope fragments; residuals made there never wait in host memory.
-      small_bytes: values smaller than this, in bytes, are kept whatever is chosen.
+      small_bytes: values smaller than this, in bytes, are kept whatever is chosen. None: than 4 MiB; where no plan
+        fits so, than a 512th of the program's temporaries (64 KiB at least), which matters to programs below 2 GiB.
       checkpoint: what becomes of ``jax.checkpoint`` inside scans: "replan" decides anew what is kept and what is
         computed again, "keep" leaves those decisions and moves only what they left to be saved. In
         straight-line code what a checkpoint computes again always stays computed again.
@@ -38,7 +39,7 @@ class Remat:
     to_host: Sequence[str] = ()
     on_device: Sequence[str] = ()
     objective: str | None = None
-    small_bytes: int = 4 << 20
+    small_bytes: int | None = None
     checkpoint: str = "replan"
     stress: int | None = None
 
@@ -59,6 +60,13 @@ class Remat:
             raise errors.OptionError(f"Remat(objective={self.objective!r}): expected 'time' or 'flops'")
         if self.checkpoint not in ("replan", "keep"):
             raise errors.OptionError(f"Remat(checkpoint={self.checkpoint!r}): expected 'replan' or 'keep'")
+
+
+# Values below this are not decided on: hundreds of small ones cost planning time and save little.
+_SMALL = 4 << 20
+# A program of which a budget asks more than big values can give: what counts as small is this share of it, and more
+# than the least.
+_SHARE, _LEAST_SMALL = 512, 64 << 10
 
 
 class RematDriver:
@@ -135,7 +143,7 @@ class RematDriver:
             "offload_only_asked": not host,
             "to_host": list(self.options.to_host),
             "on_device": list(self.options.on_device),
-            "small_bytes": self.options.small_bytes,
+            "small_bytes": _SMALL if self.options.small_bytes is None else self.options.small_bytes,
             "machine": machine(context.target),
             **self.sizes(module, context),
         }
@@ -144,7 +152,18 @@ class RematDriver:
         if self.options.stress is not None:
             request["stress"] = self.options.stress
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
+        if self.options.small_bytes is None and self.options.stress is None and not plan["predicted"]["fits"]:
+            plan = self._of_smaller_values(module, request, plan)
         return plan if plan["blocks"] or plan["loops"] else None
+
+    @staticmethod
+    def _of_smaller_values(module: Any, request: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+        """The plan that decides on smaller values too, where that comes closer to the budget."""
+        small = max(_LEAST_SMALL, plan["predicted"]["before"] // _SHARE)
+        if small >= _SMALL:
+            return plan
+        finer = json.loads(module.query("remat.plan", json.dumps({**request, "small_bytes": small})))
+        return finer if finer["predicted"]["after"] < plan["predicted"]["after"] else plan
 
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
