@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import pathlib
 import subprocess
@@ -15,8 +16,11 @@ import jax
 from rich.console import Console
 
 
+@functools.cache
 def commit() -> str:
-    """The commit of this project that measures, with a "+" where files differ from it."""
+    """The commit of this project that measures, with a "+" where files differ from it; as it was when first asked,
+    because what is edited while a process runs is not what it measures.
+    """
     here = pathlib.Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -106,6 +110,7 @@ def main(
     found = Lines(arguments.output, fields)
     if not arguments.show:
         warnings.simplefilter("ignore", farrier.OptimizeWarning)
+        commit()
         measure(arguments, found)
         found.tidy()
     show(found.rows())

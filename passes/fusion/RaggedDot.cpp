@@ -9,6 +9,8 @@
 #include "passes/fusion/Fusion.h"
 #include "passes/fusion/GroupedKernel.h"
 
+#include "farrier/Analysis/RaggedDot.h"
+
 #include "llvm/ADT/StringExtras.h"
 
 using namespace mlir;
@@ -18,31 +20,6 @@ namespace farrier::fusion {
 namespace {
 
 using Numbers = llvm::StringMap<SmallVector<int64_t>>;
-
-/// The lists in `#chlo.ragged_dot<lhs_contracting_dimensions = [1], ...>`; the dialect is not ours to know,
-/// so the attribute is read as the text it prints as. Nothing where the text is of another shape.
-std::optional<Numbers> dimensionNumbers(Attribute attribute) {
-  std::string text;
-  llvm::raw_string_ostream(text) << attribute;
-  StringRef rest = text;
-  if (!rest.consume_front("#chlo.ragged_dot<") || !rest.consume_back(">"))
-    return std::nullopt;
-  Numbers numbers;
-  while (!(rest = rest.ltrim(", \n")).empty()) {
-    auto [name, after] = rest.split('=');
-    after = after.ltrim();
-    size_t close = after.find(']');
-    if (!after.consume_front("[") || close == StringRef::npos)
-      return std::nullopt;
-    SmallVector<StringRef> items;
-    after.take_front(close - 1).split(items, ',', -1, /*KeepEmpty=*/false);
-    for (StringRef item : items)
-      if (item.trim().getAsInteger(10, numbers[name.trim()].emplace_back()))
-        return std::nullopt;
-    rest = after.drop_front(close);
-  }
-  return numbers;
-}
 
 struct Ragged {
   GroupedProduct product;
@@ -61,11 +38,7 @@ Ragged read(Operation *op, const Settings &settings) {
     site.reason = reason.str();
     return site;
   };
-  auto attributes = dyn_cast_or_null<DictionaryAttr>(op->getPropertiesAsAttribute());
-  Attribute given = attributes ? attributes.get("ragged_dot_dimension_numbers") : Attribute();
-  if (!given)
-    given = op->getDiscardableAttr("ragged_dot_dimension_numbers");
-  std::optional<Numbers> numbers = given ? dimensionNumbers(given) : std::nullopt;
+  std::optional<Numbers> numbers = raggedNumbers(op);
   if (op->getNumOperands() != 3 || op->getNumResults() != 1 || !numbers)
     return refuse("its dimension numbers are written in a way not known here");
   auto type = [](Value value) { return dyn_cast<RankedTensorType>(value.getType()); };
@@ -109,6 +82,7 @@ Ragged read(Operation *op, const Settings &settings) {
       !(p.result == p.element || p.result.isF32()))
     return refuse("the kernel multiplies bf16, f16 or f32 and gives the same type or f32");
   std::string precision;
+  auto attributes = dyn_cast_or_null<DictionaryAttr>(op->getPropertiesAsAttribute());
   if (attributes && attributes.get("precision_config"))
     llvm::raw_string_ostream(precision) << attributes.get("precision_config");
   if (p.element.isF32() && (StringRef(precision).contains("HIGH")))

@@ -236,6 +236,7 @@ private:
     state.addOperands(layout.operands);
     state.addTypes(TypeRange(ValueRange(layout.operands)));
     state.addAttributes(llvm::to_vector(loop.op->getDiscardableAttrs()));
+    state.attributes.erase(shardsAttr); // of other results; what they hold says it again
     state.propertiesAttr = loop.op->getPropertiesAsAttribute();
     state.addRegion();
     state.addRegion();

@@ -5,6 +5,7 @@
 
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/Kernels.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -57,9 +58,12 @@ struct Rematerialization : impl::RematerializationBase<Rematerialization>, Count
       return;
     }
     inlined += inlineCalls(module);
+    if (const llvm::json::Object *kernels = object->getObject("kernels"))
+      setKernels(module, *kernels);
     uint64_t copies = 0;
     if (failed(applyPlan(module, *object, copies)))
       return signalPassFailure();
+    dropKernels(module);
     cloned += copies;
   }
 
@@ -93,8 +97,9 @@ private:
   }
 };
 
-/// What queries look at: calls inlined, concatenations read through as XLA does and, given {"shards"} (Sharding.h) and
-/// {"measured"} (Measured.h), one device's part and what a compile showed known.
+/// What queries look at: calls inlined, concatenations read through as XLA does and, given {"shards"} (Sharding.h),
+/// {"kernels"} (Kernels.h) and {"measured"} (Measured.h), one device's part, what wrapped calls run and what a compile
+/// showed known.
 FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::Object &options,
                                              bool numbered = false) {
   OwningOpRef<ModuleOp> copy(module.clone());
@@ -102,6 +107,8 @@ FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::
   if (const llvm::json::Object *shards = options.getObject("shards"))
     if (failed(setShards(*copy, *shards)))
       return failure();
+  if (const llvm::json::Object *kernels = options.getObject("kernels"))
+    setKernels(*copy, *kernels);
   if (const llvm::json::Object *measured = options.getObject("measured"))
     setMeasured(*copy, *measured);
   if (numbered)
@@ -111,7 +118,8 @@ FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::
 }
 
 /// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "offload",
-/// "offload_only_asked", "on_device", "to_host", "small_bytes", "stress", "shards", "measured"} -> a plan.
+/// "offload_only_asked", "on_device", "to_host", "small_bytes", "stress", "shards", "kernels", "measured"}
+/// -> a plan.
 FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);
   if (failed(copy))

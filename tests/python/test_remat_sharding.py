@@ -121,3 +121,97 @@ def test_every_pass_reads_one_propagation(partitioned, monkeypatch):
     module.run("builtin.module(farrier-fusion)")
     assert RematDriver().sizes(module, context) == first
     assert asked == [module, module]
+
+
+def ragged(rows, weights, sizes):
+    """Two products of each group of rows with matrices of its own, as a mixture of experts has them."""
+    up, down = weights
+    hidden = jax.nn.silu(jax.lax.ragged_dot(rows, up, sizes))
+    return jnp.sum(jax.lax.ragged_dot(hidden, down, sizes).astype(jnp.float32) ** 2)
+
+
+def test_a_ragged_product_is_split_as_the_product_it_becomes():
+    """Shardy itself says nothing of it; XLA:GPU multiplies masked groups instead, and measures what is predicted."""
+    target = farrier.Target("h100", topology="1x1x8")
+    mesh = target.mesh((8,), ("x",))
+
+    def array(*shape, spec=(), dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    groups, rows, width, hidden = 4, 8192, 512, 2048
+    weights = (
+        array(groups, width, hidden, spec=(None, None, "x")),
+        array(groups, hidden, width, spec=(None, "x")),
+    )
+    program = jax.jit(jax.grad(ragged, argnums=1)).lower(
+        array(rows, width), weights, array(groups, dtype=jnp.int32)
+    )
+    module = interchange.to_core(program.compiler_ir("stablehlo"))
+    found = sharding.shards(module)
+    module.run("builtin.module(farrier-number-operations)")
+    text = module.print(locations=False).decode()
+    numbers = [
+        line.split("farrier.op = ")[1].split(" ")[0]
+        for line in text.splitlines()
+        if '"chlo.ragged_dot"' in line
+    ]
+    # Up, down, and of both what the rows and what the weights get; the second is summed over the devices.
+    split = [found["operations"][number] for number in numbers]
+    assert split.count([8]) == 4 and split.count([1]) == len(split) - 4
+    estimate = json.loads(module.query("memory.estimate", json.dumps({"shards": found})))["temp"]
+    assert estimate == pytest.approx(oracle.measure(program, target).temp_bytes, rel=0.3)
+
+
+def attention_step(target, dropout=0.0):
+    """Four layers of cuDNN attention, the batch over two devices: a program that JAX wraps for partitioning."""
+    from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
+
+    mesh = target.mesh((2,), ("x",))
+    shape = jax.ShapeDtypeStruct(
+        (8, 1024, 8, 64), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("x"))
+    )
+    kinds = {"mask_type": MaskType.CAUSAL, "dropout_rate": dropout, "scale": 0.125}
+
+    def step(x):
+        for _ in range(4):
+            x = x + dot_product_attention(jnp.sin(x), jnp.cos(x), x, **kinds)
+        return jnp.sum(x.astype(jnp.float32) ** 2)
+
+    return jax.jit(jax.grad(step)), shape
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_wrapped_attention_is_computed_again_where_it_draws_no_random_numbers(dropout):
+    from farrier._src.drivers.remat import Remat, RematDriver
+
+    target = farrier.Target("h100", topology="1x1x2")
+    step, shape = attention_step(target, dropout)
+    module = interchange.to_core(step.lower(shape).compiler_ir("stablehlo"))
+    name = "__cudnn$fmhaSoftmax" + ("Dropout" if dropout else "")
+    assert set(sharding.kernels(module).values()) == {name, f"{name}Backward"}
+    context = types.SimpleNamespace(platform="cuda", partitions=2, target=target, objective="time")
+    driver = RematDriver(Remat(offload=False))
+    calls = module.print(locations=False).count(b"CustomSPMDPartitioning")
+    assert calls == 8
+    plan = driver.plan(module, context, temp_budget=1)
+    if plan:
+        driver.apply(module, plan)
+    again = module.print(locations=False)
+    assert b"farrier.kernel" not in again
+    assert (again.count(b"CustomSPMDPartitioning") > calls) == (not dropout)
+
+
+def test_what_is_wrapped_is_named_only_if_it_is_known():
+    from jax.experimental.custom_partitioning import custom_partitioning
+
+    @custom_partitioning
+    def unknown(x):
+        return jnp.sin(x)
+
+    unknown.def_partition(partition=lambda mesh, args, result: None, sharding_rule="i j -> i j")
+    target = farrier.Target("h100", topology="1x1x2")
+    mesh = target.mesh((2,), ("x",))
+    x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
+    module = interchange.to_core(jax.jit(unknown).lower(x).compiler_ir("stablehlo"))
+    assert b"CustomSPMDPartitioning" in module.print(locations=False)
+    assert sharding.kernels(module) == {}

@@ -1,6 +1,8 @@
 #include "farrier/Analysis/OpCost.h"
 
+#include "farrier/Analysis/Kernels.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Analysis/ScalarEval.h"
 #include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -75,7 +77,7 @@ static double attentionFlops(stablehlo::CustomCallOp call) {
   auto k = dyn_cast<RankedTensorType>(call.getInputs()[1].getType());
   if (!q || !k || q.getRank() != 4 || k.getRank() != 4)
     return 0;
-  double products = call.getCallTargetName().contains("Backward") ? 5 : 2;
+  double products = kernelOf(call).contains("Backward") ? 5 : 2;
   return products * 2 * elements(q) * extent(k, 1);
 }
 
@@ -199,8 +201,14 @@ OpCost CostModel::cost(Operation *op) {
   else if (auto conv = dyn_cast<stablehlo::ConvolutionOp>(op))
     result.flops = convolutionFlops(conv);
   else if (auto custom = dyn_cast<stablehlo::CustomCallOp>(op);
-           custom && custom.getCallTargetName().contains("fmha"))
+           custom && kernelOf(custom).contains("fmha"))
     result.flops = attentionFlops(custom);
+  else if (std::optional<RaggedDot> ragged = RaggedDot::of(op)) {
+    // Each group's rows are written and read in whole.
+    result.flops = ragged->flops;
+    for (Value operand : ragged->masked)
+      result.bytes += 2.0 * static_cast<double>(ragged->groups) * static_cast<double>(deviceSize(operand));
+  }
   if (result.flops > 0)
     result.flops *= deviceShare(op);
   result.seconds = std::max(result.flops / peakFor(op, machine), result.bytes / machine.bytesPerSecond);

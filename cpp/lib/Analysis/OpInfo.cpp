@@ -1,5 +1,6 @@
 #include "farrier/Analysis/OpInfo.h"
 
+#include "farrier/Analysis/Kernels.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -122,7 +123,7 @@ static bool isPureCustomCall(stablehlo::CustomCallOp call) {
     return false;
   if (isOwnKernel(call))
     return true;
-  return llvm::StringSwitch<bool>(call.getCallTargetName())
+  return llvm::StringSwitch<bool>(kernelOf(call))
       .Cases({"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}, true)
       // cuDNN's forward attention; its dropout variant draws its own random numbers.
       .Cases({"__cudnn$fmhaSoftmax", "__cudnn$fmhaScaleBiasSoftmax"}, true)

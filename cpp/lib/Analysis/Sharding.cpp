@@ -12,8 +12,7 @@ using namespace mlir;
 
 namespace farrier {
 
-static constexpr llvm::StringLiteral shardsAttr = "farrier.shards", numberAttr = "farrier.op",
-                                     moduleAttr = "farrier.sharded";
+static constexpr llvm::StringLiteral numberAttr = "farrier.op", moduleAttr = "farrier.sharded";
 
 static DenseI64ArrayAttr recorded(Operation *op) {
   return dyn_cast_or_null<DenseI64ArrayAttr>(op->getDiscardableAttr(shardsAttr));

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from farrier._src import installed, metrics_cache, store
+from farrier._src import installed, metrics_cache, partitioned_kernels, store
 
 __all__ = ["name_callbacks", "of_module", "plan_key", "versions"]
 
@@ -43,7 +43,7 @@ def text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-_PARTITIONING = b"CustomSPMDPartitioning"
+_PARTITIONING = partitioned_kernels.WRAPPER.encode()
 _ADDRESS = re.compile(rb'backend_config = "(\d+)"')
 
 
@@ -58,13 +58,12 @@ def name_callbacks(text: bytes) -> bytes:
 
 
 def _describe(match: re.Match[bytes]) -> bytes:
-    from jax._src import custom_partitioning
-
-    info = custom_partitioning._sharding_callbacks.get(match[1])
+    info = partitioned_kernels.callback(match[1])
     if info is None:
         return match[0]
-    name = f"{info.partition.__module__}.{info.partition.__qualname__}"
-    described = f"{name} {info.static_args!r} {getattr(info.mesh, 'shape', None)!r}"
+    described = (
+        f"{partitioned_kernels.qualified(info)} {info.static_args!r} {getattr(info.mesh, 'shape', None)!r}"
+    )
     if " at 0x" in described:
         return match[0]
     return b"backend_config = " + repr(described).encode()

@@ -15,7 +15,7 @@ from typing import Any
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import sdy
 
-from farrier._src import interchange
+from farrier._src import interchange, partitioned_kernels, sharding_rules
 
 _PROPAGATION = "builtin.module(sdy-propagation-pipeline)"
 
@@ -69,6 +69,7 @@ class Layouts:
       operations: of the results of each operation, by its number as by ``farrier-number-operations``.
       manual: names of the axes that a manual computation takes for itself, by its number.
       products: of every matrix product by its number.
+      kernels: targets of the calls that wrapped calls become, by their number, where they are known.
     """
 
     meshes: dict[str, dict[str, int]]
@@ -76,6 +77,7 @@ class Layouts:
     operations: dict[int, list[Layout | None]]
     manual: dict[int, tuple[str, ...]]
     products: dict[int, Product]
+    kernels: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,12 @@ class Product:
     elements: int
     ranks: tuple[int, ...]
     layouts: tuple[Layout | None, ...]
+
+
+def kernels(module: Any) -> dict[str, str]:
+    """The request entry ``"kernels"`` of the planner's queries: targets that wrapped calls stand for, by number."""
+    found = layouts(module)
+    return {} if found is None else {str(number): name for number, name in found.kernels.items()}
 
 
 def products(module: Any, least: int) -> list[str]:
@@ -176,6 +184,7 @@ def _propagated(module: Any) -> Layouts | None:
         return None
     with program.context, ir.Location.unknown(program.context):
         try:
+            sharding_rules.add_rules(program)
             passmanager.PassManager.parse(_PROPAGATION).run(program.operation)
         except (ValueError, ir.MLIRError):
             return None
@@ -222,6 +231,7 @@ def _read(program: Any) -> Layouts | None:
     operations: dict[int, list[Layout | None]] = {}
     manual: dict[int, tuple[str, ...]] = {}
     products: dict[int, Product] = {}
+    kernels: dict[int, str] = {}
 
     def visit(op: Any) -> Any:
         attributes = op.attributes
@@ -242,13 +252,26 @@ def _read(program: Any) -> Layouts | None:
             products[number] = Product(
                 math.prod(shapes[2]), tuple(len(shape) for shape in shapes), (*known, *results)
             )
+        if name := _wrapped(op):
+            kernels[number] = name
         if "manual_axes" in attributes:
             named = sdy.ManualAxesAttr(attributes["manual_axes"])
             manual[number] = tuple(named[i] for i in range(len(named)))
         return ir.WalkResult.ADVANCE
 
     public.operation.walk(visit)
-    return Layouts(meshes, arguments, operations, manual, products)
+    return Layouts(meshes, arguments, operations, manual, products, kernels)
+
+
+def _wrapped(op: Any) -> str | None:
+    """The kernel behind a call that JAX wraps for partitioning, if it is known."""
+    if op.name != "stablehlo.custom_call":
+        return None
+    attributes = op.attributes
+    if ir.StringAttr(attributes["call_target_name"]).value != partitioned_kernels.WRAPPER:
+        return None
+    key = attributes.get("backend_config")
+    return partitioned_kernels.kernel(ir.StringAttr(key).value.encode()) if key is not None else None
 
 
 def _axes(mesh: Any) -> dict[str, int]:

@@ -42,7 +42,7 @@ private:
   const BlockGraph &graph;
   std::vector<Range> ranges;
   std::vector<int64_t> inner;
-  std::vector<int64_t> copies; ///< of operands in another order, while each op runs
+  std::vector<int64_t> copies; ///< of operands in another order or masked for ragged products, while each op runs
   std::vector<bool> onlyResults;
 };
 

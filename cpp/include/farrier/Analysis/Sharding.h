@@ -17,6 +17,9 @@
 
 namespace farrier {
 
+/// The attribute of an operation that has, for each result, over how many devices it is split.
+constexpr llvm::StringLiteral shardsAttr = "farrier.shards";
+
 /// Over how many devices the value is split; 1 where nothing is known.
 int64_t shards(mlir::Value value);
 

@@ -85,13 +85,16 @@ class RematDriver:
     def sizes(self, module: Any, context: Any) -> dict[str, Any]:
         """What the queries must be told about ``module`` to count one device's bytes and work.
 
-        {"shards": ...} under automatic sharding; empty where the module's own shapes are a device's, or
+        {"shards": ..., "kernels": ...} under automatic sharding; empty where the module's own shapes are a device's, or
         where nobody can say.
         """
         if context.partitions == 1:
             return {}
         found = sharding.shards(module)
-        return {} if found is None else {"shards": found}
+        if found is None:
+            return {}
+        kernels = sharding.kernels(module)
+        return {"shards": found, **({"kernels": kernels} if kernels else {})}
 
     def learn(self, module: Any, context: Any, measurement: Any) -> tuple[dict[str, Any], int] | None:
         """What ``module``'s own compile showed that the estimator did not know.
@@ -154,7 +157,12 @@ class RematDriver:
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
         if self.options.small_bytes is None and self.options.stress is None and not plan["predicted"]["fits"]:
             plan = self._of_smaller_values(module, request, plan)
-        return plan if plan["blocks"] or plan["loops"] else None
+        if not plan["blocks"] and not plan["loops"]:
+            return None
+        if "kernels" in request:
+            # Numbers and addresses are this process's: whoever applies the plan asks again.
+            plan["wrapped_kernels"] = sorted(set(request["kernels"].values()))
+        return plan
 
     @staticmethod
     def _of_smaller_values(module: Any, request: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
@@ -174,6 +182,8 @@ class RematDriver:
         """
         from farrier import _core
 
+        if plan.get("wrapped_kernels"):
+            plan = {**plan, "kernels": sharding.kernels(module)}
         # A file, because pass options cannot carry every character that a name stack may have.
         handle, path = tempfile.mkstemp(suffix=".plan.json")
         try:
