@@ -273,9 +273,9 @@ LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t 
 
 /// The estimate of the program as planned; nothing where the plan does not apply.
 std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t smallBytes) {
-  // What is under way to the host, and what the estimate calls small, is in the segments' figures alone. What the
-  // segments miss of a program with loops (stacks, weights that bodies read) is in the estimate.
-  bool onlySegments = draft.sends || smallBytes < defaultSmallBytes;
+  // What the estimate calls small is in the segments' figures alone, and what is under way to the host may be. What the
+  // segments miss (stacks and weights that bodies read, what kernels read of values computed again) is in the estimate.
+  bool onlySegments = smallBytes < defaultSmallBytes;
   if ((!draft.loops && !draft.blocks) || (onlySegments && !draft.loops))
     return draft.after;
   OwningOpRef<ModuleOp> copy(module.clone());
@@ -284,7 +284,7 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
   if (failed(rewrite(*copy, draft.plan, cloned, unsaid)))
     return std::nullopt;
   int64_t whole = estimateModule(*copy);
-  return onlySegments ? std::max(whole, draft.after) : whole;
+  return onlySegments || draft.sends ? std::max(whole, draft.after) : whole;
 }
 
 /// Drafts before what is left is accepted, and the share of a budget that is not worth another.

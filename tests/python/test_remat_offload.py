@@ -88,7 +88,7 @@ def test_the_gpu_compiler_moves_what_the_plan_sends(scanned, tmp_path):
     target = farrier.Target("h100")
     sharding = jax.sharding.NamedSharding(target.mesh((1,), ("x",)), jax.sharding.PartitionSpec())
     module = module_of(scanned, width=2048, rows=8192, sharding=sharding)
-    plan = plan_for(module, 0.7, machine=FAST, small_bytes=4 << 20)
+    plan = plan_for(module, 0.75, machine=FAST, small_bytes=4 << 20)
     assert offloaded(plan)
     rewritten = apply(module, plan, tmp_path)
     before = oracle.measure(interchange.to_jaxlib(module), target)
@@ -96,16 +96,16 @@ def test_the_gpu_compiler_moves_what_the_plan_sends(scanned, tmp_path):
     value = 4 * 8192 * 2048
     assert after.host_temp_bytes >= 2 * value
     assert after.temp_bytes <= before.temp_bytes - after.host_temp_bytes + 3 * value
-    # XLA may have one transfer more under way than planned.
-    assert after.temp_bytes <= 1.01 * (plan["predicted"]["after"] + value)
+    assert after.temp_bytes <= 1.01 * plan["predicted"]["after"]
     assert after.flops <= 1.01 * before.flops
 
 
 @BOTH
 def test_estimates_count_nothing_for_what_waits_on_the_host(scanned, tmp_path):
     module = module_of(scanned, width=2048, rows=8192)
-    plan = plan_for(module, machine=FAST, small_bytes=4 << 20)
+    plan = plan_for(module, 0.75, machine=FAST, small_bytes=4 << 20)
     rewritten = apply(module, plan, tmp_path)
+    assert plan["predicted"]["after"] >= json.loads(rewritten.query("memory.estimate", "{}"))["temp"]
     before, after = (json.loads(m.query("memory.estimate", "{}"))["temp"] for m in (module, rewritten))
     assert len(offloaded(plan)) >= (1 if scanned else 2)
     assert after <= before - 2 * 4 * 8192 * 2048

@@ -215,3 +215,35 @@ def test_what_is_wrapped_is_named_only_if_it_is_known():
     module = interchange.to_core(jax.jit(unknown).lower(x).compiler_ir("stablehlo"))
     assert b"CustomSPMDPartitioning" in module.print(locations=False)
     assert sharding.kernels(module) == {}
+
+
+def test_a_weight_in_parts_is_gathered_for_the_product_that_reads_it():
+    """FSDP: each device has whole weights while a product reads them, and whole gradients before they are summed."""
+    target = farrier.Target("h100", topology="1x1x8")
+    mesh = target.mesh((8,), ("x",))
+
+    def array(*shape, spec, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def step(w, x):
+        def loss(w):
+            y = jax.lax.with_sharding_constraint(
+                x @ w.astype(jnp.bfloat16), NamedSharding(mesh, PartitionSpec("x"))
+            )
+            return jnp.sum(y.astype(jnp.float32) ** 2)
+
+        return w - jax.grad(loss)(w)
+
+    tokens, width, hidden = 65536, 1024, 4096
+    program = jax.jit(step).lower(
+        array(width, hidden, spec=("x",), dtype=jnp.float32), array(tokens, width, spec=("x",))
+    )
+    module = interchange.to_core(program.compiler_ir("stablehlo"))
+    found = sharding.shards(module)
+    weight = width * hidden * 2
+    assert sorted(found["gathered"].values()) == [[0, weight], [weight, 0]]
+    estimate = json.loads(module.query("memory.estimate", json.dumps({"shards": found})))["temp"]
+    less = {**found, "gathered": {}}
+    assert (
+        estimate == weight + json.loads(module.query("memory.estimate", json.dumps({"shards": less})))["temp"]
+    )

@@ -1,5 +1,7 @@
 #include "farrier/Analysis/Liveness.h"
 
+#include "farrier/Analysis/Gathered.h"
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/RaggedDot.h"
@@ -23,6 +25,12 @@ static bool writesInPlace(Operation *op) {
 bool runsBlocks(Operation *op) {
   return op->getNumRegions() && !isa<stablehlo::ReduceOp, stablehlo::ReduceWindowOp, stablehlo::ScatterOp,
                                      stablehlo::SortOp, stablehlo::SelectAndScatterOp>(op);
+}
+
+/// What XLA's scheduler takes for work that hides communication.
+static bool isKernel(Operation *op) {
+  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp>(op) &&
+         !placementOf(op);
 }
 
 static int64_t peakInside(Operation *op, const SizeFn &size) {
@@ -82,7 +90,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
              (graph.isVirtual[user] &&
               llvm::all_of(graph.outputs[user], [&](unsigned out) { return onlyResults[out]; }));
     });
-  std::vector<unsigned> runsAt(numOps, 0), ready(graph.numValues(), 0);
+  std::vector<unsigned> runsAt(numOps, 0), ready(graph.numValues(), 0), fetchedAt(numOps, 0);
   for (unsigned op = 0; op < numOps; ++op) {
     unsigned earliest = 0;
     for (unsigned value : graph.inputs[op])
@@ -90,6 +98,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     bool update = graph.isVirtual[op] &&
                   llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
     runsAt[op] = update ? earliest : op;
+    fetchedAt[op] = earliest;
     for (unsigned value : graph.outputs[op])
       ready[value] = graph.isVirtual[op] ? earliest : op;
   }
@@ -133,6 +142,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     Range &range = ranges[value];
     int definition = graph.definition[value];
     range.first = definition < 0 ? 0 : definition;
+    // XLA starts what the device fetches from the host as soon as it is there.
+    if (definition >= 0 && placementOf(graph.ops[definition]) == Placement::Device)
+      range.first = fetchedAt[definition];
     range.last = std::max(last[value], range.first);
     // A result lives in an output buffer; parameters are not temporaries.
     range.live = roots.isRoot(value) && used[value] && !isResult[value] && definition >= 0;
@@ -157,6 +169,22 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   }
   for (auto [copied, masked] : llvm::zip(copies, maskedCopies(graph)))
     copied += masked;
+  // What a product needs gathered arrives while the last kernel runs that it waits for. Sums are made when nothing is
+  // gathered: gradients of weights wait, those of activations do not.
+  std::vector<unsigned> kernel(graph.numValues(), 0);
+  std::vector<int64_t> gathers(numOps, 0);
+  for (unsigned op = 0; op < numOps; ++op) {
+    unsigned waitsFor = 0;
+    for (unsigned value : graph.inputs[op])
+      waitsFor = std::max(waitsFor, kernel[value]);
+    for (unsigned value : graph.outputs[op])
+      kernel[value] = isKernel(graph.ops[op]) ? op : waitsFor;
+    GatheredBytes gathered = gatheredBytes(graph.ops[op]);
+    for (unsigned at = waitsFor; gathered.operands && at <= op; ++at)
+      gathers[at] += gathered.operands;
+  }
+  for (unsigned op = 0; op < numOps; ++op)
+    copies[op] += std::max(gathers[op], gatheredBytes(graph.ops[op]).sum);
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {

@@ -1,5 +1,6 @@
 #include "farrier/Analysis/Sharding.h"
 
+#include "farrier/Analysis/Gathered.h"
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -67,6 +68,11 @@ std::optional<int64_t> numberOf(Operation *op) {
   return attribute ? std::optional(attribute.getInt()) : std::nullopt;
 }
 
+GatheredBytes gatheredBytes(Operation *op) {
+  auto attribute = dyn_cast_or_null<DenseI64ArrayAttr>(op->getDiscardableAttr(gatheredAttr));
+  return attribute && attribute.size() == 2 ? GatheredBytes{attribute[0], attribute[1]} : GatheredBytes();
+}
+
 LogicalResult setShards(ModuleOp module, const llvm::json::Object &given) {
   const llvm::json::Array *arguments = given.getArray("arguments");
   const llvm::json::Object *operations = given.getObject("operations");
@@ -80,7 +86,13 @@ LogicalResult setShards(ModuleOp module, const llvm::json::Object &given) {
     if (function.isPublic() && function.getNumArguments() == arguments->size())
       for (auto [i, value] : llvm::enumerate(*arguments))
         function.setArgAttr(i, shardsAttr, builder.getI64IntegerAttr(count(value)));
+  const llvm::json::Object *gathered = given.getObject("gathered");
   forEachNumbered(module, [&](Operation *op, int64_t number) {
+    const llvm::json::Array *bytes = gathered ? gathered->getArray(std::to_string(number)) : nullptr;
+    if (bytes && bytes->size() == 2) {
+      auto at = [&](size_t i) { return std::max<int64_t>(0, (*bytes)[i].getAsInteger().value_or(0)); };
+      op->setDiscardableAttr(gatheredAttr, builder.getDenseI64ArrayAttr({at(0), at(1)}));
+    }
     const llvm::json::Array *results = operations->getArray(std::to_string(number));
     if (!results || results->size() != op->getNumResults() || results->empty())
       return;

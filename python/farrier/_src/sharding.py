@@ -15,7 +15,7 @@ from typing import Any
 from jaxlib.mlir import ir, passmanager
 from jaxlib.mlir.dialects import sdy
 
-from farrier._src import interchange, partitioned_kernels, sharding_rules
+from farrier._src import gathered, interchange, partitioned_kernels, sharding_rules
 
 _PROPAGATION = "builtin.module(sdy-propagation-pipeline)"
 
@@ -24,8 +24,8 @@ def shards(module: Any) -> dict[str, Any] | None:
     """The request entry ``"shards"`` of the planner's queries for a `farrier._core.Module`.
 
     Returns:
-      {"arguments": [n per argument], "operations": {"<number>": [n per result]}}, numbers as by
-      ``farrier-number-operations``; None if the program has no Shardy mesh (it is partitioned by hand, by
+      {"arguments": [n per argument], "operations": {"<number>": [n per result]}, "gathered": {"<number>": bytes that
+      each device gathers for a product, and of its sum before it is shared out}}, numbers as by ``farrier-number-operations``; None if the program has no Shardy mesh (it is partitioned by hand, by
       the older partitioner, or not at all) or this jaxlib cannot propagate.
     """
     found = layouts(module)
@@ -36,6 +36,11 @@ def shards(module: Any) -> dict[str, Any] | None:
         "operations": {
             str(number): [1 if each is None else each.count for each in results]
             for number, results in found.operations.items()
+        },
+        "gathered": {
+            str(number): list(product.gathered)
+            for number, product in found.products.items()
+            if any(product.gathered)
         },
     }
 
@@ -82,11 +87,13 @@ class Layouts:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A matrix product: elements of its result, and how left, right and result are split, with their ranks."""
+    """A matrix product: elements of its result, and how left, right and result are split, with their ranks; bytes that
+    each device gathers for it."""
 
     elements: int
     ranks: tuple[int, ...]
     layouts: tuple[Layout | None, ...]
+    gathered: tuple[int, int] = (0, 0)
 
 
 def kernels(module: Any) -> dict[str, str]:
@@ -250,7 +257,10 @@ def _read(program: Any) -> Layouts | None:
             shapes = [ir.RankedTensorType(v.type).shape for v in (*op.operands, *op.results)]
             known = [None if each is None else layout(each) for each in given]
             products[number] = Product(
-                math.prod(shapes[2]), tuple(len(shape) for shape in shapes), (*known, *results)
+                math.prod(shapes[2]),
+                tuple(len(shape) for shape in shapes),
+                (*known, *results),
+                gathered.bytes_for(op, [each and each.dimensions for each in (*known, *results)]),
             )
         if name := _wrapped(op):
             kernels[number] = name

@@ -1,0 +1,23 @@
+//===- Gathered.h - what partitioned products gather or reduce -------------===//
+
+#ifndef FARRIER_ANALYSIS_GATHERED_H
+#define FARRIER_ANALYSIS_GATHERED_H
+
+#include "mlir/IR/Operation.h"
+#include "llvm/ADT/StringRef.h"
+
+namespace farrier {
+
+/// The attribute of a partitioned product that has its `GatheredBytes`; Sharding.h records it.
+constexpr llvm::StringLiteral gatheredAttr = "farrier.gathered";
+
+/// Bytes on a device beside the operands and results of a partitioned product.
+struct GatheredBytes {
+  int64_t operands = 0; ///< whole, of those that a device has a part of
+  int64_t sum = 0;      ///< of the result, before the devices share it out
+};
+GatheredBytes gatheredBytes(mlir::Operation *op);
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_GATHERED_H
