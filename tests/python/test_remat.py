@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import types
+from typing import ClassVar
 
 import comparator
 import farrier
@@ -372,6 +373,26 @@ def test_what_is_small_depends_on_the_program():
     coarse, adapted = planned(small_bytes=4 << 20), planned()
     assert coarse is None
     assert adapted["predicted"]["fits"] and adapted["small_bytes"] == max(64 << 10, before // 512)
+
+
+def test_a_budget_out_of_reach_gets_what_one_within_reach_would():
+    """What is asked for too much gives up what it need not; asking for a little less than that finds better."""
+    needs = {10: 100, 97: 80, 77: 90}  # by budget; what a plan is predicted to need
+
+    class Module:
+        asked: ClassVar[list[int]] = []
+
+        def query(self, name, request):
+            budget = json.loads(request)["budget"]
+            self.asked.append(budget)
+            predicted = {"after": needs[budget], "before": 200, "fits": needs[budget] <= budget}
+            return json.dumps({"blocks": [budget], "loops": [], "small_bytes": 1, "predicted": predicted})
+
+    module = Module()
+    context = types.SimpleNamespace(partitions=1, target=None, platform="cuda", objective="time")
+    plan = RematDriver(farrier.Remat(small_bytes=1)).plan(module, context, temp_budget=10)
+    assert module.asked == [10, 97, 77]
+    assert plan["blocks"] == [97] and plan["predicted"]["after"] == 80 and not plan["predicted"]["fits"]
 
 
 def test_another_build_of_farrier_does_not_take_the_plans_of_this_one(tmp_path, monkeypatch):

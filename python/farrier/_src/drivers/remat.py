@@ -68,6 +68,9 @@ _SMALL = 4 << 20
 # than the least.
 _SHARE, _LEAST_SMALL = 512, 64 << 10
 
+# Where a budget is out of reach: the share of what the plan needs that is asked for next, and how often at most.
+_LESS, _TIMES = 0.97, 4
+
 
 class RematDriver:
     """Decides by the query ``remat.plan`` and applies by the pass ``farrier-remat``."""
@@ -157,6 +160,8 @@ class RematDriver:
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
         if self.options.small_bytes is None and self.options.stress is None and not plan["predicted"]["fits"]:
             plan = self._of_smaller_values(module, request, plan)
+        if self.options.stress is None and not plan["predicted"]["fits"]:
+            plan = self._nearer(module, request, plan)
         if not plan["blocks"] and not plan["loops"]:
             return None
         if "kernels" in request:
@@ -172,6 +177,23 @@ class RematDriver:
             return plan
         finer = json.loads(module.query("remat.plan", json.dumps({**request, "small_bytes": small})))
         return finer if finer["predicted"]["after"] < plan["predicted"]["after"] else plan
+
+    @staticmethod
+    def _nearer(module: Any, request: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
+        """The plan that comes nearest to a budget out of reach: what is asked for too much gives up what it need not,
+        and comes to more than what is asked for a little less than that. Asks again as long as it helps.
+        """
+        for _ in range(_TIMES):
+            budget = int(_LESS * plan["predicted"]["after"])
+            if budget <= request["budget"]:
+                break
+            again = {**request, "small_bytes": plan["small_bytes"], "budget": budget}
+            nearer = json.loads(module.query("remat.plan", json.dumps(again)))
+            if nearer["predicted"]["after"] >= plan["predicted"]["after"]:
+                break
+            plan = nearer
+        plan["predicted"]["fits"] = plan["predicted"]["after"] <= request["budget"]
+        return plan
 
     def apply(
         self, module: Any, plan: Mapping[str, Any], *, remark: Callable[[Any], None] | None = None
