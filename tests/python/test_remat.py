@@ -386,13 +386,13 @@ def test_a_budget_out_of_reach_gets_what_one_within_reach_would():
             budget = json.loads(request)["budget"]
             self.asked.append(budget)
             predicted = {"after": needs[budget], "before": 200, "fits": needs[budget] <= budget}
-            return json.dumps({"blocks": [budget], "loops": [], "small_bytes": 1, "predicted": predicted})
+            return json.dumps({"blocks": [], "loops": [budget], "small_bytes": 1, "predicted": predicted})
 
     module = Module()
     context = types.SimpleNamespace(partitions=1, target=None, platform="cuda", objective="time")
     plan = RematDriver(farrier.Remat(small_bytes=1)).plan(module, context, temp_budget=10)
     assert module.asked == [10, 97, 77]
-    assert plan["blocks"] == [97] and plan["predicted"]["after"] == 80 and not plan["predicted"]["fits"]
+    assert plan["loops"] == [97] and plan["predicted"]["after"] == 80 and not plan["predicted"]["fits"]
 
 
 def test_another_build_of_farrier_does_not_take_the_plans_of_this_one(tmp_path, monkeypatch):

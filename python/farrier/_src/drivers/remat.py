@@ -160,7 +160,7 @@ class RematDriver:
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
         if self.options.small_bytes is None and self.options.stress is None and not plan["predicted"]["fits"]:
             plan = self._of_smaller_values(module, request, plan)
-        if self.options.stress is None and not plan["predicted"]["fits"]:
+        if self.options.stress is None and plan["loops"] and not plan["predicted"]["fits"]:
             plan = self._nearer(module, request, plan)
         if not plan["blocks"] and not plan["loops"]:
             return None
@@ -180,8 +180,8 @@ class RematDriver:
 
     @staticmethod
     def _nearer(module: Any, request: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
-        """The plan that comes nearest to a budget out of reach: what is asked for too much gives up what it need not,
-        and comes to more than what is asked for a little less than that. Asks again as long as it helps.
+        """The plan that comes nearest to a budget out of reach: loops that are asked for too much give up what they need
+        not, and come to more than those that are asked for a little less than that. Asks again as long as it helps.
         """
         for _ in range(_TIMES):
             budget = int(_LESS * plan["predicted"]["after"])
