@@ -11,7 +11,6 @@ A cell is kept as soon as it is known and not measured again. Simulated figures,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -26,9 +25,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 from farrier import Collectives, Remat
 from farrier._src import errors, interchange, oracle, pipeline, search
-from farrier._src.collectives import drive, parameters, schedule
+from farrier._src.collectives import drive, schedule
 from farrier._src.collectives.driver import CollectivesDriver
-from run import CASES, arguments, markdown, ms
+from run import CASES, Workload, arguments, markdown, ms
 
 WORKLOADS = ("fsdp-scan", "fsdp-manual-scan-keep", "two-axes-scan")
 # Parts of what the program as written needs: a little room, and two that have to be paid for.
@@ -37,34 +36,19 @@ BUDGETS = (1.02, 0.85, 0.70)
 RESERVES = (0.05,)
 
 
-class Bench:
-    """One workload: compiles each program once, and prices kernels as the program as written has them."""
+class Bench(Workload):
+    """One workload, with kernels priced as the program as written has them."""
 
     def __init__(self, name: str, target_name: str):
-        case = CASES[name]
-        self.name, self.target = name, case.target(target_name)
-        self.sets = parameters.for_target(self.target)
-        self._lowered = case.lowered(self.target)
-        self.module = interchange.to_core(self._lowered.compiler_ir("stablehlo"))
         self.folder = tempfile.TemporaryDirectory()
-        self.kernels = os.path.join(self.folder.name, "kernels")
-        self.known: dict[str, oracle.Compiled] = {}
-        self.compiles = 0
+        super().__init__(name, target_name, kernels=os.path.join(self.folder.name, "kernels"))
+        self.written = interchange.to_core(self.module)
         self.prices: dict[str, float] = {}
 
     def compile(self, module: Any, options: Any) -> oracle.Compiled:
         """What `pipeline.Context.compile` asks for; always with XLA's estimates."""
         module = module if hasattr(module, "operation") else interchange.to_jaxlib(module)
-        # Kernels that another compile made are taken from a file; programs and their memory are the same.
-        options = drive.STATISTICS | drive.kernels_from(self.kernels) | dict(options)
-        text = module.operation.get_asm(binary=True) + json.dumps(options, sort_keys=True).encode()
-        key = hashlib.sha256(text).hexdigest()
-        if "__farrier_" in str(module.operation.attributes["sym_name"]):
-            self.known.pop(key, None)  # a schedule is made in the compile: it must happen
-        if key not in self.known:
-            self.compiles += 1
-            self.known[key] = oracle.compile_module(module, self.target, compiler_options=options)
-        return self.known[key]
+        return super().compile(module, drive.STATISTICS | dict(options))
 
     def context(self, budget: int, remarks: list[str]) -> pipeline.Context:
         """A search's context, as `optimize` makes it."""
@@ -106,7 +90,7 @@ class Bench:
         before = self.compiles
         rows: dict[str, Any] = {}
         remarks: list[str] = []
-        joint, found = self.scheduled(self.module, budget, [Remat()], remarks)
+        joint, found = self.scheduled(self.written, budget, [Remat()], remarks)
         paid = found.passes.get("remat")
         rows["joint"] = self.figures(joint.final, paid)
         rows["without exchange"] = self.figures(joint.first.after, None)
@@ -114,11 +98,11 @@ class Bench:
         for reserve in RESERVES:
             kept = self.context(int(budget * (1 - reserve)), [])
             try:
-                plan = search.plan_step(self.module, pipeline.drivers_for([Remat()]), kept).passes
+                plan = search.plan_step(self.written, pipeline.drivers_for([Remat()]), kept).passes
             except errors.BudgetError as refused:
                 rows[f"reserve {reserve:.0%}"] = {"refused": refused.what}
                 continue
-            version = self.module.clone()
+            version = self.written.clone()
             pipeline.apply(version, pipeline.drivers_for([Remat()]), plan)
             split, _ = self.scheduled(version, budget, [])
             rows[f"reserve {reserve:.0%}"] = self.figures(split.final, plan.get("remat"))
@@ -184,7 +168,7 @@ def table(known: dict[str, Any]) -> str:
                         ms(step["joint"]),
                         f"{step['joint'] / best - 1:+.2%}",
                         f"{cell['rows']['joint']['bytes'] / 1e9:.3f}",
-                        "; ".join(cell["remarks"]),
+                        "; ".join(r for r in cell["remarks"] if r.startswith("memory")),
                     )
                 )
     head = (

@@ -1,12 +1,13 @@
-"""What an order planned with one parameter set does when another is the truth.
+"""What a plan made with one parameter set does when another is the truth.
 
     python benchmarks/collectives/mismatch.py [WORKLOAD ...] [--target h100] [--out benchmarks/results/collectives]
 
-By default `optimize` keeps an order only where it is not slower under both of a target's parameter sets. Here each
-order is planned with one set, as a user's own measured figures would be (a set alone is guarded by itself at half
-speed), and scored with the other, which it never saw: how wrong may the figures be before scheduling by them costs
-something? One compile a workload; XLA's scheduled program is caught in the compile and
-reordered there, within the memory that `run.py` allows. Simulated figures, see docs/collectives.md.
+By default `optimize` keeps a result only where it is not slower under both of a target's parameter sets. Here each
+plan is made with one set, as a user's own measured figures would be (a set alone is guarded by itself at half
+speed), and scored with the other, which it never saw: how wrong may the figures be before planning by them costs
+something? Everything that `optimize` would try is tried: our order, collectives that move across iterations, buckets,
+and every form of programs that state their collectives, within the memory that `run.py` allows. Programs that both
+plans ask for are compiled once. Simulated figures, see docs/collectives.md.
 """
 
 from __future__ import annotations
@@ -15,72 +16,41 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from farrier import Target
-from farrier._src import hlo, oracle
-from farrier._src.collectives import drive, parameters, schedule
-from jax.extend import xla
-from run import CASES, arguments, markdown, ms
+from run import CASES, Workload, arguments, markdown, ms
 
 # The most that a step may lose, as a part of XLA's.
 ALLOWED = 0.003
 
 
-def scheduled_module(module, target: Target) -> tuple[hlo.Module, oracle.Compiled]:
-    """The program as XLA's scheduler leaves it, and the compiled one."""
-    caught: list[bytes] = []
-    stage = xla.PipelineStage.POST_SCHEDULER
-
-    def catch(data: bytes) -> None:
-        caught.append(data)
-
-    target.topology_desc()  # loads the compiler that the hook registers with
-    xla.register_hlo_module_transformation(catch, name="catch", stage=stage, platforms=["cuda"])
-    try:
-        compiled = oracle.compile_module(module, target, compiler_options=drive.STATISTICS)
-    finally:
-        xla.clear_hlo_module_transformation("catch", stage=stage, platforms=["cuda"])
-    # XLA compiles small modules of its own on the way; the step is the largest.
-    return hlo.Module(max(caught, key=len)), compiled
-
-
-def measure(name: str, target_name: str) -> dict:
+def measure(workload: Workload) -> dict:
     """Plans one workload with each set and scores with every set; the result as plain data."""
-    case = CASES[name]
-    target = case.target(target_name)
-    sets = parameters.for_target(target)
-    lowered = case.lowered(target)  # keeps its partitioning callbacks alive
-    module, compiled = scheduled_module(lowered.compiler_ir("stablehlo"), target)
-    # Kernels at XLA's estimates, which only the final program carries, the same for every order.
-    costs = dict(schedule.plan(compiled.hlo(), target, sets).costs)
-    room = int(case.growth * compiled.measurement.total_bytes)
-    before = schedule.simulate(module, target, sets, frozen=dict(costs))
+    sets = workload.sets
     rows = []
     for planned in sets:
-        plan = schedule.plan(
-            module, target, parameters.guarded((planned,)), memory_growth_bytes=room, frozen=costs
-        )
-        new, _ = schedule.reschedule(module, plan)
-        after = (
-            before if new is None else schedule.simulate(hlo.Module(new), target, sets, frozen=dict(costs))
-        )
-        for b, a in zip(before, after, strict=True):
+        found = workload.improve(parameters=(planned,), judges=[s for s in sets if s is not planned])
+        pairs = zip(found.simulated_before, found.simulated_after, strict=True)
+        scored = {b.parameters: (b, a) for b, a in pairs}
+        for before, after in (scored[s.name] for s in sets):
             rows.append(
                 {
                     "planned": planned.name,
-                    "scored": a.parameters,
-                    "xla_seconds": round(b.seconds, 9),
-                    "seconds": round(a.seconds, 9),
+                    "scored": after.parameters,
+                    "form": found.variant.name if found.variant else None,
+                    "moved": found.prepared is not None and found.prepared.changed,
+                    "xla_seconds": round(before.seconds, 9),
+                    "seconds": round(after.seconds, 9),
                 }
             )
     return {
-        "workload": name,
-        "letter": case.letter,
-        "target": f"{target.name} {target.topology}",
+        "workload": workload.name,
+        "letter": workload.case.letter,
+        "target": f"{workload.target.name} {workload.target.topology}",
         "rows": rows,
     }
 
@@ -96,15 +66,17 @@ def table(results: list[dict]) -> str:
             ms(row["xla_seconds"]),
             ms(row["seconds"]),
             f"{row['seconds'] / row['xla_seconds'] - 1:+.2%}",
+            ", ".join([*([row["form"]] if row["form"] else []), *(["moved"] if row["moved"] else [])]),
         )
         for r in results
         for row in r["rows"]
     ]
     lines = [
         "Simulated, milliseconds a step. Planned with one parameter set (guarded by itself at half speed), scored with each; the rows that count",
-        f"are those where the two differ: none may be worse than XLA's own order by more than {ALLOWED:.1%}.",
+        f"are those where the two differ: none may be worse than XLA's default by more than {ALLOWED:.1%}. Form: of a program that",
+        "states its collectives; moved: buckets, and collectives across the iterations of loops.",
         "",
-        *markdown(("", "workload", "planned with", "scored with", "XLA", "ours", ""), rows),
+        *markdown(("", "workload", "planned with", "scored with", "XLA", "ours", "", "form"), rows),
         "",
         f"Worst where planned and scored differ: {worst(results):+.2%}.",
     ]
@@ -128,9 +100,10 @@ def main() -> int:
     known = {}
     if path.exists():
         known = {r["workload"]: r for r in map(json.loads, path.read_text("utf-8").splitlines())}
+    folder = tempfile.TemporaryDirectory()
     for name in args.names:
-        known[name] = measure(name, args.target)
-        results = sorted(known.values(), key=lambda r: r["letter"])
+        known[name] = measure(Workload(name, args.target, kernels=os.path.join(folder.name, "kernels")))
+        results = sorted(known.values(), key=lambda r: list(CASES).index(r["workload"]))
         path.write_text("".join(json.dumps(r) + "\n" for r in results), encoding="utf-8")
         (args.out / "mismatch.md").write_text(table(results), encoding="utf-8")
         print(name, flush=True)

@@ -33,11 +33,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import jax
 import workloads
-from farrier import Collectives
-from farrier._src import errors, hlo, interchange, oracle
-from farrier._src.collectives import costs, drive, parameters, program, rewrites, schedule
+from farrier._src import errors, hlo, oracle
+from farrier._src.collectives import costs, drive, parameters, program, schedule
 from jax.extend import xla
-from run import CASES, arguments, markdown, ms
+from run import CASES, UNTUNED, Workload, arguments, markdown, ms
 
 LAYERS = 2
 # Points that are compiled to the end, at most.
@@ -151,7 +150,7 @@ def scheduled(module: Any, target: Any, options: Mapping[str, Any]) -> hlo.Modul
     stage = xla.PipelineStage.POST_SCHEDULER
     xla.register_hlo_module_transformation(catch, name="enough", stage=stage, platforms=["cuda"])
     try:
-        oracle.compile_module(module, target, compiler_options={**drive.STATISTICS, **options})
+        oracle.compile_module(module, target, compiler_options={**UNTUNED, **drive.STATISTICS, **options})
     except errors.Error:
         if not caught:
             raise
@@ -175,13 +174,11 @@ class Sweep:
         self.kernels = os.path.join(self._folder.name, "kernels")
 
     @functools.cached_property
-    def module(self) -> Any:
-        """The workload's StableHLO."""
+    def workload(self) -> Workload:
+        """The workload, lowered."""
         few = workloads.options(self.case.workload).get("style") == "unrolled"
-        self._lowered = self.case.lowered(
-            self.target, **({"layers": LAYERS} if few else {})
-        )  # keeps its partitioning callbacks alive
-        return self._lowered.compiler_ir("stablehlo")
+        options = {"layers": LAYERS} if few else {}
+        return Workload(self.name, self.target.name, kernels=self.kernels, **options)
 
     @functools.cached_property
     def default(self) -> oracle.Compiled:
@@ -196,8 +193,7 @@ class Sweep:
 
     def compile(self, options: Mapping[str, Any]) -> oracle.Compiled:
         """One compile of the workload to its end."""
-        shared = drive.STATISTICS | drive.kernels_from(self.kernels)
-        return oracle.compile_module(self.module, self.target, compiler_options=shared | dict(options))
+        return self.workload.compile(self.workload.module, drive.STATISTICS | dict(options))
 
     def whole(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The figures of a point's final program, with its memory."""
@@ -210,7 +206,7 @@ class Sweep:
         if not acts(options, self.default.hlo()):
             return {"same_as": "default"}
         try:
-            return figures(scheduled(self.module, self.target, options), self.target, self.prices)
+            return figures(scheduled(self.workload.module, self.target, options), self.target, self.prices)
         except errors.Error as refused:
             return {"refused": str(refused).splitlines()[0][:160]}
 
@@ -253,22 +249,7 @@ class Sweep:
 
     def ours(self) -> dict[str, Any]:
         """What `optimize` makes of the program."""
-        forms = functools.partial(
-            rewrites.variants,
-            interchange.to_core(self.module),
-            rewrites.NAMES,
-            numerics="bounded",
-            min_bytes=Collectives().split_min_bytes,
-            given={},
-        )
-        found = drive.improve(
-            self.module,
-            self.target,
-            memory_growth=self.case.growth,
-            compiler_options=drive.kernels_from(self.kernels),
-            variants=forms,
-            compiles=Collectives().max_compiles,
-        )
+        found = self.workload.improve()
         return {
             "bytes": found.after.measurement.total_bytes,
             "form": found.variant.name if found.variant else None,

@@ -47,6 +47,9 @@ class Size:
 SIZES = {
     "tiny": Size(64, 2, 4, 2, 16, 128, 128, 32, 2),
     "tiny-moe": Size(64, 2, 4, 2, 16, 128, 128, 32, 2, experts=4, chosen=2),
+    # In numbers that eight devices divide.
+    "tiny-8": Size(64, 2, 8, 8, 8, 128, 128, 32, 8),
+    "tiny-8-moe": Size(64, 2, 8, 8, 8, 64, 128, 32, 8, experts=16, chosen=2),
     "1b": Size(2048, 8, 16, 4, 128, 5632, 32768, 4096, 4),
     "1b-narrow": Size(1024, 16, 8, 8, 128, 2816, 32768, 4096, 8),
     "wide": Size(4096, 4, 32, 8, 128, 14336, 32768, 4096, 2),

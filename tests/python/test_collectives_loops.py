@@ -65,8 +65,8 @@ class _Enough(Exception):
     """Ends a compile when the hook has what it wants."""
 
 
-def partitioned(layers, microbatches):
-    """The step for eight GPUs as XLA has it before its scheduler."""
+def before_the_scheduler(lower):
+    """The step that ``lower()`` lowers for eight GPUs, as XLA has it before its scheduler."""
     found = []
 
     def take(data):
@@ -78,9 +78,8 @@ def partitioned(layers, microbatches):
     where = xla.PipelineStage.PRE_SCHEDULER
     xla.register_hlo_module_transformation(take, name="take", stage=where, platforms=["cuda"])
     try:
-        function, args = step(TARGET.mesh(names=("x",)), layers, microbatches)
         with pytest.raises(jax.errors.JaxRuntimeError):
-            function.lower(*args).compile()
+            lower().compile()
     finally:
         xla.clear_hlo_module_transformation("take", stage=where, platforms=["cuda"])
     return found[0]
@@ -116,7 +115,8 @@ def _parse(data):
 # Both weights forward and backward, both gradients; a piece of the batch is gathered by the outer loop.
 @pytest.mark.parametrize(("layers", "microbatches", "early"), [(4, 1, 4), (2, 2, 5)])
 def test_every_bit_stays(layers, microbatches, early):
-    data = partitioned(layers, microbatches)
+    function, shapes = step(TARGET.mesh(names=("x",)), layers, microbatches)
+    data = before_the_scheduler(lambda: function.lower(*shapes))
     new, done = prepare.prepare(hlo.Module(data), PLAN)
     assert (done.early, done.late) == (early, 2) and done.buckets > 2
     assert done.carried_bytes >= 6 * 64 * 64 * 2

@@ -26,7 +26,11 @@ class Form(drive.Variant):
     """"name", "pipeline" and "sites": how much each of the passes' counters found."""
 
 
-def _pipeline(name: str, numerics: str, min_bytes: int) -> str:
+def pipeline(name: str, numerics: str, min_bytes: int, bucket_bytes: int | None = None) -> str:
+    """The passes that make the form `name` of `NAMES`.
+
+    `bucket_bytes` is the size from which small reductions chained together are a bucket; None: the pass's own.
+    """
     regroup = str(numerics != "bitwise").lower()
     if name == "split-batch":
         return f"farrier-split-batch{{min-bytes={min_bytes} regroup={regroup}}}"
@@ -34,7 +38,8 @@ def _pipeline(name: str, numerics: str, min_bytes: int) -> str:
         return f"farrier-scatter-reductions{{min-bytes={min_bytes}}}"
     fewer = f"farrier-simplify-collectives,farrier-merge-collectives{{regroup={regroup}}}"
     if name == "chain":
-        return f"{fewer},farrier-chain-collectives"
+        bucket = "" if bucket_bytes is None else f"{{bucket-bytes={bucket_bytes}}}"
+        return f"{fewer},farrier-chain-collectives{bucket}"
     return fewer
 
 
@@ -57,7 +62,7 @@ def variants(
         if name not in names or (numerics == "bitwise" and name in _REGROUPS):
             continue
         copy = module.clone()
-        plan = _run(copy, name, _pipeline(name, numerics, min_bytes))
+        plan = _run(copy, name, pipeline(name, numerics, min_bytes))
         if plan is None or copy.fingerprint in seen:
             continue
         seen.add(copy.fingerprint)
@@ -70,8 +75,8 @@ def stressed(module: Any, names: Sequence[str], *, numerics: str, min_bytes: int
     """The plan that applies all of `names`, one after the other; None when they find nothing."""
     left_out = _REGROUPS if numerics == "bitwise" else ()
     taken = [name for name in reversed(NAMES) if name in names and name not in left_out]
-    pipeline = ",".join(_pipeline(name, numerics, min_bytes) for name in taken)
-    return _run(module.clone(), "+".join(taken), pipeline) if pipeline else None
+    passes = ",".join(pipeline(name, numerics, min_bytes) for name in taken)
+    return _run(module.clone(), "+".join(taken), passes) if passes else None
 
 
 def apply(module: Any, plan: Mapping[str, Any]) -> list[str] | None:
@@ -84,9 +89,9 @@ def apply(module: Any, plan: Mapping[str, Any]) -> list[str] | None:
     ] or None
 
 
-def _run(module: Any, name: str, pipeline: str) -> dict[str, Any] | None:
-    sites = _sites(module.run(f"builtin.module({pipeline})"))
-    return {"name": name, "pipeline": pipeline, "sites": sites} if sites else None
+def _run(module: Any, name: str, passes: str) -> dict[str, Any] | None:
+    sites = _sites(module.run(f"builtin.module({passes})"))
+    return {"name": name, "pipeline": passes, "sites": sites} if sites else None
 
 
 def _sites(result: Any) -> dict[str, int]:
