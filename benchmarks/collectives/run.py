@@ -31,7 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import jax
 import workloads
 from farrier import Collectives, Target
-from farrier._src import interchange, oracle
+from farrier._src import errors, interchange, oracle
 from farrier._src.collectives import drive, parameters, rewrites
 
 
@@ -125,7 +125,12 @@ class Workload:
         hooked = "__farrier_" in str(module.operation.attributes["sym_name"])
         if hooked or key not in self._known:
             self.compiles += 1
-            compiled = oracle.compile_module(module, self.target, compiler_options=options)
+            try:
+                compiled = oracle.compile_module(module, self.target, compiler_options=options)
+            except errors.CompileError:
+                # Some products have no kernel without the autotuner (seen: those of experts).
+                tuned = {k: v for k, v in options.items() if k not in UNTUNED}
+                compiled = oracle.compile_module(module, self.target, compiler_options=tuned)
             if hooked:
                 return compiled
             self._known[key] = compiled
