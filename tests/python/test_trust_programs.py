@@ -94,7 +94,7 @@ def test_a_failure_shrinks_to_a_small_test(monkeypatch, tmp_path):
 
     monkeypatch.setattr(check, "rewrite", wrong)
     monkeypatch.setattr(check, "REGRESSIONS", tmp_path)
-    counts = fuzz.examine("stablehlo", 1, 200, pipelines=1)
+    counts = fuzz.examine("stablehlo", 2, 200, pipelines=1)
     (path,) = tmp_path.glob("found-*.mlir")
     assert counts["failed"] == path.name
     text = path.read_text()
@@ -103,7 +103,7 @@ def test_a_failure_shrinks_to_a_small_test(monkeypatch, tmp_path):
 
 
 def test_xla_takes_no_more_than_the_estimate_and_its_bound():
-    row = estimates.measured(4)
+    row = estimates.measured(0)
     assert row["temp"] > 2 * estimates.SLACK
     assert estimates.within(row), row
     assert not estimates.within(row | {"temp": 3 * row["temp"]})
