@@ -50,6 +50,18 @@ def test_a_loop_that_never_ends_is_not_followed_far():
     assert time.process_time() - start < 0.05
 
 
+def test_a_block_without_operations_takes_no_memory():
+    module = _core.Module.parse("""
+        func.func @main(%n: tensor<i32>) -> tensor<i32> {
+          %0 = "other.loop"(%n) ({
+          ^bb0(%i: tensor<i32>):
+          }) : (tensor<i32>) -> tensor<i32>
+          return %0 : tensor<i32>
+        }""")
+    request = {"curve": True, "elementwise": True, "small_bytes": 1}
+    assert json.loads(module.query("memory.estimate", json.dumps(request)))["temp"] == 0
+
+
 def test_the_fuzzer_runs_every_pass():
     fuzzer = (TESTS.parent / "cpp" / "tools" / "farrier-fuzz.cpp").read_text()
     for path in (TESTS.parent / "passes").glob("*/Passes.td"):

@@ -82,8 +82,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
 
   // Which values feed nothing but results, and when each op can run at the earliest.
   std::vector<bool> isResult(graph.numValues(), false);
-  for (unsigned value : graph.inputs[numOps - 1])
-    isResult[value] = true;
+  if (numOps > 0) // a block of an operation that is not known here may hold none
+    for (unsigned value : graph.inputs[numOps - 1])
+      isResult[value] = true;
   for (unsigned value = graph.numValues(); value-- > 0;)
     onlyResults[value] = llvm::all_of(graph.users[value], [&](unsigned user) {
       return graph.isTerminator(user) ||
