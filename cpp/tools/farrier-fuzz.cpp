@@ -106,8 +106,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   OwningOpRef<ModuleOp> module = parseSourceString<ModuleOp>(text, ParserConfig(context.get()));
   if (!module)
     return 0;
+  const llvm::json::Object request{
+      {"budget", 64}, {"top", 3}, {"curve", true}, {"elementwise", true}, {"small_bytes", 8}};
   for (const std::string &name : farrier::queryNames())
-    (void)(*farrier::lookupQuery(name))(*module, llvm::json::Object{{"budget", 64}, {"top", 3}, {"curve", true}, {"elementwise", true}, {"small_bytes", 8}});
+    (void)(*farrier::lookupQuery(name))(*module, request);
   for (const char *pipeline : kPipelines)
     rewrite(*module, pipeline);
   return 0;

@@ -205,10 +205,10 @@ int64_t fixedBytes(func::FuncOp function) {
   return total;
 }
 
-/// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "small_bytes", "shards", "measured", "plan"} ->
-/// {"temp": predicted
-/// temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of arguments and results, "live":
-/// the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve" and "elementwise", if asked for}.
+/// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "small_bytes", "shards", "kernels", "measured",
+/// "plan"} -> {"temp": predicted temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of
+/// arguments and results, "live": the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve" and
+/// "elementwise" (of values from "small_bytes" on), if asked for}.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
   bool asksCurve = options.getBoolean("curve").value_or(false),
        asksElementwise = options.getBoolean("elementwise").value_or(false);

@@ -27,12 +27,6 @@ bool runsBlocks(Operation *op) {
                                      stablehlo::SortOp, stablehlo::SelectAndScatterOp>(op);
 }
 
-/// What XLA's scheduler takes for work that hides communication.
-static bool isKernel(Operation *op) {
-  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp>(op) &&
-         !placementOf(op);
-}
-
 static int64_t peakInside(Operation *op, const SizeFn &size) {
   int64_t peak = 0;
   for (Region &region : op->getRegions())
@@ -168,24 +162,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       made += graph.bytes[value];
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
   }
-  for (auto [copied, masked] : llvm::zip(copies, maskedCopies(graph)))
-    copied += masked;
-  // What a product needs gathered arrives while the last kernel runs that it waits for. Sums are made when nothing is
-  // gathered: gradients of weights wait, those of activations do not.
-  std::vector<unsigned> kernel(graph.numValues(), 0);
-  std::vector<int64_t> gathers(numOps, 0);
-  for (unsigned op = 0; op < numOps; ++op) {
-    unsigned waitsFor = 0;
-    for (unsigned value : graph.inputs[op])
-      waitsFor = std::max(waitsFor, kernel[value]);
-    for (unsigned value : graph.outputs[op])
-      kernel[value] = isKernel(graph.ops[op]) ? op : waitsFor;
-    GatheredBytes gathered = gatheredBytes(graph.ops[op]);
-    for (unsigned at = waitsFor; gathered.operands && at <= op; ++at)
-      gathers[at] += gathered.operands;
-  }
-  for (unsigned op = 0; op < numOps; ++op)
-    copies[op] += std::max(gathers[op], gatheredBytes(graph.ops[op]).sum);
+  for (auto [copied, masked, gathered] : llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph)))
+    copied += masked + gathered;
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {

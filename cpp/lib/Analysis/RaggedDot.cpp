@@ -111,9 +111,11 @@ std::vector<int64_t> maskedCopies(const BlockGraph &graph) {
   // By what divides the rows, the shape, and whether the products sum over them: those read another order.
   llvm::MapVector<std::tuple<Value, Type, unsigned>, llvm::SmallVector<Kernel>> found;
   llvm::SmallVector<std::pair<unsigned, RaggedDot>> products;
+  auto kernelsOf = [&](unsigned op, bool sums, unsigned value) -> llvm::SmallVector<Kernel> & {
+    return found[{graph.ops[op]->getOperand(2), graph.values[value].getType(), sums}];
+  };
   auto maskOf = [&](unsigned op, bool sums, unsigned value) -> std::pair<Kernel *, Masked *> {
-    auto &kernels = found[{graph.ops[op]->getOperand(2), graph.values[value].getType(), sums}];
-    for (Kernel &kernel : kernels)
+    for (Kernel &kernel : kernelsOf(op, sums, value))
       for (Masked &member : kernel.members)
         if (member.value == value)
           return {&kernel, &member};
@@ -132,7 +134,7 @@ std::vector<int64_t> maskedCopies(const BlockGraph &graph) {
           member->readers.push_back(op);
         continue;
       }
-      auto &kernels = found[{graph.ops[op]->getOperand(2), operand.getType(), dot->sums}];
+      auto &kernels = kernelsOf(op, dot->sums, value);
       auto joins = [&](const Kernel &kernel) {
         return dot->sums && llvm::none_of(kernel.members,
                              [&](const Masked &member) { return needs(graph, value, member.readers); });

@@ -68,11 +68,6 @@ std::optional<int64_t> numberOf(Operation *op) {
   return attribute ? std::optional(attribute.getInt()) : std::nullopt;
 }
 
-GatheredBytes gatheredBytes(Operation *op) {
-  auto attribute = dyn_cast_or_null<DenseI64ArrayAttr>(op->getDiscardableAttr(gatheredAttr));
-  return attribute && attribute.size() == 2 ? GatheredBytes{attribute[0], attribute[1]} : GatheredBytes();
-}
-
 LogicalResult setShards(ModuleOp module, const llvm::json::Object &given) {
   const llvm::json::Array *arguments = given.getArray("arguments");
   const llvm::json::Object *operations = given.getObject("operations");

@@ -47,13 +47,13 @@ def bytes_for(op: Any, split: Sequence[Axes | None]) -> tuple[int, int]:
         places = [(pair[side], n) for n, pair in enumerate(batch)]
         first = len(batch) + (len(free[0]) if side else 0)
         places += [(dim, first + n) for n, dim in enumerate(free[side])]
-        whole = [axis for dim, place in places for axis in value[dim] if axis not in list(result[place])]
+        whole = [axis for dim, place in places for axis in value[dim] if axis not in result[place]]
         # Split in this operand alone, along an axis that splits another dimension of the result.
         alone = [
             axis
             for pair in summed
             for axis in value[pair[side]]
-            if axis not in list(other[pair[1 - side]]) and axis[0] in kept
+            if axis not in other[pair[1 - side]] and axis[0] in kept
         ]
         gather = _bytes(op.operands[side], value) * _parts([*whole, *alone])
         share = _bytes(op.results[0], result) * _parts(alone)
@@ -61,7 +61,7 @@ def bytes_for(op: Any, split: Sequence[Axes | None]) -> tuple[int, int]:
             sum_ = max(sum_, share)
         elif whole or alone:
             gathered += gather
-    both = [axis for a, b in summed for axis in left[a] if axis in list(right[b]) and axis[0] in kept]
+    both = [axis for a, b in summed for axis in left[a] if axis in right[b] and axis[0] in kept]
     if both:
         sum_ = max(sum_, _bytes(op.results[0], result) * _parts(both))
     return gathered, sum_

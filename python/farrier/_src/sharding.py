@@ -25,8 +25,9 @@ def shards(module: Any) -> dict[str, Any] | None:
 
     Returns:
       {"arguments": [n per argument], "operations": {"<number>": [n per result]}, "gathered": {"<number>": bytes that
-      each device gathers for a product, and of its sum before it is shared out}}, numbers as by ``farrier-number-operations``; None if the program has no Shardy mesh (it is partitioned by hand, by
-      the older partitioner, or not at all) or this jaxlib cannot propagate.
+      each device gathers for a product, and of its sum before it is shared out}}, numbers as by
+      ``farrier-number-operations``; None if the program has no Shardy mesh (it is partitioned by hand, by the older
+      partitioner, or not at all) or this jaxlib cannot propagate.
     """
     found = layouts(module)
     if found is None:

@@ -3,7 +3,8 @@
 #ifndef FARRIER_ANALYSIS_GATHERED_H
 #define FARRIER_ANALYSIS_GATHERED_H
 
-#include "mlir/IR/Operation.h"
+#include "farrier/Analysis/Graph.h"
+
 #include "llvm/ADT/StringRef.h"
 
 namespace farrier {
@@ -17,6 +18,11 @@ struct GatheredBytes {
   int64_t sum = 0;      ///< of the result, before the devices share it out
 };
 GatheredBytes gatheredBytes(mlir::Operation *op);
+
+/// Bytes of them that live while each operation of the block runs: what a product needs gathered arrives while the last
+/// kernel runs that it waits for. Sums are made when nothing is gathered: gradients of weights wait, those of
+/// activations do not.
+std::vector<int64_t> gatheredCopies(const BlockGraph &graph);
 
 } // namespace farrier
 

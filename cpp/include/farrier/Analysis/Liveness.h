@@ -42,7 +42,8 @@ private:
   const BlockGraph &graph;
   std::vector<Range> ranges;
   std::vector<int64_t> inner;
-  std::vector<int64_t> copies; ///< of operands in another order or masked for ragged products, while each op runs
+  /// Of operands, while each op runs: in another order, masked for ragged products, gathered for partitioned ones.
+  std::vector<int64_t> copies;
   std::vector<bool> onlyResults;
 };
 

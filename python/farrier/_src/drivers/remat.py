@@ -62,8 +62,6 @@ class Remat:
             raise errors.OptionError(f"Remat(checkpoint={self.checkpoint!r}): expected 'replan' or 'keep'")
 
 
-# Values below this are not decided on: hundreds of small ones cost planning time and save little.
-_SMALL = 4 << 20
 # A program of which a budget asks more than big values can give: what counts as small is this share of it, and more
 # than the least.
 _SHARE, _LEAST_SMALL = 512, 64 << 10
@@ -149,19 +147,21 @@ class RematDriver:
             "offload_only_asked": not host,
             "to_host": list(self.options.to_host),
             "on_device": list(self.options.on_device),
-            "small_bytes": _SMALL if self.options.small_bytes is None else self.options.small_bytes,
             "machine": machine(context.target),
             **self.sizes(module, context),
         }
+        if self.options.small_bytes is not None:
+            request["small_bytes"] = self.options.small_bytes
         if measured:
             request["measured"] = dict(measured)
         if self.options.stress is not None:
             request["stress"] = self.options.stress
         plan = json.loads(module.query("remat.plan", json.dumps(request)))
-        if self.options.small_bytes is None and self.options.stress is None and not plan["predicted"]["fits"]:
-            plan = self._of_smaller_values(module, request, plan)
-        if self.options.stress is None and plan["loops"] and not plan["predicted"]["fits"]:
-            plan = self._nearer(module, request, plan)
+        if self.options.stress is None and not plan["predicted"]["fits"]:
+            if self.options.small_bytes is None:
+                plan = self._of_smaller_values(module, request, plan)
+            if plan["loops"] and not plan["predicted"]["fits"]:
+                plan = self._nearer(module, request, plan)
         if not plan["blocks"] and not plan["loops"]:
             return None
         if "kernels" in request:
@@ -173,7 +173,7 @@ class RematDriver:
     def _of_smaller_values(module: Any, request: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
         """The plan that decides on smaller values too, where that comes closer to the budget."""
         small = max(_LEAST_SMALL, plan["predicted"]["before"] // _SHARE)
-        if small >= _SMALL:
+        if small >= plan["small_bytes"]:
             return plan
         finer = json.loads(module.query("remat.plan", json.dumps({**request, "small_bytes": small})))
         return finer if finer["predicted"]["after"] < plan["predicted"]["after"] else plan

@@ -1,0 +1,43 @@
+#include "farrier/Analysis/Gathered.h"
+
+#include "farrier/Analysis/HostMemory.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include <algorithm>
+
+using namespace mlir;
+
+namespace farrier {
+
+GatheredBytes gatheredBytes(Operation *op) {
+  auto attribute = dyn_cast_or_null<DenseI64ArrayAttr>(op->getDiscardableAttr(gatheredAttr));
+  return attribute && attribute.size() == 2 ? GatheredBytes{attribute[0], attribute[1]} : GatheredBytes();
+}
+
+/// What XLA's scheduler takes for work that hides communication.
+static bool isKernel(Operation *op) {
+  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp>(op) &&
+         !placementOf(op);
+}
+
+std::vector<int64_t> gatheredCopies(const BlockGraph &graph) {
+  unsigned numOps = graph.numOps();
+  std::vector<unsigned> kernel(graph.numValues(), 0);
+  std::vector<int64_t> operands(numOps, 0), sums(numOps, 0);
+  for (unsigned op = 0; op < numOps; ++op) {
+    unsigned waitsFor = 0;
+    for (unsigned value : graph.inputs[op])
+      waitsFor = std::max(waitsFor, kernel[value]);
+    for (unsigned value : graph.outputs[op])
+      kernel[value] = isKernel(graph.ops[op]) ? op : waitsFor;
+    GatheredBytes gathered = gatheredBytes(graph.ops[op]);
+    sums[op] = gathered.sum;
+    for (unsigned at = waitsFor; gathered.operands && at <= op; ++at)
+      operands[at] += gathered.operands;
+  }
+  for (unsigned op = 0; op < numOps; ++op)
+    operands[op] = std::max(operands[op], sums[op]);
+  return operands;
+}
+
+} // namespace farrier
