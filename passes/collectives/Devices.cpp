@@ -161,12 +161,10 @@ static SmallVector<std::string> meshNames(StringRef text) {
   }
 }
 
-static bool isManual(Operation *op) { return op->getName().getStringRef() == "sdy.manual_computation"; }
-
 Operation *enclosingManual(Operation *op, ModuleOp module) {
   Operation *manual = nullptr;
   for (Operation *parent = op->getParentOp(); parent; parent = parent->getParentOp())
-    if (isManual(parent)) {
+    if (isManualComputation(parent)) {
       if (manual)
         return nullptr;
       manual = parent;
@@ -254,7 +252,7 @@ bool Agreement::covers(Operation *collective) const {
 bool Agreement::varies(Operation *op) const {
   if (isa<stablehlo::AllReduceOp, stablehlo::AllGatherOp>(op))
     return !covers(op);
-  if (isa<stablehlo::PartitionIdOp, stablehlo::ReplicaIdOp>(op) || isManual(op) || !isClonable(op))
+  if (isa<stablehlo::PartitionIdOp, stablehlo::ReplicaIdOp>(op) || isManualComputation(op) || !isClonable(op))
     return true;
   bool found = llvm::any_of(op->getOperands(), [&](Value v) { return varying.contains(v); });
   for (Region &region : op->getRegions())

@@ -184,7 +184,7 @@ FailureOr<llvm::json::Value> attentionQuery(ModuleOp module, const llvm::json::O
       tensors[name] = llvm::json::Object{{"value", named(tensor->value)}, {"dims", dimensions(*tensor)}};
     llvm::json::Array manual;
     for (Operation *parent = dot->getParentOp(); parent; parent = parent->getParentOp())
-      if (parent->getName().getStringRef() == "sdy.manual_computation")
+      if (isManualComputation(parent) && parent->getNumResults() > 0)
         manual.push_back(named(parent->getResult(0)));
     sites.push_back(llvm::json::Object{{"sizes", llvm::json::Array(site->sizes)},
                                        {"batch", llvm::json::Array(batch)},

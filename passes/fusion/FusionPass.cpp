@@ -5,6 +5,7 @@
 #include "passes/fusion/Loops.h"
 
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Sharding.h"
 #include "farrier/Analysis/ValueKey.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -44,7 +45,7 @@ bool isForbidden(Operation *op, bool kernel) {
 
 bool isLocal(Operation *op) {
   for (Operation *parent = op->getParentOp(); parent; parent = parent->getParentOp())
-    if (parent->getName().getStringRef() == "sdy.manual_computation")
+    if (isManualComputation(parent))
       return true;
   return false;
 }

@@ -7,6 +7,7 @@
 #include "passes/remat/SegmentSearch.h"
 
 #include "farrier/Analysis/HostMemory.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -59,9 +60,8 @@ std::vector<NamedBlock> plannableBlocks(ModuleOp module) {
     result.push_back({path, &block});
     llvm::StringMap<unsigned> seen;
     for (Operation &op : block) {
-      bool loop = isa<stablehlo::WhileOp>(op),
-           manual = op.getName().getStringRef() == "sdy.manual_computation";
-      if (!loop && !manual)
+      bool loop = isa<stablehlo::WhileOp>(op);
+      if (!loop && (!isManualComputation(&op) || op.getNumRegions() == 0))
         continue;
       std::string name = path + "/" + op.getName().getStringRef().str() + ":" +
                          std::to_string(seen[op.getName().getStringRef()]++);

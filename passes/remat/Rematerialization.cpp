@@ -140,7 +140,7 @@ llvm::json::Object curve(Block &block, const SizeFn &size) {
       [&](Operation *op, int64_t live, bool materialised) {
         bytes.push_back(live);
         number.push_back(runsBlocks(op) ? -1 : numberOf(op).value_or(-1));
-        manual |= op->getName().getStringRef() == "sdy.manual_computation";
+        manual |= isManualComputation(op);
         std::string stack = materialised ? nameStack(op->getLoc()) : "";
         if (stack.empty())
           return name.push_back(-1);

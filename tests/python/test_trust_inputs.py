@@ -62,6 +62,16 @@ def test_a_block_without_operations_takes_no_memory():
     assert json.loads(module.query("memory.estimate", json.dumps(request)))["temp"] == 0
 
 
+def test_a_manual_computation_without_a_body_is_not_looked_into():
+    module = _core.Module.parse("""
+        func.func @main(%a: tensor<2xf32>) -> tensor<2xf32> {
+          %0 = "sdy.manual_computation"(%a) : (tensor<2xf32>) -> tensor<2xf32>
+          return %0 : tensor<2xf32>
+        }""")
+    plan = json.loads(module.query("remat.plan", json.dumps({"budget": 1, "small_bytes": 1})))
+    assert not plan["blocks"]
+
+
 def test_the_fuzzer_runs_every_pass():
     fuzzer = (TESTS.parent / "cpp" / "tools" / "farrier-fuzz.cpp").read_text()
     for path in (TESTS.parent / "passes").glob("*/Passes.td"):

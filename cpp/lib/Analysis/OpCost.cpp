@@ -188,7 +188,7 @@ OpCost CostModel::cost(Operation *op) {
     }
     return it->second;
   }
-  if (op->getName().getStringRef() == "sdy.manual_computation" || isa<func::FuncOp>(op)) {
+  if (isManualComputation(op) || isa<func::FuncOp>(op)) {
     for (Region &region : op->getRegions())
       for (Block &block : region)
         result += cost(block);

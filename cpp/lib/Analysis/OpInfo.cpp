@@ -100,6 +100,8 @@ static bool isCollectiveName(StringRef name) {
       .Default(false);
 }
 
+bool isManualComputation(Operation *op) { return op->getName().getStringRef() == "sdy.manual_computation"; }
+
 bool hasCollective(Operation *op) {
   return op
       ->walk([](Operation *inner) {

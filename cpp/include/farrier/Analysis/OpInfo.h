@@ -24,6 +24,10 @@ OpClass classify(mlir::Operation *op);
 /// throughout.
 bool isClonable(mlir::Operation *op);
 
+/// Whether `op` is `sdy.manual_computation`, in which each device has values of its own (JAX's shard_map). The dialect is
+/// not ours to know: neither its region nor a result is promised.
+bool isManualComputation(mlir::Operation *op);
+
 /// Whether `op` or anything inside it is a collective.
 bool hasCollective(mlir::Operation *op);
 
