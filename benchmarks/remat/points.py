@@ -11,23 +11,12 @@ A budget of p per cent is floor + p * (as written - floor), in temporaries; the 
 from __future__ import annotations
 
 import argparse
-import pathlib
-import sys
 
-import farrier
-from farrier._src import oracle
 from lines import Lines, main, memory_cells
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-import workloads
+from steps import Step
 from workloads import remat_policies
 
-# workload, topology, options
-CASES = {
-    "scan": ("llm-1b-scan", "1x1x1", {}),
-    "unrolled": ("llm-1b", "1x1x1", {}),
-}
+CASES = {"scan": Step("llm-1b-scan"), "unrolled": Step("llm-1b")}
 SHARES = (0.75, 0.5, 0.25)
 # All but those that keep everything, and one that nobody would take without attention's result.
 POLICIES = [name for name in remat_policies.names() if name not in ("none", "everything", "names-qkv")]
@@ -35,53 +24,11 @@ STEPS = {"farrier, no host memory": False, "farrier": True}
 FIELDS = ("case", "step", "share")
 
 
-def written(case: str, policy: str) -> dict:
-    """The step under a policy, measured; sizes in bytes of one device."""
-    name, topology, options = CASES[case]
-    target = farrier.Target("h100", topology=topology)
-    measurement = oracle.measure(workloads.build(name, target, remat=policy, **options).lower(), target)
-    return described(measurement.to_json()) | {"total_bytes": measurement.total_bytes}
-
-
-def described(measurement: dict) -> dict:
-    return {
-        "total_bytes": measurement.get("total_bytes"),
-        "temp_bytes": measurement["temp_bytes"],
-        "host_bytes": measurement["host_temp_bytes"],
-        "flops": measurement["flops"],
-    }
-
-
-def searched(case: str, budget: int, *, host: bool, compiles: int) -> dict:
-    """What `farrier.optimize` finds within `budget` bytes in total."""
-    name, topology, options = CASES[case]
-    target = farrier.Target("h100", topology=topology)
-    built = workloads.build(name, target, **options)
-    step = farrier.optimize(
-        built.function,
-        memory_budget=budget,
-        target=target,
-        passes=[farrier.Remat(offload=host)],
-        max_compiles=compiles,
-    )
-    try:
-        plan = step.plan(*built.arguments)
-    except farrier.BudgetError as error:
-        return {"smallest_bytes": error.smallest_bytes}
-    attempts = plan.measured.get("attempts", [])
-    return described(plan.measured["after"]) | {
-        "planned_bytes": plan.measured.get("planned_bytes"),
-        "compiles": 1 + len(attempts),
-        "attempts": attempts,
-        "cost_seconds": plan.passes["remat"]["predicted"]["seconds"] if plan.passes else 0.0,
-    }
-
-
 def run(args: argparse.Namespace, found: Lines) -> None:
     for case in args.only:
 
         def policy(name: str, case=case) -> dict:
-            return found.once({"case": case, "step": name, "share": None}, lambda: written(case, name))
+            return found.once({"case": case, "step": name, "share": None}, lambda: CASES[case].written(name))
 
         none, floor = policy("none"), policy("nothing")
         for share in args.shares:
@@ -91,7 +38,7 @@ def run(args: argparse.Namespace, found: Lines) -> None:
                 row = {"case": case, "step": step, "share": share, "budget_bytes": budget}
                 found.once(
                     row,
-                    lambda b=budget, h=host, c=case: searched(c, b, host=h, compiles=args.max_compiles),
+                    lambda b=budget, h=host, c=case: CASES[c].searched(b, host=h, compiles=args.max_compiles),
                     again=args.again,
                 )
         for name in args.policies:

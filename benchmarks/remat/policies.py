@@ -1,0 +1,136 @@
+"""Against every `jax.checkpoint` policy: what farrier recomputes within the policy's memory.
+
+Of each step all policies are measured; farrier is asked for the total memory of each that no other policy beats in both
+memory and FLOPs. Any other policy has the memory of one of those, or more, and no fewer FLOPs. Policies that use host
+memory are a frontier of their own, rivals of the searches that may use it. A policy is beaten with a point of the step's
+FLOPs less within its memory, or with 3 % less memory at its FLOPs by any of farrier's plans.
+
+    python benchmarks/remat/policies.py --output policies.jsonl             # goes on where it was interrupted
+    python benchmarks/remat/policies.py --output policies.jsonl --again     # farrier's rows anew
+    python benchmarks/remat/policies.py --output policies.jsonl --show      # only the table
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lines import Lines, main
+from steps import Step
+from workloads import remat_policies
+
+# Few layers of full width, so that a compile takes seconds.
+STEPS = {
+    "naive, unrolled": Step("llm-1b-naive", options={"layers": 2}),
+    "naive, scan": Step("llm-1b-scan", options={"layers": 4, "attention": "naive"}),
+    "chunked, unrolled": Step("llm-1b-chunked", options={"layers": 2}),
+    "chunked, scan": Step("llm-1b-scan", options={"layers": 4, "attention": "chunked"}),
+    "FSDP on 8, unrolled": Step("fsdp", "1x1x8", {"layers": 4}),
+    "FSDP on 8, scan": Step("fsdp-scan", "1x1x8", {"layers": 4}),
+}
+FIELDS = ("case", "step", "policy")
+POINT = 0.01
+LESS_MEMORY = 0.97
+
+
+def policies(case: str) -> list[str]:
+    """Those that make a difference: attention that is written out has no residuals of its own to name."""
+    names = [n for n in remat_policies.names() if n not in ("none", "everything", "names-qkv", "offload-qkv")]
+    if case.startswith("FSDP"):
+        return names
+    return [n for n in names if not remat_policies.names_flash_residuals(n)]
+
+
+def frontier(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that no other one beats in total memory and FLOPs, largest first; of equals the first."""
+    best: list[dict[str, Any]] = []
+    for row in sorted(rows, key=lambda r: (r["total_bytes"], r["flops"])):
+        if not best or row["flops"] < best[-1]["flops"]:
+            best.append(row)
+    return best[::-1]
+
+
+def rivals(found: Lines, case: str, *, host: bool) -> list[dict[str, Any]]:
+    """The frontier of the measured policies that use host memory, or of those that do not."""
+    mine = [r for r in found.rows() if r["case"] == case and r["step"] not in ("none", "farrier")]
+    return frontier([r for r in mine if bool(r["host_bytes"]) == host])
+
+
+def run(args: argparse.Namespace, found: Lines) -> None:
+    for case in args.only:
+        step = STEPS[case]
+        for name in ("none", *policies(case)):
+            found.once({"case": case, "step": name, "policy": None}, lambda s=step, n=name: s.written(n))
+        for host in (False, True):
+            for rival in rivals(found, case, host=host):
+                budget = rival["total_bytes"]
+                found.once(
+                    {"case": case, "step": "farrier", "policy": rival["step"], "budget_bytes": budget},
+                    lambda s=step, b=budget, h=host: s.searched(b, host=h, compiles=args.max_compiles),
+                    again=args.again,
+                )
+
+
+def verdict(rival: dict[str, Any], plan: dict[str, Any], plans: list[dict[str, Any]], none: float) -> str:
+    """How the policy compares with the plan within its memory, and with all of farrier's plans of the step."""
+    if "flops" in plan and plan["flops"] <= rival["flops"] - POINT * none:
+        return "beaten"
+    less = [
+        p
+        for p in plans
+        if p["flops"] <= rival["flops"] and p["total_bytes"] <= LESS_MEMORY * rival["total_bytes"]
+    ]
+    if less:
+        return "beaten in memory"
+    if "flops" not in plan or plan["flops"] > rival["flops"] * (1 + 1e-6):
+        return "**wins**"
+    return "tie"
+
+
+def table(found: Lines) -> str:
+    """The rows as Markdown: totals in GB, FLOPs above those of the step as written."""
+    out = [
+        "| step | policy | total | FLOPs | farrier within it | FLOPs | in host memory | compiles | the policy is |"
+    ]
+    out.append("|---|---|---|---|---|---|---|---|---|")
+    for case in STEPS:
+        mine = [r for r in found.rows() if r["case"] == case]
+        none = next((r["flops"] for r in mine if r["step"] == "none"), None)
+        if none is None:
+            continue
+        for host in (False, True):
+            plans = [
+                r for r in mine if r["step"] == "farrier" and "flops" in r and (host or not r["host_bytes"])
+            ]
+            for rival in rivals(found, case, host=host):
+                plan = found.get({"case": case, "step": "farrier", "policy": rival["step"]})
+                if plan is None:
+                    continue
+
+                def above(row: dict[str, Any], none=none) -> str:
+                    return f"{100 * (row['flops'] / none - 1):+.1f} %"
+
+                cells = [case, f"`{rival['step']}`", f"{rival['total_bytes'] / 1e9:.2f} GB", above(rival)]
+                if "flops" in plan:
+                    held = f"{plan['host_bytes'] / 1e9:.2f} GB" if plan["host_bytes"] else "0"
+                    cells += [f"{plan['total_bytes'] / 1e9:.2f} GB", above(plan), held, str(plan["compiles"])]
+                else:
+                    cells += [f"refused: {plan['smallest_bytes'] / 1e9:.2f} GB", "", "", ""]
+                out.append("| " + " | ".join([*cells, verdict(rival, plan, plans, none)]) + " |")
+    return "\n".join(out)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    found = Lines(None, FIELDS)
+    for row in rows:
+        found.add(row)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--max-compiles", type=int, default=3)
+    main(parser, FIELDS, run, show)

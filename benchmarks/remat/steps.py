@@ -1,0 +1,67 @@
+"""Training steps under a `jax.checkpoint` policy or a budget of farrier's, compiled for H100s and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+import farrier
+from farrier._src import oracle
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import workloads
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A workload with options, on one H100 or several."""
+
+    workload: str
+    topology: str = "1x1x1"
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def target(self) -> farrier.Target:
+        """What it is compiled for."""
+        return farrier.Target("h100", topology=self.topology)
+
+    def written(self, policy: str) -> dict[str, Any]:
+        """The step under a policy, measured; sizes in bytes of one device."""
+        built = workloads.build(self.workload, self.target, remat=policy, **self.options)
+        measurement = oracle.measure(built.lower(), self.target)
+        return described(measurement.to_json()) | {"total_bytes": measurement.total_bytes}
+
+    def searched(self, budget: int, *, host: bool, compiles: int) -> dict[str, Any]:
+        """What `farrier.optimize` finds within `budget` bytes in total; the least it measured where it refuses."""
+        built = workloads.build(self.workload, self.target, **self.options)
+        step = farrier.optimize(
+            built.function,
+            memory_budget=budget,
+            target=self.target,
+            passes=[farrier.Remat(offload=host)],
+            max_compiles=compiles,
+        )
+        try:
+            plan = step.plan(*built.arguments)
+        except farrier.BudgetError as error:
+            return {"smallest_bytes": error.smallest_bytes}
+        attempts = plan.measured.get("attempts", [])
+        return described(plan.measured["after"]) | {
+            "planned_bytes": plan.measured.get("planned_bytes"),
+            "compiles": 1 + len(attempts),
+            "attempts": attempts,
+            "cost_seconds": plan.passes["remat"]["predicted"]["seconds"] if plan.passes else 0.0,
+        }
+
+
+def described(measurement: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of a measurement."""
+    return {
+        "total_bytes": measurement.get("total_bytes"),
+        "temp_bytes": measurement["temp_bytes"],
+        "host_bytes": measurement["host_temp_bytes"],
+        "flops": measurement["flops"],
+    }
