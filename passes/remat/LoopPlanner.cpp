@@ -22,6 +22,8 @@ namespace farrier::remat {
 
 /// Tries to meet the budget with one pair before what is left is accepted.
 static constexpr int maxTrials = 8;
+/// Pairs that are decided together, at most: each trial looks all of them up for each of them.
+static constexpr size_t mostTogether = 16;
 /// What a budget may leave unused before another trial.
 static constexpr double slack = 0.01;
 
@@ -51,6 +53,11 @@ static double seconds(const LoopDecision &decision, int64_t trips) {
   for (const LoopPart &part : decision)
     sum += part.choice.seconds * part.iterations / trips;
   return sum;
+}
+
+/// Seconds of the decision more than of the pair as it stands: what it keeps is written, zeroed and read, too.
+static double addedSeconds(const LoopPair &pair, const LoopDecision &decision) {
+  return seconds(decision, pair.problem().instances) - pair.current().seconds;
 }
 
 static double flops(const LoopDecision &decision, int64_t trips) {
@@ -121,15 +128,62 @@ static llvm::json::Object describe(const LoopPair &pair, const LoopDecision &dec
   return llvm::json::Object{{"key", pair.key().str()}, {"parts", std::move(parts)}};
 }
 
-/// The estimate of the program with `decision` applied to the pair of that key.
-static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options, StringRef key,
-                                    const LoopDecision &decision) {
+/// Decisions about pairs of loops, by key, in the order in which they are applied.
+using LoopDecisions = std::vector<std::pair<std::string, LoopDecision>>;
+
+/// Rewrites the pairs of these keys, none of which is inside of another one.
+static LogicalResult applyAll(ModuleOp module, const PlanOptions &options, const LoopDecisions &decisions) {
+  CostModel costs(module, options.machine);
+  auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+  for (const auto &[key, decision] : decisions) {
+    auto found = llvm::find_if(pairs, [&](const auto &pair) { return pair->key() == key; });
+    if (found == pairs.end() || failed((*found)->apply(decision)))
+      return failure();
+  }
+  return success();
+}
+
+/// The estimate of the program with these decisions; nothing where one does not apply.
+static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options, const LoopDecisions &decisions) {
   OwningOpRef<ModuleOp> copy(module.clone());
-  CostModel costs(*copy, options.machine);
-  for (auto &pair : findLoopPairs(*copy, costs, loopOptions(options), ignoreMissed))
-    if (pair->key() == key)
-      return succeeded(pair->apply(decision)) ? std::optional<int64_t>(estimateModule(*copy)) : std::nullopt;
-  return std::nullopt;
+  if (failed(applyAll(*copy, options, decisions)))
+    return std::nullopt;
+  return estimateModule(*copy);
+}
+
+/// What `next` comes to, tried with ever other bytes: first `allowed`, then less or more, to where the estimate is just
+/// within the budget. `next` gives the estimated peak of what it does with so many bytes, or nothing where there is
+/// nothing to do.
+static void approach(int64_t budget, int64_t allowed, llvm::function_ref<std::optional<int64_t>(int64_t)> next) {
+  int64_t fits = -1, over = std::numeric_limits<int64_t>::max();
+  for (int attempt = 0; attempt < maxTrials; ++attempt) {
+    std::optional<int64_t> after = next(allowed);
+    if (!after)
+      break;
+    int64_t excess = *after - budget;
+    if (excess > 0) {
+      over = allowed;
+      if (allowed == 0)
+        break;
+      allowed = std::max<int64_t>(0, allowed - excess);
+      if (allowed <= fits)
+        allowed = fits + (over - fits) / 2;
+    } else {
+      fits = allowed;
+      if (-excess <= slack * budget || over == std::numeric_limits<int64_t>::max())
+        break;
+      allowed = fits + (over - fits) / 2;
+    }
+    if (over - fits <= slack * budget)
+      break;
+  }
+}
+
+/// Whether a way to a peak is better than another one: the cheaper of two within the budget, else the lower peak.
+static bool isBetter(int64_t budget, int64_t peak, double seconds, int64_t otherPeak, double otherSeconds) {
+  if (peak <= budget)
+    return otherPeak > budget || seconds < otherSeconds;
+  return peak < otherPeak;
 }
 
 namespace {
@@ -145,39 +199,18 @@ struct Found {
 static Found search(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
                     const std::vector<Choice> &frontier, int64_t peak) {
   Found best;
-  int64_t fits = -1, over = std::numeric_limits<int64_t>::max();
-  int64_t allowed = std::max<int64_t>(0, pair.stackBytes() - (peak - options.budget));
-  for (int attempt = 0; attempt < maxTrials; ++attempt) {
-    LoopDecision next = decide(pair, frontier, allowed);
-    if (next.empty())
-      break;
-    std::optional<int64_t> after = trial(module, options, key, next);
-    if (!after)
-      break;
-    int64_t trips = pair.problem().instances, excess = *after - options.budget;
-    bool better = best.decision.empty();
-    if (!better && excess <= 0)
-      better = best.peak > options.budget || seconds(next, trips) < seconds(best.decision, trips);
-    else if (!better)
-      better = best.peak > options.budget && *after < best.peak;
-    if (better)
-      best = {std::move(next), *after};
-    if (excess > 0) {
-      over = allowed;
-      if (allowed == 0)
-        break;
-      allowed = std::max<int64_t>(0, allowed - excess);
-      if (allowed <= fits)
-        allowed = fits + (over - fits) / 2;
-    } else {
-      fits = allowed;
-      if (-excess <= slack * options.budget || over == std::numeric_limits<int64_t>::max())
-        break;
-      allowed = fits + (over - fits) / 2;
-    }
-    if (over - fits <= slack * options.budget)
-      break;
-  }
+  int64_t trips = pair.problem().instances;
+  approach(options.budget, std::max<int64_t>(0, pair.stackBytes() - (peak - options.budget)),
+           [&](int64_t allowed) -> std::optional<int64_t> {
+             LoopDecision next = decide(pair, frontier, allowed);
+             if (next.empty())
+               return std::nullopt;
+             std::optional<int64_t> after = trial(module, options, {{key.str(), next}});
+             if (after && (best.decision.empty() ||
+                           isBetter(options.budget, *after, seconds(next, trips), best.peak, seconds(best.decision, trips))))
+               best = {std::move(next), *after};
+             return after;
+           });
   return best;
 }
 
@@ -205,13 +238,21 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
   return keep ? withHost.decision : without.decision;
 }
 
-FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptions &options) {
-  LoopPlan plan;
+/// Adds a decision about a pair, which stands as before it, to the plan.
+static void add(LoopPlan &plan, const LoopPair &pair, const LoopDecision &decision) {
+  int64_t trips = pair.problem().instances;
+  plan.loops.push_back(describe(pair, decision));
+  plan.seconds += addedSeconds(pair, decision);
+  plan.flops += flops(decision, trips);
+  plan.hostBytes += hostBytes(decision, trips);
+}
+
+/// Decides about pair after pair, the biggest stacks first, until the estimate is within the budget, and rewrites
+/// `module`. Pairs inside of others appear when those are rewritten.
+static void planOneByOne(ModuleOp module, const PlanOptions &options, LoopPlan &plan, llvm::StringSet<> &done) {
+  CostModel costs(module, options.machine);
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
-  llvm::StringSet<> done;
-  int64_t peak = estimateModule(module);
-  while (options.stress || peak > options.budget) {
-    // Applying makes the other pairs stale, so they are looked up again. The biggest stacks first.
+  while (options.stress || plan.peak > options.budget) {
     auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
     LoopPair *biggest = nullptr;
     for (auto &pair : pairs)
@@ -221,22 +262,187 @@ FailureOr<LoopPlan> planLoops(ModuleOp module, CostModel &costs, const PlanOptio
       break;
     std::string key = biggest->key().str();
     done.insert(key);
-    LoopDecision decision =
-        options.stress ? arbitrary(*biggest, random, randomHost) : best(module, options, *biggest, key, peak);
+    LoopDecision decision = options.stress ? arbitrary(*biggest, random, randomHost)
+                                           : best(module, options, *biggest, key, plan.peak);
     if (decision.empty())
       continue;
-    int64_t trips = biggest->problem().instances;
-    llvm::json::Object entry = describe(*biggest, decision);
-    double addedSeconds = seconds(decision, trips), addedFlops = flops(decision, trips);
-    int64_t addedHostBytes = hostBytes(decision, trips);
+    LoopPlan with = plan;
+    add(with, *biggest, decision);
     if (failed(biggest->apply(decision)))
       continue;
-    plan.loops.push_back(std::move(entry));
-    plan.seconds += addedSeconds;
-    plan.flops += addedFlops;
-    plan.hostBytes += addedHostBytes;
-    peak = estimateModule(module);
+    plan = std::move(with);
+    plan.peak = estimateModule(module);
   }
+}
+
+namespace {
+/// Several pairs of loops under one budget: bytes are taken where a byte costs least.
+class Together {
+public:
+  /// `host` lets values wait in host memory.
+  Together(llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs, bool host) : pairs(pairs) {
+    for (const auto &pair : pairs) {
+      Problem problem = pair->problem();
+      for (Candidate &candidate : problem.candidates)
+        if (!host && !candidate.onlyHost)
+          candidate.hostSeconds = -1;
+      std::vector<Choice> frontier = frontierWithHost(problem);
+      for (const Choice &choice : frontier)
+        offersHost |= choice.hostBytes > 0;
+      frontiers.push_back(std::move(frontier));
+    }
+  }
+
+  /// Whether a choice sends something.
+  bool sends() const { return offersHost; }
+
+  /// Decisions by which all stacks together take at most `allowed` bytes, as far as they can; empty for a pair that
+  /// stays as it is.
+  std::vector<LoopDecision> decideAll(int64_t allowed) const {
+    // How far along its frontier each pair is: -1 as it stands.
+    std::vector<int> at(pairs.size(), -1);
+    int64_t sum = 0;
+    for (const auto &pair : pairs)
+      sum += pair->stackBytes();
+    int last = -1;
+    while (sum > allowed) {
+      std::optional<double> least;
+      last = -1;
+      for (size_t i = 0; i < pairs.size(); ++i) {
+        auto [bytes, seconds] = stands(i, at[i]);
+        // From where it stands the first choice of fewer bytes counts, further ones as they follow.
+        int next = nextOf(i, at[i]);
+        if (next < 0)
+          continue;
+        double price = (frontiers[i][next].seconds - seconds) / (bytes - frontiers[i][next].savedBytes);
+        if (!least || price < *least) {
+          least = price;
+          last = static_cast<int>(i);
+        }
+      }
+      if (last < 0)
+        break;
+      int next = nextOf(last, at[last]);
+      sum -= stands(last, at[last]).first - frontiers[last][next].savedBytes;
+      at[last] = next;
+    }
+    std::vector<LoopDecision> decisions(pairs.size());
+    for (size_t i = 0; i < pairs.size(); ++i)
+      if (at[i] >= 0)
+        decisions[i] = {{pairs[i]->problem().instances, frontiers[i][at[i]]}};
+    // The last step was more than it had to be.
+    if (last >= 0 && sum < allowed)
+      decisions[last] = decide(*pairs[last], frontiers[last], allowed - sum + frontiers[last][at[last]].savedBytes);
+    return decisions;
+  }
+
+private:
+  std::pair<int64_t, double> stands(size_t pair, int at) const {
+    if (at < 0)
+      return {pairs[pair]->stackBytes(), pairs[pair]->current().seconds};
+    return {frontiers[pair][at].savedBytes, frontiers[pair][at].seconds};
+  }
+  int nextOf(size_t pair, int at) const {
+    int64_t bytes = stands(pair, at).first;
+    for (size_t next = at + 1; next < frontiers[pair].size(); ++next)
+      if (frontiers[pair][next].savedBytes < bytes)
+        return static_cast<int>(next);
+    return -1;
+  }
+
+  llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs;
+  std::vector<std::vector<Choice>> frontiers;
+  bool offersHost = false;
+};
+} // namespace
+
+/// Decides about all pairs at once, and rewrites `module`, unless there is nothing to share out. Not about pairs inside of
+/// these.
+static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &plan, llvm::StringSet<> &done) {
+  CostModel costs(module, options.machine);
+  auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+  if (pairs.size() < 2 || pairs.size() > mostTogether)
+    return;
+  // From the last on: what a pair is called depends on those before it.
+  auto named = [&](const std::vector<LoopDecision> &decisions) {
+    LoopDecisions result;
+    for (size_t i = decisions.size(); i-- > 0;)
+      if (!decisions[i].empty())
+        result.push_back({pairs[i]->key().str(), decisions[i]});
+    return result;
+  };
+  auto cost = [&](const std::vector<LoopDecision> &decisions) {
+    double sum = 0;
+    for (size_t i = 0; i < decisions.size(); ++i)
+      sum += decisions[i].empty() ? 0 : addedSeconds(*pairs[i], decisions[i]);
+    return sum;
+  };
+  int64_t stacks = 0;
+  for (const auto &pair : pairs)
+    stacks += pair->stackBytes();
+  std::vector<LoopDecision> best;
+  int64_t bestPeak = plan.peak;
+  for (bool host : {true, false}) {
+    Together together(pairs, host);
+    approach(options.budget, std::max<int64_t>(0, stacks - (plan.peak - options.budget)),
+             [&](int64_t allowed) -> std::optional<int64_t> {
+               std::vector<LoopDecision> next = together.decideAll(allowed);
+               std::optional<int64_t> after = trial(module, options, named(next));
+               if (after && (best.empty() || isBetter(options.budget, *after, cost(next), bestPeak, cost(best)))) {
+                 best = std::move(next);
+                 bestPeak = *after;
+               }
+               return after;
+             });
+    if (!together.sends())
+      break;
+  }
+  if (best.empty())
+    return;
+  // Stacks that are not there at the peak were given up for nothing: the dearest first.
+  std::vector<size_t> order;
+  for (size_t i = 0; i < best.size(); ++i)
+    if (!best[i].empty() && addedSeconds(*pairs[i], best[i]) > 0)
+      order.push_back(i);
+  llvm::stable_sort(order, [&](size_t a, size_t b) {
+    return addedSeconds(*pairs[a], best[a]) > addedSeconds(*pairs[b], best[b]);
+  });
+  for (size_t i : order) {
+    std::vector<LoopDecision> without = best;
+    without[i].clear();
+    std::optional<int64_t> after = trial(module, options, named(without));
+    if (after && *after <= std::max(options.budget, bestPeak)) {
+      best = std::move(without);
+      bestPeak = *after;
+    }
+  }
+  LoopPlan with = plan;
+  for (size_t i = best.size(); i-- > 0;)
+    if (!best[i].empty())
+      add(with, *pairs[i], best[i]);
+  if (failed(applyAll(module, options, named(best))))
+    return;
+  for (const auto &pair : pairs)
+    done.insert(pair->key());
+  plan = std::move(with);
+  plan.peak = estimateModule(module);
+}
+
+bool severalPairs(ModuleOp module, const PlanOptions &options) {
+  CostModel costs(module, options.machine);
+  size_t count = findLoopPairs(module, costs, loopOptions(options), ignoreMissed).size();
+  return count > 1 && count <= mostTogether;
+}
+
+LoopPlan planLoops(ModuleOp module, const PlanOptions &options, bool together) {
+  LoopPlan plan;
+  plan.peak = estimateModule(module);
+  if (!options.stress && plan.peak <= options.budget)
+    return plan;
+  llvm::StringSet<> done;
+  if (together)
+    planTogether(module, options, plan, done);
+  planOneByOne(module, options, plan, done);
   return plan;
 }
 

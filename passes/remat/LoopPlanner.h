@@ -20,14 +20,19 @@ struct LoopPlan {
   /// [{"key", "parts": [{"iterations", "save": [key of a value], "offload": [key]}]}], in the order of
   /// application.
   llvm::json::Array loops;
-  double seconds = 0, flops = 0;
+  double seconds = 0, flops = 0; ///< more than as written; seconds of what is kept count, so they can be fewer
   int64_t hostBytes = 0;
+  int64_t peak = 0; ///< estimate of the program as planned
 };
 
-/// Plans every pair of loops until the estimate of `module` is within the budget, and rewrites `module` as
-/// planned. The bytes a pair's stacks may take are what the budget leaves beside everything else; between two
-/// choices the loop is split or mixed, whichever recomputes less.
-mlir::FailureOr<LoopPlan> planLoops(mlir::ModuleOp module, CostModel &costs, const PlanOptions &options);
+/// Plans pairs of loops until the estimate of `module` is within the budget, and rewrites `module` as planned. The bytes
+/// that stacks may take are what the budget leaves beside everything else. Pairs are decided one after the other, the
+/// biggest stacks first, or `together`, each giving up what costs least. Between two choices the loop is split or mixed,
+/// whichever recomputes less.
+LoopPlan planLoops(mlir::ModuleOp module, const PlanOptions &options, bool together);
+
+/// Whether there is something to decide together.
+bool severalPairs(mlir::ModuleOp module, const PlanOptions &options);
 
 /// Predicted temporary bytes of the module's public functions, the most that one needs. Fills in what a rewriting
 /// left open about shards.

@@ -132,13 +132,12 @@ struct Draft {
   int64_t hostBytes = 0;
 };
 
-/// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each.
-Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget) {
+/// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each; pairs of
+/// loops one by one or together.
+Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together) {
   CostModel costs(module, options.machine);
-  LoopPlan loopPlan;
   options.budget = loopBudget;
-  if (FailureOr<LoopPlan> planned = planLoops(module, costs, options); succeeded(planned))
-    loopPlan = std::move(*planned);
+  LoopPlan loopPlan = planLoops(module, options, together);
   options.budget = blockBudget;
   SizeFn size = deviceMemory(module);
   llvm::DenseSet<Operation *> paired = pairedLoops(module, costs);
@@ -295,6 +294,52 @@ constexpr double worthAnother = 0.01;
 constexpr double sharingStep = 0.02;
 constexpr int sharingDrafts = 8;
 
+/// Drafts with ever other shares of the budget for loops and for what is straight, each given to `consider`, which says
+/// what it is estimated to need, or nothing if it does not apply. Pairs of loops are decided `together` or one by one.
+void explore(ModuleOp module, const PlanOptions &options, bool together,
+             llvm::function_ref<std::optional<int64_t>(Draft &&)> consider) {
+  int64_t smallest = options.budget / 512;
+  int64_t loopBudget = options.budget, blockBudget = options.budget;
+  std::vector<std::pair<int64_t, int64_t>> tried;
+  bool anyLoops = false;
+  for (int attempt = 0; attempt < maxDrafts; ++attempt) {
+    tried.push_back({loopBudget, blockBudget});
+    OwningOpRef<ModuleOp> copy(module.clone());
+    Draft next = draft(*copy, options, loopBudget, blockBudget, together);
+    bool loops = next.loops, blocks = next.blocks;
+    double seconds = next.seconds;
+    int64_t chosenBy = next.after;
+    anyLoops |= loops;
+    std::optional<int64_t> after = consider(std::move(next));
+    if (!after)
+      break;
+    // Loops are decided before the straight part, whose savings they do not know of; the straight part is decided by
+    // segments, which see less than the estimate of the whole.
+    int64_t left = options.budget - *after;
+    bool fits = left >= 0;
+    if (options.stress || (fits && left <= worthAnother * options.budget) || (!loops && !blocks))
+      break;
+    if (fits && !loops && seconds == 0)
+      break;
+    bool ofLoops = loops && (fits || !blocks);
+    int64_t &budget = ofLoops ? loopBudget : blockBudget;
+    // Below what this draft was believed to need: it must not come out the same again.
+    budget = (fits ? budget : std::min(budget, chosenBy) - smallest) + left;
+    if (loopBudget <= 0 || blockBudget <= 0 ||
+        llvm::is_contained(tried, std::make_pair(loopBudget, blockBudget)))
+      break;
+  }
+  // What a pair of loops comes to is no smooth function of what it may take: values come whole, for ranges of whole
+  // iterations, and the straight part makes up for some of it. So a few more are tried as they come.
+  for (int step = -sharingDrafts / 2; anyLoops && !options.stress && step <= sharingDrafts; ++step) {
+    auto shared = static_cast<int64_t>(options.budget * (1 + step * sharingStep));
+    if (llvm::is_contained(tried, std::make_pair(shared, options.budget)))
+      continue;
+    OwningOpRef<ModuleOp> copy(module.clone());
+    consider(draft(*copy, options, shared, options.budget, together));
+  }
+}
+
 } // namespace
 
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
@@ -316,45 +361,9 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     }
     return after;
   };
-  int64_t loopBudget = options.budget, blockBudget = options.budget;
-  int64_t smallest = options.budget / 512;
-  std::vector<std::pair<int64_t, int64_t>> tried;
-  bool anyLoops = false;
-  for (int attempt = 0; attempt < maxDrafts; ++attempt) {
-    tried.push_back({loopBudget, blockBudget});
-    OwningOpRef<ModuleOp> copy(module.clone());
-    Draft next = draft(*copy, options, loopBudget, blockBudget);
-    bool loops = next.loops, blocks = next.blocks;
-    int64_t chosenBy = next.after;
-    anyLoops |= loops;
-    std::optional<int64_t> after = consider(std::move(next));
-    if (!after)
-      break;
-    // Loops are decided before the straight part, whose savings they do not know of; the straight part is decided by
-    // segments, which see less than the estimate of the whole.
-    int64_t left = options.budget - *after;
-    bool fits = left >= 0;
-    if (options.stress || (fits && left <= worthAnother * options.budget) || (!loops && !blocks))
-      break;
-    if (fits && !loops && best->seconds == 0)
-      break;
-    bool ofLoops = loops && (fits || !blocks);
-    int64_t &budget = ofLoops ? loopBudget : blockBudget;
-    // Below what this draft was believed to need: it must not come out the same again.
-    budget = (fits ? budget : std::min(budget, chosenBy) - smallest) + left;
-    if (loopBudget <= 0 || blockBudget <= 0 ||
-        llvm::is_contained(tried, std::make_pair(loopBudget, blockBudget)))
-      break;
-  }
-  // What a pair of loops comes to is no smooth function of what it may take: values come whole, for ranges of whole
-  // iterations, and the straight part makes up for some of it. So a few more are tried as they come.
-  for (int step = -sharingDrafts / 2; anyLoops && !options.stress && step <= sharingDrafts; ++step) {
-    auto shared = static_cast<int64_t>(options.budget * (1 + step * sharingStep));
-    if (llvm::is_contained(tried, std::make_pair(shared, options.budget)))
-      continue;
-    OwningOpRef<ModuleOp> copy(module.clone());
-    consider(draft(*copy, options, shared, options.budget));
-  }
+  if (!options.stress && severalPairs(module, options))
+    explore(module, options, /*together=*/true, consider);
+  explore(module, options, /*together=*/false, consider);
   if (!best)
     best = Draft{llvm::json::Object{{"version", 1},
                                     {"small_bytes", options.smallBytes},

@@ -309,3 +309,28 @@ def test_flops_or_seconds_decide(checkpointed):
     budget = json.loads(checkpointed.query("memory.estimate", "{}"))["temp"] // 2
     by = {o: plan_of(checkpointed, budget=budget, objective=o, machine=machine) for o in ("time", "flops")}
     assert by["flops"]["predicted"]["flops"] <= by["time"]["predicted"]["flops"]
+
+
+def test_pairs_of_loops_share_a_budget():
+    """Where each of three recurrences can spare something for nothing, none of them computes a product again."""
+
+    def cell(hidden, entering):
+        i, f = jnp.split(jax.nn.sigmoid(entering[0] + hidden @ entering[1]), 2, -1)
+        hidden = f * hidden + i * jnp.tanh(hidden)
+        return hidden, hidden
+
+    def loss(w, x):
+        for each in w:
+            _, x = lax.scan(lambda h, e, each=each: cell(h, (e, each)), jnp.zeros((16, 512)), x @ each)
+        return (x**2).mean()
+
+    w, x = (
+        [jax.ShapeDtypeStruct((512, 1024), jnp.float32)] * 3,
+        jax.ShapeDtypeStruct((256, 16, 512), jnp.float32),
+    )
+    text, _ = lowered(lambda: (jax.value_and_grad(loss), (w, x)))
+    module = _core.Module.parse(text)
+    written = json.loads(module.query("memory.estimate"))["temp"]
+    plan = plan_of(module, budget=int(0.6 * written), offload=False)
+    assert plan["predicted"]["fits"]
+    assert plan["predicted"]["flops"] == 0
