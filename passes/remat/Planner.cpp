@@ -170,8 +170,9 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     std::unique_ptr<Segmentation> bestSegmentation;
     std::vector<std::vector<Choice>> bestFrontiers;
     bool sends = false;
-    auto consider = [&](int64_t segmentBytes, const OffloadRules &rules) {
-      auto segmentation = std::make_unique<Segmentation>(unit.segment(segmentBytes));
+    unsigned bestBoundary = unit.getBoundary();
+    auto consider = [&](std::vector<unsigned> cuts, const OffloadRules &rules) {
+      auto segmentation = std::make_unique<Segmentation>(unit.segmentAt(std::move(cuts)));
       offerSegments(unit, *segmentation, before, options.machine, rules);
       Evaluation evaluation(unit, *segmentation);
       Solution solution;
@@ -211,20 +212,39 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
         best = solution;
         bestSegmentation = std::move(segmentation);
         bestFrontiers = std::move(evaluation.frontiers);
+        bestBoundary = unit.getBoundary();
         sends = false;
         for (size_t i = 0; i < best->options.size(); ++i)
           sends |= best->options[i] != untouched && bestFrontiers[i][best->options[i]].hostBytes > 0;
       }
     };
-    for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
-      consider(segmentBytes, options.offload);
+    auto considerAll = [&](const OffloadRules &rules) {
+      if (options.stress) {
+        for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+          consider(unit.chooseCuts(segmentBytes, /*tail=*/false), rules);
+        return;
+      }
+      for (unsigned boundary : unit.getBoundaries()) {
+        unit.setBoundary(boundary);
+        std::vector<std::vector<unsigned>> seen;
+        for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+          for (bool tail : {false, true}) {
+            std::vector<unsigned> cuts = unit.chooseCuts(segmentBytes, tail);
+            if (llvm::is_contained(seen, cuts))
+              continue;
+            seen.push_back(cuts);
+            consider(std::move(cuts), rules);
+          }
+      }
+    };
+    considerAll(options.offload);
     if (sends && !options.stress) {
       // The choice is greedy: with more to choose from it can end up dearer.
       OffloadRules asked = options.offload;
       asked.onlyAsked = true;
-      for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
-        consider(segmentBytes, asked);
+      considerAll(asked);
     }
+    unit.setBoundary(bestBoundary);
     // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
     if (!best || (!options.stress && !best->fits && best->peak > peak))
       continue;
@@ -364,6 +384,15 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   if (!options.stress && severalPairs(module, options))
     explore(module, options, /*together=*/true, consider);
   explore(module, options, /*together=*/false, consider);
+  // What is under way to the host and back takes memory, too: without it a budget may be kept where it is not with it.
+  if (best && best->hostBytes > 0 && bestAfter > options.budget && !options.offload.onlyAsked && !options.stress) {
+    PlanOptions asked = options;
+    asked.offload.onlyAsked = true;
+    llvm::json::Value without = makePlan(module, asked);
+    const llvm::json::Object *predicted = without.getAsObject()->getObject("predicted");
+    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter)
+      return without;
+  }
   if (!best)
     best = Draft{llvm::json::Object{{"version", 1},
                                     {"small_bytes", options.smallBytes},

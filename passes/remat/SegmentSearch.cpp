@@ -5,51 +5,124 @@
 
 namespace farrier::remat {
 
-Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation)
-    : segmentation(segmentation), fetched(fetchStarts(unit, segmentation)) {
-  const BlockGraph &graph = unit.getGraph();
-  std::vector<int64_t> base = unit.baseProfile();
-  // A segment's residuals are there from its forward operations to the last backward read.
-  for (const Segment &segment : segmentation.segments) {
-    // Without a stage nothing of the segment is computed again: there is nothing to decide.
-    bool decidable = segment.needed() && segment.stage < graph.numOps();
-    frontiers.push_back(decidable ? frontierWithHost(segment.problem) : std::vector<Choice>());
-    unsigned last = segment.stage;
-    for (unsigned value : segment.values) {
-      for (unsigned user : graph.users[value])
-        if (!graph.isTerminator(user))
-          last = std::max(last, user);
+/// Between two vertices of a hull values can be mixed, in steps of this share of the bytes between them.
+static constexpr int mixes = 8;
+
+/// The hull with what mixes its vertices: a layer's products often cost the same for each byte, and then the hull has
+/// nothing between all of them and none.
+static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hull) {
+  std::vector<Choice> result;
+  for (Choice &vertex : hull) {
+    if (!result.empty()) {
+      Choice upper = result.back();
+      int64_t more = upper.savedBytes - vertex.savedBytes;
+      for (int step = mixes - 1; step > 0; --step) {
+        Choice mixed = problem.refine(vertex, upper, vertex.savedBytes + more * step / mixes);
+        if (mixed.savedBytes < result.back().savedBytes && mixed.savedBytes > vertex.savedBytes &&
+            mixed.seconds < vertex.seconds)
+          result.push_back(std::move(mixed));
+      }
     }
-    lastRead.push_back(last);
+    result.push_back(std::move(vertex));
   }
-  // Intervals of the backward part start where a stage starts or a segment's last read ends.
-  std::vector<unsigned> starts{unit.getBoundary()};
-  for (size_t i = 0; i < segmentation.segments.size(); ++i)
-    if (segmentation.segments[i].stage < graph.numOps()) {
-      starts.push_back(segmentation.segments[i].stage);
-      if (lastRead[i] + 1 < graph.numOps())
-        starts.push_back(lastRead[i] + 1);
-    }
-  llvm::sort(starts);
-  starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
-  for (size_t i = 0; i < starts.size(); ++i) {
-    unsigned end = i + 1 < starts.size() ? starts[i + 1] : graph.numOps();
-    int64_t peak = 0;
-    for (unsigned op = starts[i]; op < end; ++op)
-      peak = std::max(peak, base[op]);
-    intervals.push_back({starts[i], peak});
-  }
-  // The forward part holds what it has made so far; its own peak is what remains without the backward.
-  forwardPeak = 0;
-  for (unsigned op = 0; op < unit.getBoundary(); ++op)
-    forwardPeak = std::max(forwardPeak, base[op]);
+  return result;
 }
 
-static int64_t excess(const std::vector<int64_t> &memory, int64_t budget) {
-  int64_t sum = 0;
-  for (int64_t bytes : memory)
-    sum += std::max<int64_t>(0, bytes - budget);
-  return sum;
+Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation)
+    : segmentation(segmentation) {
+  const BlockGraph &graph = unit.getGraph();
+  const std::vector<Segment> &segments = segmentation.segments;
+  std::vector<int64_t> profile = unit.baseProfile(segmentation);
+  std::vector<unsigned> fetched = fetchStarts(unit, segmentation);
+  std::vector<std::vector<std::vector<Lifetime>>> lifetimes(segments.size());
+  starts = {0, unit.getBoundary(), graph.numOps()};
+  std::vector<std::pair<unsigned, unsigned>> span(segments.size(), {graph.numOps(), 0});
+  for (unsigned i = 0; i < segments.size(); ++i) {
+    const Segment &segment = segments[i];
+    // Without a stage nothing of the segment is computed again: there is nothing to decide.
+    bool decidable = segment.needed() && segment.stage < graph.numOps();
+    frontiers.push_back(decidable ? denser(segment.problem, frontierWithHost(segment.problem))
+                                  : std::vector<Choice>());
+    lifetimes[i].push_back(unit.lifetimes(segmentation, i, nullptr, fetched[i]));
+    for (const Choice &choice : frontiers[i])
+      lifetimes[i].push_back(unit.lifetimes(segmentation, i, &choice, fetched[i]));
+    for (const std::vector<Lifetime> &option : lifetimes[i])
+      for (const Lifetime &lifetime : option) {
+        span[i].first = std::min(span[i].first, lifetime.first);
+        span[i].second = std::max(span[i].second, lifetime.last + 1);
+      }
+    starts.push_back(segment.first);
+    if (segment.stage < graph.numOps())
+      starts.push_back(segment.stage);
+    if (decidable)
+      starts.push_back(std::min(span[i].second, graph.numOps()));
+  }
+  // An operation is of the segment whose stage begins last before it, or that is made there. What others begin or end to
+  // have there begins an interval, too.
+  std::vector<std::pair<unsigned, size_t>> begins;
+  for (size_t i = 0; i < segments.size(); ++i)
+    for (unsigned begin : {segments[i].first, segments[i].stage})
+      begins.push_back({begin, i});
+  llvm::sort(begins);
+  auto ownerOf = [&](unsigned op) {
+    auto next = std::upper_bound(begins.begin(), begins.end(), std::make_pair(op, segments.size()));
+    return next == begins.begin() ? 0 : std::prev(next)->second;
+  };
+  for (size_t i = 0; i < segments.size(); ++i)
+    for (const std::vector<Lifetime> &option : lifetimes[i])
+      for (const Lifetime &lifetime : option)
+        for (unsigned at : {lifetime.first, lifetime.last + 1})
+          if (at < graph.numOps() && ownerOf(at) != i)
+            starts.push_back(at);
+  llvm::sort(starts);
+  starts.erase(std::unique(starts.begin(), starts.end()), starts.end());
+  for (size_t k = 0; k + 1 < starts.size(); ++k) {
+    base.push_back(*std::max_element(profile.begin() + starts[k], profile.begin() + starts[k + 1]));
+    owner.push_back(ownerOf(starts[k]));
+  }
+  auto intervalOf = [&](unsigned op) {
+    return static_cast<size_t>(std::upper_bound(starts.begin(), starts.end(), op) - starts.begin()) - 1;
+  };
+  rows.resize(segments.size());
+  for (size_t i = 0; i < segments.size(); ++i) {
+    bool empty = span[i].first >= span[i].second;
+    size_t first = empty ? 0 : intervalOf(span[i].first);
+    size_t end = empty ? 0 : std::min(intervalOf(span[i].second - 1) + 1, base.size());
+    for (const std::vector<Lifetime> &option : lifetimes[i])
+      rows[i].push_back(rowOf(option, profile, i, first, end));
+  }
+}
+
+Evaluation::Row Evaluation::rowOf(const std::vector<Lifetime> &lifetimes, const std::vector<int64_t> &profile,
+                                  size_t segment, size_t first, size_t end) const {
+  std::vector<std::pair<unsigned, int64_t>> changes;
+  for (const Lifetime &lifetime : lifetimes) {
+    changes.push_back({lifetime.first, lifetime.bytes});
+    changes.push_back({lifetime.last + 1, -lifetime.bytes});
+  }
+  llvm::sort(changes);
+  Row row;
+  row.first = first;
+  int64_t live = 0;
+  size_t next = 0;
+  for (size_t k = first; k < end; ++k) {
+    unsigned op = starts[k];
+    while (next < changes.size() && changes[next].first <= op)
+      live += changes[next++].second;
+    if (next == changes.size() || changes[next].first >= starts[k + 1]) {
+      row.bytes.push_back(live);
+      continue;
+    }
+    int64_t peak = 0, most = 0;
+    for (; op < starts[k + 1]; ++op) {
+      while (next < changes.size() && changes[next].first <= op)
+        live += changes[next++].second;
+      peak = std::max(peak, profile[op] + live);
+      most = std::max(most, live);
+    }
+    row.bytes.push_back(owner[k] == segment ? std::max<int64_t>(0, peak - base[k]) : most);
+  }
+  return row;
 }
 
 /// Moves segments along their frontiers, the most bytes over budget per second first, until everything fits;
@@ -63,33 +136,50 @@ static Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops
                    : evaluation.seconds(segment, option);
   };
   std::vector<int64_t> memory = evaluation.profile(solution.options);
-  int64_t over = excess(memory, budget);
-  while (over > 0) {
-    double bestRatio = 0;
-    size_t bestSegment = 0;
-    int bestOption = untouched;
-    int64_t bestOver = over;
-    for (size_t segment = 0; segment < count; ++segment) {
-      int now = solution.options[segment];
-      for (int option = now + 1; option < static_cast<int>(evaluation.frontiers[segment].size()); ++option) {
-        int64_t after = evaluation.excessAfter(memory, segment, now, option, budget);
-        double ratio =
-            static_cast<double>(over - after) / (price(segment, option) - price(segment, now) + 1e-9);
-        if (after < over && ratio > bestRatio * (1 + 1e-9)) {
-          bestRatio = ratio;
-          bestSegment = segment;
-          bestOption = option;
-          bestOver = after;
-        }
-      }
+  // Of each segment the best move. What others do can only make a move worth less, but for memory that they take
+  // while they compute again, so that the best of what was best is looked at again before it is made, and no other.
+  struct Move {
+    double ratio = 0;
+    int option = untouched;
+  };
+  auto bestOf = [&](size_t segment) {
+    Move best;
+    int now = solution.options[segment];
+    for (int option = now + 1; option < static_cast<int>(evaluation.frontiers[segment].size()); ++option) {
+      int64_t gain = evaluation.gain(memory, segment, now, option, budget);
+      double ratio = static_cast<double>(gain) / (price(segment, option) - price(segment, now) + 1e-9);
+      if (gain > 0 && ratio > best.ratio * (1 + 1e-9))
+        best = {ratio, option};
     }
-    if (bestOption == untouched)
-      break;
-    evaluation.change(memory, bestSegment, solution.options[bestSegment], bestOption);
-    solution.options[bestSegment] = bestOption;
-    over = bestOver;
+    return best;
+  };
+  std::vector<Move> moves(count);
+  bool stale = true; // whether moves that were worth nothing may be worth something by now
+  auto over = [&] { return llvm::any_of(memory, [&](int64_t bytes) { return bytes > budget; }); };
+  while (over()) {
+    auto best = std::max_element(moves.begin(), moves.end(),
+                                 [](const Move &a, const Move &b) { return a.ratio < b.ratio; });
+    if (best == moves.end() || best->option == untouched) {
+      if (!stale)
+        break;
+      for (size_t segment = 0; segment < count; ++segment)
+        moves[segment] = bestOf(segment);
+      stale = false;
+      continue;
+    }
+    size_t segment = best - moves.begin();
+    Move again = bestOf(segment);
+    if (again.option != best->option || again.ratio < best->ratio * (1 - 1e-9)) {
+      *best = again;
+      if (again.option == untouched || llvm::any_of(moves, [&](const Move &other) { return other.ratio > again.ratio; }))
+        continue;
+    }
+    evaluation.change(memory, segment, solution.options[segment], again.option);
+    solution.options[segment] = again.option;
+    *best = bestOf(segment);
+    stale = true;
   }
-  solution.fits = over == 0;
+  solution.fits = !over();
   if (solution.fits) {
     // Repair: the dearest decisions first, each as far back as the budget allows.
     std::vector<size_t> order(count);
@@ -101,7 +191,7 @@ static Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops
     for (size_t segment : order)
       for (int option = untouched; option < solution.options[segment]; ++option) {
         int now = solution.options[segment];
-        if (evaluation.excessAfter(memory, segment, now, option, budget) != 0)
+        if (!evaluation.allows(memory, segment, now, option, budget))
           continue;
         evaluation.change(memory, segment, now, option);
         solution.options[segment] = option;

@@ -12,17 +12,13 @@ namespace farrier::remat {
 /// The option of a segment that stays as the program has it.
 constexpr int untouched = -1;
 
-/// The memory of one segmentation of one block under any choice of options, evaluated over the intervals
-/// between the positions where something changes.
+/// The memory of one segmentation of one block under any choice of options, evaluated over intervals. An interval is of
+/// one segment, which has in it what it adds to the interval's peak; what the others have stays the same in it, whatever
+/// is chosen for them.
 class Evaluation {
 public:
   Evaluation(const StraightLine &unit, const Segmentation &segmentation);
 
-  int64_t heldBytes(size_t segment, int option) const {
-    if (option == untouched)
-      return segmentation.segments[segment].untouchedBytes;
-    return frontiers[segment][option].savedBytes;
-  }
   double seconds(size_t segment, int option) const {
     return option == untouched ? 0 : frontiers[segment][option].seconds;
   }
@@ -31,58 +27,61 @@ public:
   }
 
   std::vector<int64_t> profile(const std::vector<int> &options) const {
-    std::vector<int64_t> memory;
-    for (const Interval &interval : intervals)
-      memory.push_back(interval.base);
-    for (size_t i = 0; i < options.size(); ++i)
-      for (size_t k = 0; k < intervals.size(); ++k)
-        memory[k] += bytesDuring(k, i, options[i]);
+    std::vector<int64_t> memory = base;
+    for (size_t i = 0; i < options.size(); ++i) {
+      const Row &row = rows[i][options[i] + 1];
+      for (size_t k = 0; k < row.bytes.size(); ++k)
+        memory[row.first + k] += row.bytes[k];
+    }
     return memory;
   }
   /// Changes `memory`, a profile, by what it means for one segment to go from one option to another.
   void change(std::vector<int64_t> &memory, size_t segment, int from, int to) const {
-    for (size_t k = 0; k < intervals.size(); ++k)
-      memory[k] += bytesDuring(k, segment, to) - bytesDuring(k, segment, from);
+    const Row &row = rows[segment][from + 1], &other = rows[segment][to + 1];
+    for (size_t k = 0; k < row.bytes.size(); ++k)
+      memory[row.first + k] += other.bytes[k] - row.bytes[k];
   }
-  /// Bytes over the budget, summed over the intervals, after a `change`: a search asks for many and makes few.
-  int64_t excessAfter(const std::vector<int64_t> &memory, size_t segment, int from, int to,
-                      int64_t budget) const {
+  /// How many bytes fewer are over the budget, summed over the intervals, after a `change`: a search asks for many
+  /// and makes few.
+  int64_t gain(const std::vector<int64_t> &memory, size_t segment, int from, int to, int64_t budget) const {
+    const Row &row = rows[segment][from + 1], &other = rows[segment][to + 1];
     int64_t sum = 0;
-    for (size_t k = 0; k < intervals.size(); ++k)
-      sum += std::max<int64_t>(0, memory[k] + bytesDuring(k, segment, to) - bytesDuring(k, segment, from) -
-                                      budget);
+    for (size_t k = 0; k < row.bytes.size(); ++k) {
+      int64_t now = memory[row.first + k] - budget, after = now + other.bytes[k] - row.bytes[k];
+      sum += std::max<int64_t>(0, now) - std::max<int64_t>(0, after);
+    }
     return sum;
+  }
+  /// Whether no interval is over the budget, or more so, after a `change`.
+  bool allows(const std::vector<int64_t> &memory, size_t segment, int from, int to, int64_t budget) const {
+    const Row &row = rows[segment][from + 1], &other = rows[segment][to + 1];
+    for (size_t k = 0; k < row.bytes.size(); ++k)
+      if (int64_t more = other.bytes[k] - row.bytes[k]; more > 0 && memory[row.first + k] + more > budget)
+        return false;
+    return true;
   }
   int64_t peak(const std::vector<int> &options) const {
     std::vector<int64_t> memory = profile(options);
-    return std::max(forwardPeak, memory.empty() ? 0 : *std::max_element(memory.begin(), memory.end()));
+    return memory.empty() ? 0 : *std::max_element(memory.begin(), memory.end());
   }
 
   const Segmentation &segmentation;
   std::vector<std::vector<Choice>> frontiers;
 
 private:
-  struct Interval {
-    unsigned start;
-    int64_t base;
+  /// Bytes during the intervals from `first` on; nothing before and after.
+  struct Row {
+    size_t first = 0;
+    std::vector<int64_t> bytes;
   };
-  /// What one segment has in memory during an interval.
-  int64_t bytesDuring(size_t interval, size_t i, int option) const {
-    const Segment &segment = segmentation.segments[i];
-    unsigned start = intervals[interval].start;
-    if (!segment.needed() || start > lastRead[i])
-      return 0;
-    int64_t bytes = heldBytes(i, option);
-    if (option != untouched && start >= segment.stage)
-      bytes += frontiers[i][option].transientBytes;
-    if (option != untouched && start >= fetched[i])
-      bytes += frontiers[i][option].hostBytes;
-    return bytes;
-  }
+  Row rowOf(const std::vector<Lifetime> &lifetimes, const std::vector<int64_t> &profile, size_t segment,
+            size_t first, size_t end) const;
 
-  std::vector<Interval> intervals;
-  std::vector<unsigned> lastRead, fetched;
-  int64_t forwardPeak = 0;
+  std::vector<unsigned> starts; ///< of the intervals, and where the last ends
+  std::vector<int64_t> base;    ///< of each interval, whatever is chosen
+  std::vector<size_t> owner;    ///< of each interval, the segment it is of
+  /// Of each segment and option, `untouched` first; all of a segment over the same intervals.
+  std::vector<std::vector<Row>> rows;
 };
 
 struct Solution {

@@ -14,8 +14,10 @@ using namespace mlir;
 
 namespace farrier::remat {
 
-/// A value that lives for less than this part of the program is working memory, not a residual.
-static constexpr double longLived = 0.03;
+/// A value that lives for less than this part of the program is working memory, not a residual. In a deep program the
+/// last layers' residuals live no longer than that, in a shallow one the loss's working memory lives longer than
+/// the smaller ones: each gives a boundary to try.
+static constexpr double longLived[] = {0.03, 0.003};
 
 StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, SizeFn size, ForbidFn forbid)
     : smallBytes(smallBytes), size(size), forbid(std::move(forbid)), costs(costs),
@@ -26,6 +28,10 @@ StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, S
   options.materialiseKernelOperands = true;
   buffers = std::make_unique<RootSets>(*graph, options);
   liveness = std::make_unique<Liveness>(*graph, *buffers, size);
+
+  for (llvm::ArrayRef<unsigned> products : mergedProducts(*graph))
+    for (unsigned op : products)
+      merged[op] = products.front();
 
   constant.assign(graph->numValues(), false);
   argumentOnly.assign(graph->numValues(), false);
@@ -42,35 +48,55 @@ StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, S
       argumentOnly[value] = fromArguments;
     }
   }
-  findBoundary();
+  findReach();
+  findBoundaries();
   findResiduals();
 }
 
-void StraightLine::findBoundary() {
+void StraightLine::findBoundaries() {
   unsigned numOps = graph->numOps();
   Liveness ranges(*graph, *roots, size);
-  std::vector<int64_t> delta(numOps + 1, 0);
-  for (unsigned value = 0; value < graph->numValues(); ++value) {
-    const Liveness::Range &range = ranges.range(value);
-    if (!range.live || range.last - range.first < longLived * numOps)
-      continue;
-    delta[range.first] += graph->bytes[value];
-    delta[range.last] -= graph->bytes[value];
-  }
-  int64_t current = 0;
-  for (unsigned op = 0; op + 1 < numOps; ++op) {
-    current += delta[op];
-    if (current > boundaryBytes) {
-      boundaryBytes = current;
-      boundary = op;
+  for (double share : longLived) {
+    std::vector<int64_t> delta(numOps + 1, 0);
+    for (unsigned value = 0; value < graph->numValues(); ++value) {
+      const Liveness::Range &range = ranges.range(value);
+      if (!range.live || range.last - range.first < share * numOps)
+        continue;
+      delta[range.first] += graph->bytes[value];
+      delta[range.last] -= graph->bytes[value];
     }
+    int64_t current = 0, most = 0;
+    unsigned where = 0;
+    for (unsigned op = 0; op + 1 < numOps; ++op) {
+      current += delta[op];
+      if (current > most) {
+        most = current;
+        where = op;
+      }
+    }
+    if (boundaries.empty())
+      boundaryBytes = most;
+    if (!llvm::is_contained(boundaries, where))
+      boundaries.push_back(where);
   }
+  boundary = boundaries.front();
 }
 
 void StraightLine::findResiduals() {
   lastForward.assign(graph->numValues(), 0);
+  lastStored.assign(graph->numValues(), 0);
+  for (unsigned op = 0; op <= boundary && op < graph->numOps(); ++op) {
+    for (unsigned value : graph->outputs[op])
+      lastStored[value] = op;
+    if (!liveness->isDead(op))
+      for (unsigned input : graph->inputs[op])
+        for (unsigned buffer : buffers->roots(input))
+          lastStored[buffer] = op;
+  }
   neededRoot.assign(graph->numValues(), false);
-  for (unsigned op = 0; op < graph->numOps(); ++op)
+  for (unsigned op = 0; op < graph->numOps(); ++op) {
+    if (liveness->isDead(op))
+      continue;
     for (unsigned input : graph->inputs[op])
       for (unsigned root : roots->roots(input)) {
         if (op <= boundary)
@@ -78,6 +104,7 @@ void StraightLine::findResiduals() {
         else if (isForward(root) && !graph->isTerminator(op))
           neededRoot[root] = true;
       }
+  }
   // What a recomputation of a needed root would read may be needed too.
   for (unsigned value = graph->numValues(); value-- > 0;) {
     if (!neededRoot[value] || graph->definition[value] < 0)
@@ -93,17 +120,12 @@ void StraightLine::findResiduals() {
     if (!isForward(value) || constant[value])
       continue;
     for (unsigned user : graph->users[value])
-      if (user > boundary && !graph->isTerminator(user))
+      if (user > boundary && !graph->isTerminator(user) && !liveness->isDead(user))
         reads.push_back({user, value});
   }
 }
 
-std::vector<int64_t> StraightLine::baseProfile() const {
-  return liveness->profile(
-      [&](unsigned value) { return !(isForward(value) && liveness->range(value).last > boundary); });
-}
-
-std::vector<unsigned> StraightLine::chooseCuts(int64_t maxSegmentBytes) const {
+std::vector<unsigned> StraightLine::chooseCuts(int64_t maxSegmentBytes, bool tail) const {
   // Bytes that cross each position, and residual bytes up to it.
   unsigned end = boundary + 1;
   std::vector<int64_t> crossing(end + 1, 0), mass(end + 1, 0);
@@ -153,7 +175,8 @@ std::vector<unsigned> StraightLine::chooseCuts(int64_t maxSegmentBytes) const {
   for (size_t at = from[count - 1]; at > 0; at = from[at])
     cuts.push_back(positions[at]);
   std::reverse(cuts.begin(), cuts.end());
-
+  if (size_t before = count - 2; tail && before > 0 && (cuts.empty() || cuts.back() != positions[before]))
+    cuts.push_back(positions[before]);
   return cuts;
 }
 
@@ -186,6 +209,7 @@ Segmentation StraightLine::segmentAt(std::vector<unsigned> cuts) const {
     result.segments.push_back(makeSegment(first, cut, result, result.segments.size()));
     first = cut;
   }
+  assignUses(result);
   return result;
 }
 
@@ -202,12 +226,7 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
   };
   // What the backward part reads of the values defined here, roots of an earlier segment aside: those cross.
   std::vector<unsigned> needs;
-  llvm::DenseSet<unsigned> stored;
   for (const Read &read : reads) {
-    // A buffer made here may be read through a value that a later segment defines.
-    for (unsigned buffer : buffers->roots(read.value))
-      if (inside(buffer) && stored.insert(buffer).second)
-        segment.untouchedBytes += graph->bytes[buffer];
     if (!inside(read.value))
       continue;
     if (segmentation.owner[read.value] == which)
@@ -256,6 +275,9 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
     candidate.fuses = graph->isVirtual[op];
     auto [group, fresh] = groups.try_emplace(op, static_cast<int>(op));
     candidate.group = graph->outputs[op].size() > 1 ? group->second : -1;
+    // Of products that XLA makes one all are there while one is: they are kept together.
+    if (auto it = merged.find(op); it != merged.end() && candidate.recomputable)
+      candidate.group = static_cast<int>(it->second);
     if (fresh) {
       OpCost cost = costs.cost(operation);
       candidate.flops = cost.flops;
@@ -386,68 +408,15 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   llvm::sort(order, [&](unsigned a, unsigned b) {
     return std::make_pair(segments[a].stage, a) < std::make_pair(segments[b].stage, b);
   });
-  // Reads of values that belong to no segment go to the stage they stand in, decided or not.
-  std::vector<unsigned> stages;
-  for (const Segment &segment : segments)
-    stages.push_back(segment.stage);
-  llvm::sort(stages);
   std::vector<Value> current = graph->values;
   std::vector<std::pair<unsigned, Operation *>> casts;
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];
     unsigned stage = segment.stage;
-    auto next = std::upper_bound(stages.begin(), stages.end(), stage);
-    unsigned nextStage = next == stages.end() ? graph->numOps() : *next;
-
-    // What to clone, down to the leaves that stay.
-    std::vector<unsigned> chain, leaves;
-    llvm::DenseSet<unsigned> seenValue, seenOp;
-    auto isLeaf = [&](unsigned value) {
-      if (graph->definition[value] < 0)
-        return true;
-      unsigned op = graph->definition[value];
-      if (recomputed.contains(value))
-        return false;
-      if (roots->isRoot(value) || !graph->isVirtual[op] || !isClonable(graph->ops[op]))
-        return true;
-      // Small values are kept, but for those made of parameters: a kept cast of a weight is one more buffer.
-      return graph->bytes[value] < smallBytes && !argumentOnly[value];
-    };
-    std::function<void(unsigned)> visit = [&](unsigned root) {
-      // Iterative: chains of elementwise operations are thousands long.
-      std::vector<unsigned> work{root};
-      while (!work.empty()) {
-        unsigned value = work.back();
-        work.pop_back();
-        if (constant[value] || !seenValue.insert(value).second)
-          continue;
-        if (isLeaf(value)) {
-          leaves.push_back(value);
-          continue;
-        }
-        unsigned op = graph->definition[value];
-        if (seenOp.insert(op).second) {
-          chain.push_back(op);
-          for (unsigned input : graph->inputs[op])
-            work.push_back(input);
-        }
-      }
-    };
-    std::vector<Read> uses;
-    for (const Read &read : reads) {
-      int owner = segmentation.owner[read.value];
-      if (owner >= 0 ? owner != static_cast<int>(which) : read.op < stage || read.op >= nextStage)
-        continue;
-      if (isLeaf(read.value))
-        continue;
-      uses.push_back(read);
-      visit(read.value);
-    }
+    auto [chain, leaves, uses] = recomputation(segmentation.uses[which], recomputed);
     if (uses.empty())
       continue;
-    llvm::sort(chain);
-    llvm::sort(leaves);
 
     // Without this the recomputation could run as early as its leaves exist. The gradient that reaches this
     // stage is the latest big value the backward part has made that is not merely an update.

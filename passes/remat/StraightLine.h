@@ -23,6 +23,17 @@
 
 namespace farrier::remat {
 
+/// A backward operation that reads a forward value.
+struct Read {
+  unsigned op, value;
+};
+
+/// Bytes that are live while the operations [first, last] run.
+struct Lifetime {
+  unsigned first, last;
+  int64_t bytes;
+};
+
 /// Forward operations [first, end) with one decision, and where their values are computed again.
 struct Segment {
   unsigned first = 0, end = 0;
@@ -31,9 +42,6 @@ struct Segment {
   Problem problem;
   /// Value id of each candidate of `problem`.
   std::vector<unsigned> values;
-  /// Bytes the backward part reads from this segment as the program stands: XLA stores what a kernel reads
-  /// as it is, joined values included.
-  int64_t untouchedBytes = 0;
   bool needed() const { return !values.empty(); }
 };
 
@@ -45,6 +53,8 @@ struct Segmentation {
   /// value made of checkpoints and parameters alone (a norm of a layer's input, a cast of a weight), which
   /// whichever stage reads it computes again.
   std::vector<int> owner;
+  /// Of each segment: the reads that its stage provides, if anything of it is computed again.
+  std::vector<std::vector<Read>> uses;
 };
 
 /// Decisions that forbid: true means the operation must not run twice.
@@ -59,14 +69,18 @@ public:
   /// Whether anything big crosses from a forward to a backward part at all.
   bool worthwhile() const { return boundaryBytes > 0; }
 
-  /// Cuts the forward part where least crosses, into segments of at most `maxSegmentBytes` of residuals each.
-  /// Fewer, bigger segments keep less at their borders and need more while they recompute.
-  Segmentation segment(int64_t maxSegmentBytes) const { return segmentAt(chooseCuts(maxSegmentBytes)); }
+  /// Cuts of the forward part, where least crosses, into segments of at most `maxSegmentBytes` of residuals each.
+  /// Fewer, bigger segments keep less at their borders and need more while they recompute. With `tail` what
+  /// comes after the last residuals is a segment of its own: its values are read right after the boundary, when
+  /// most is alive, and what shares a segment with them is computed again as early.
+  std::vector<unsigned> chooseCuts(int64_t maxSegmentBytes, bool tail) const;
 
   /// Cuts before the given operations, ascending.
   Segmentation segmentAt(std::vector<unsigned> cuts) const;
 
-  /// Takes the boundary from a plan instead of finding it.
+  /// Where the backward part may be said to begin, at the last forward operation; the likeliest first, which is taken
+  /// unless another is set.
+  llvm::ArrayRef<unsigned> getBoundaries() const { return boundaries; }
   void setBoundary(unsigned op);
 
   /// Bytes of residuals over all of the forward part, to choose `maxSegmentBytes` from.
@@ -80,22 +94,35 @@ public:
   const Liveness &getLiveness() const { return *liveness; }
   unsigned getBoundary() const { return boundary; }
   const ValueKeys &getKeys() const { return *keys; }
-  /// Live bytes during each op without any residual of the forward part.
-  std::vector<int64_t> baseProfile() const;
+  /// Live bytes during each op whatever is chosen: residuals are there until the forward part has read them for the last
+  /// time.
+  std::vector<int64_t> baseProfile(const Segmentation &segmentation) const;
+
+  /// What one segment has in memory beyond that, with a choice or (null) as it stands: residuals from their last forward to
+  /// their last backward read, and what is computed again from its place to its last read. What waits on the host is
+  /// fetched at `fetched`.
+  std::vector<Lifetime> lifetimes(const Segmentation &segmentation, unsigned which, const Choice *choice,
+                                  unsigned fetched) const;
 
 private:
-  void findBoundary();
+  void findBoundaries();
   void findResiduals();
   bool isForward(unsigned value) const {
     return graph->definition[value] >= 0 && graph->definition[value] <= static_cast<int>(boundary);
   }
   bool isConstant(unsigned value) const { return constant[value]; }
-  /// A backward operation that reads a forward value.
-  struct Read {
-    unsigned op, value;
+  /// Of a segment: the operations to clone, ascending, the values that they start from, and the reads of what they make.
+  struct Recomputation {
+    std::vector<unsigned> chain, leaves;
+    std::vector<Read> uses;
   };
+  /// `recomputed` are roots; every other root is read where it is.
+  Recomputation recomputation(llvm::ArrayRef<Read> uses, const llvm::DenseSet<unsigned> &recomputed) const;
+  /// Whether a value stays and is read where it is.
+  bool isLeaf(unsigned value, const llvm::DenseSet<unsigned> &recomputed) const;
+  void findReach();
+  void assignUses(Segmentation &segmentation) const;
   Segment makeSegment(unsigned first, unsigned end, const Segmentation &segmentation, int which) const;
-  std::vector<unsigned> chooseCuts(int64_t maxSegmentBytes) const;
 
   /// Of each operation in `chain` (ascending): the operation that its clone stands before. That is its first
   /// reader, as XLA's scheduler would have it and the estimate counts it, but `stage` for what would keep more
@@ -114,11 +141,15 @@ private:
   std::unique_ptr<RootSets> buffers;  ///< for estimates
   std::unique_ptr<Liveness> liveness; ///< over `buffers`
   std::unique_ptr<ValueKeys> keys;
+  llvm::DenseMap<unsigned, unsigned> merged; ///< of products that XLA makes one: the first of them
   std::vector<bool> constant;        ///< of each value: made of constants alone
   std::vector<bool> argumentOnly;    ///< of each value: made of arguments and constants by virtual operations
   std::vector<Read> reads;           ///< every backward read of a forward value that is not constant
   std::vector<unsigned> lastForward; ///< of each root: last forward op that reads it
+  std::vector<unsigned> lastStored;  ///< of each buffer: last forward op that reads it, its own at the least
+  std::vector<unsigned> reach;       ///< of each op: the last that reads what it reads through it, fused
   std::vector<bool> neededRoot;      ///< of each root: backward reads it, or its recomputation could
+  std::vector<unsigned> boundaries;
   unsigned boundary = 0;
   int64_t boundaryBytes = 0;
   int64_t totalResidualBytes = 0;

@@ -39,8 +39,7 @@ static int64_t peakInside(Operation *op, const SizeFn &size) {
 /// this (DotMerger in its gpu_compiler.cc): keys and values come out of the product that gives the queries.
 static constexpr int64_t mergedProduct = 32 << 20;
 
-/// The products that become one, by their operations, ascending.
-static std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph) {
+std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph) {
   llvm::MapVector<std::tuple<Value, unsigned, Attribute>, llvm::SmallVector<unsigned>> same;
   for (unsigned op = 0; op < graph.numOps(); ++op)
     if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]))
@@ -99,7 +98,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   }
 
   // What only empty slices read, as JAX writes them for the remainder of a loop that is unrolled fully, XLA drops.
-  std::vector<bool> dead(numOps, false);
+  dead.assign(numOps, false);
   for (unsigned op = numOps; op-- > 0;)
     dead[op] = graph.isVirtual[op] && llvm::all_of(graph.outputs[op], [&](unsigned value) {
                  return graph.bytes[value] == 0 ||

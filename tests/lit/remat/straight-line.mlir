@@ -1,8 +1,9 @@
 // Three layers and their gradient, 16 KiB a value. With 66 kB for temporaries the activations are computed again
 // from the products, which stay; the barrier keeps XLA from merging the copies with the originals.
 // RUN: farrier-opt %s --farrier-remat="budget=66000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
-// With 50 kB the last product does not stay either.
-// RUN: farrier-opt %s --farrier-remat="budget=50000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=TIGHT
+// 50 kB are out of reach: two activations and a gradient are there while another is read. Products stay, as
+// computing them again would not need less.
+// RUN: farrier-opt %s --farrier-remat="budget=50000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
 // A budget of a few bytes, out of reach, ends too: 16 bytes a value.
 // RUN: sed s/64x64/2x2/g %s | farrier-opt --farrier-remat="budget=8 small-bytes=1" | FileCheck %s --check-prefix=TINY
 // A budget that is kept anyway changes nothing.
@@ -16,10 +17,6 @@
 // CHECK: "stablehlo.dot_general"(%[[AGAIN1]],
 // CHECK: %[[AGAIN0:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#0)
 // CHECK-NEXT: "stablehlo.dot_general"(%[[AGAIN0]],
-
-// TIGHT: %[[KEPT:[0-9]+]]:3 = "stablehlo.optimization_barrier"(%arg3,
-// TIGHT: %[[AGAIN:[0-9]+]] = "stablehlo.tanh"(%[[KEPT]]#2)
-// TIGHT: "stablehlo.dot_general"(%[[AGAIN]], %[[KEPT]]#0)
 
 // TINY: func.func
 

@@ -9,6 +9,10 @@
 
 namespace farrier {
 
+/// The products of a block that XLA:GPU makes one, each set by its operations, ascending. The result is there as long as
+/// any part of it is read.
+std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph);
+
 /// Live ranges of the roots of one block, in program order, with what XLA:GPU does to them:
 ///  - a value that flows only into results (an updated parameter) is computed as soon as its inputs exist,
 ///    so gradients die early although the optimizer stands at the end of the program;
@@ -38,6 +42,9 @@ public:
   /// update, not something the computation waits for.
   bool onlyFeedsResults(unsigned value) const { return onlyResults[value]; }
 
+  /// Whether XLA drops the operation: nothing reads what it makes, or only parts without elements.
+  bool isDead(unsigned op) const { return dead[op]; }
+
 private:
   const BlockGraph &graph;
   std::vector<Range> ranges;
@@ -45,6 +52,7 @@ private:
   /// Of operands, while each op runs: in another order, masked for ragged products, gathered for partitioned ones.
   std::vector<int64_t> copies;
   std::vector<bool> onlyResults;
+  std::vector<bool> dead; ///< of each op
 };
 
 /// The estimate of one block: what XLA:GPU's buffer assignment will need beside arguments and results.
