@@ -5,19 +5,21 @@
 
 namespace farrier::remat {
 
-/// Between two vertices of a hull values can be mixed, in steps of this share of the bytes between them.
-static constexpr int mixes = 8;
+/// Between two vertices of a hull values can be mixed, in so many steps of the bytes between them, fewer where the hull has
+/// many vertices: with transfers to the host it goes value by value as it is.
+static constexpr int mixes = 8, mostMixes = 64;
 
 /// The hull with what mixes its vertices: a layer's products often cost the same for each byte, and then the hull has
 /// nothing between all of them and none.
 static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hull) {
+  int steps = std::min(mixes, mostMixes / static_cast<int>(std::max<size_t>(1, hull.size())));
   std::vector<Choice> result;
   for (Choice &vertex : hull) {
     if (!result.empty()) {
       Choice upper = result.back();
       int64_t more = upper.savedBytes - vertex.savedBytes;
-      for (int step = mixes - 1; step > 0; --step) {
-        Choice mixed = problem.refine(vertex, upper, vertex.savedBytes + more * step / mixes);
+      for (int step = steps - 1; step > 0; --step) {
+        Choice mixed = problem.refine(vertex, upper, vertex.savedBytes + more * step / steps);
         if (mixed.savedBytes < result.back().savedBytes && mixed.savedBytes > vertex.savedBytes &&
             mixed.seconds < vertex.seconds)
           result.push_back(std::move(mixed));

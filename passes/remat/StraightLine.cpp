@@ -38,6 +38,7 @@ StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, S
   for (unsigned arg = 0; arg < graph->numArguments; ++arg)
     argumentOnly[arg] = true;
   for (unsigned op = 0; op < graph->numOps(); ++op) {
+    copyable.push_back(graph->isVirtual[op] && isClonable(graph->ops[op]));
     bool fromConstants = graph->isVirtual[op], fromArguments = graph->isVirtual[op];
     for (unsigned input : graph->inputs[op]) {
       fromConstants &= constant[input];

@@ -2,8 +2,6 @@
 
 #include "passes/remat/StraightLine.h"
 
-#include "farrier/Analysis/OpInfo.h"
-
 #include <algorithm>
 
 using namespace mlir;
@@ -16,7 +14,7 @@ bool StraightLine::isLeaf(unsigned value, const llvm::DenseSet<unsigned> &recomp
   unsigned op = graph->definition[value];
   if (recomputed.contains(value))
     return false;
-  if (roots->isRoot(value) || !graph->isVirtual[op] || !isClonable(graph->ops[op]))
+  if (roots->isRoot(value) || !copyable[op])
     return true;
   // Small values are kept, but for those made of parameters: a kept cast of a weight is one more buffer.
   return graph->bytes[value] < smallBytes && !argumentOnly[value];
