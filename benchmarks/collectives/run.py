@@ -22,8 +22,8 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -92,6 +92,18 @@ CASES = {
 # memory and simulated steps are the same without.
 UNTUNED = {"xla_gpu_experimental_enable_fusion_autotuner": False}
 
+_T = TypeVar("_T")
+
+
+def tuned_if_needed(compile: Callable[[Mapping[str, Any]], _T], options: Mapping[str, Any]) -> _T:
+    """`compile(options)`; where XLA refuses, once more with the autotuner, without which some products have no kernel
+    (seen: those of experts).
+    """
+    try:
+        return compile(options)
+    except errors.CompileError:
+        return compile({k: v for k, v in options.items() if k not in UNTUNED})
+
 
 class Workload:
     """A workload lowered for a target; its programs are compiled once each, whoever asks."""
@@ -125,12 +137,9 @@ class Workload:
         hooked = "__farrier_" in str(module.operation.attributes["sym_name"])
         if hooked or key not in self._known:
             self.compiles += 1
-            try:
-                compiled = oracle.compile_module(module, self.target, compiler_options=options)
-            except errors.CompileError:
-                # Some products have no kernel without the autotuner (seen: those of experts).
-                tuned = {k: v for k, v in options.items() if k not in UNTUNED}
-                compiled = oracle.compile_module(module, self.target, compiler_options=tuned)
+            compiled = tuned_if_needed(
+                lambda given: oracle.compile_module(module, self.target, compiler_options=given), options
+            )
             if hooked:
                 return compiled
             self._known[key] = compiled

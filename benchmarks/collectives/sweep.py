@@ -36,7 +36,7 @@ import workloads
 from farrier._src import errors, hlo, oracle
 from farrier._src.collectives import costs, drive, parameters, program, schedule
 from jax.extend import xla
-from run import CASES, UNTUNED, Workload, arguments, markdown, ms
+from run import CASES, UNTUNED, Workload, arguments, markdown, ms, tuned_if_needed
 
 LAYERS = 2
 # Points that are compiled to the end, at most.
@@ -149,11 +149,15 @@ def scheduled(module: Any, target: Any, options: Mapping[str, Any]) -> hlo.Modul
     target.topology_desc()  # loads the compiler that the hook registers with
     stage = xla.PipelineStage.POST_SCHEDULER
     xla.register_hlo_module_transformation(catch, name="enough", stage=stage, platforms=["cuda"])
+    def compile(given: Mapping[str, Any]) -> None:
+        try:
+            oracle.compile_module(module, target, compiler_options=given)
+        except errors.Error:
+            if not caught:
+                raise
+
     try:
-        oracle.compile_module(module, target, compiler_options={**UNTUNED, **drive.STATISTICS, **options})
-    except errors.Error:
-        if not caught:
-            raise
+        tuned_if_needed(compile, {**UNTUNED, **drive.STATISTICS, **options})
     finally:
         xla.clear_hlo_module_transformation("enough", stage=stage, platforms=["cuda"])
     return hlo.Module(caught[0])
