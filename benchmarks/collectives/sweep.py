@@ -10,8 +10,8 @@ farrier's row is what `run.py` measures, on the same program. Unrolled programs 
 table has four to sixteen), scanned ones all: a scan's body is compiled once.
 
 The settings that XLA takes from the environment only are compiled in child processes and stand in a column of their
-own: no library can set them for one function. Each point is kept as soon as it is known: an interrupted sweep goes on
-where it was. Programs that come out identical count once. Simulated figures.
+own: no library can set them for one function. Each workload has a process: a setting that ends it counts as refused.
+Each point is kept as soon as it is known: an interrupted sweep goes on where it was. Programs that come out identical count once. Simulated figures.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -226,14 +228,16 @@ class Sweep:
                 continue
             seen.add(taken[name]["program"])
             if name not in known:
+                self.trying("whole", name)
                 known[name] = self.whole(points()[name])
                 self.save()
-            best = min((v["seconds"][first] for v in known.values() if v["bytes"] <= allowed), default=None)
+            fitting = [v for v in known.values() if v.get("bytes", allowed + 1) <= allowed]
+            best = min((v["seconds"][first] for v in fitting), default=None)
             left = [v["seconds"][first] for v in taken.values() if v["program"] not in seen]
             if len(known) >= MOST_WHOLE or (best is not None and (not left or best <= min(left))):
                 break
         known.setdefault("default", self.whole({}))
-        fitting = {k: v for k, v in known.items() if v["bytes"] <= allowed}
+        fitting = {k: v for k, v in known.items() if v.get("bytes", allowed + 1) <= allowed}
         name = min(fitting, key=lambda k: fitting[k]["seconds"][first])
         return {"name": name} | fitting[name]
 
@@ -261,6 +265,19 @@ class Sweep:
             "bound_seconds": round(found.simulated_after[0].bound_seconds, 9),
         } | _simulated(found.simulated_after)
 
+    def trying(self, kind: str, name: str) -> None:
+        """Notes what is compiled next: some settings end XLA's process (`died`)."""
+        self.default  # compiled before, so that it is not blamed
+        self.row["trying"] = [kind, name]
+        self.save()
+        del self.row["trying"]
+
+    def died(self) -> None:
+        """The process ended in the compile that was noted last."""
+        kind, name = self.row.pop("trying")
+        self.row.setdefault(kind, {})[name] = {"refused": "XLA ends the process"}
+        self.save()
+
     def save(self) -> None:
         """Writes the row; the file is whole at every moment."""
         known = json.loads(self.store.read_text("utf-8")) if self.store.exists() else {}
@@ -273,6 +290,7 @@ class Sweep:
         """All that is not known yet."""
         for name, options in points().items():
             if name not in self.row["points"]:
+                self.trying("points", name)
                 self.row["points"][name] = self.point(options)
                 self.save()
         if "best" not in self.row:
@@ -331,6 +349,10 @@ def table(known: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _run(name: str, target: str, store: pathlib.Path) -> None:
+    Sweep(name, target, store).run()
+
+
 def main() -> int:
     """Runs the command line."""
     args = arguments(__doc__.splitlines()[0], child=True)
@@ -342,7 +364,15 @@ def main() -> int:
         return 0
     for name in args.names:
         start = time.perf_counter()
-        Sweep(name, args.target, store).run()
+        while True:
+            worker = multiprocessing.get_context("spawn").Process(target=_run, args=(name, args.target, store))
+            worker.start()
+            worker.join()
+            if worker.exitcode != -signal.SIGABRT:
+                break
+            Sweep(name, args.target, store).died()
+        if worker.exitcode:
+            return 1
         known = json.loads(store.read_text("utf-8"))
         (args.out / f"{args.target}-sweep.md").write_text(table(known), encoding="utf-8")
         print(name, f"{time.perf_counter() - start:.0f} s", flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,41 @@ def test_without_room_nothing_moves():
     module = hlo.Module(_text())
     new, done = prepare.prepare(module, dataclasses.replace(PLAN, memory_growth_bytes=0, buckets=False))
     assert new is None and not done.changed
+    # A whole weight carried, and a gradient's part that waits.
+    assert done.left_bytes == 2 * 64 * 4
+
+
+def test_what_does_not_fit_is_wished_for():
+    """The judge's question for more memory, of a compile in which nothing fitted."""
+    waits = (
+        types.SimpleNamespace(exposed_seconds=0.2, runs=8),
+        types.SimpleNamespace(exposed_seconds=0.1, runs=1),
+    )
+
+    def program(seconds, size):
+        return drive._Found(
+            types.SimpleNamespace(measurement=types.SimpleNamespace(total_bytes=size)),
+            (types.SimpleNamespace(seconds=seconds, compute_seconds=0.6, waits=waits),),
+            dataclasses.replace(PLAN, memory_growth_bytes=40),
+            schedule.Outcome(
+                changed=True, before=(1.0,), after=(0.9,), peak_before=500, peak_after=500, tried=1, over_cap=0
+            ),
+            None,
+            prepare.Prepared(buckets=1, left_bytes=60),
+        )
+
+    judge = drive._Judge(
+        target=TARGET, sets=PLAN.parameters[:1], scored=(), compile=None, options={}, left=None, order=True,
+        limit_bytes=1000,
+    )  # fmt: skip
+    judge._asked_for(program(1.0, 980), program(0.9, 990))
+    order = schedule.Wish(30, 0.25, 70)
+    judge.asked, asked = [order], judge.asked
+    judge._ask_to_move(program(1.0, 980), program(0.9, 990), 60, 100)
+    # What was gained already, and what waits in loops; with more memory for the order, no more than all that waits.
+    assert asked == [judge.asked[1]]
+    assert [(w.bytes, w.growth, w.pipeline) for w in judge.asked[1:]] == [(60, 100, True), (90, 130, True)]
+    assert [w.seconds for w in judge.asked[1:]] == pytest.approx([0.1 + 0.2, 0.4])
 
 
 BODY = """

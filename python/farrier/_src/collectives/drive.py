@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors, oracle
@@ -232,6 +232,11 @@ def reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Improv
     ), "faster under every parameter set"
 
 
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
 @dataclasses.dataclass
 class _Judge:
     """Compiles forms and schedules and compares them at the same prices."""
@@ -296,6 +301,14 @@ class _Judge:
         loops, joined = prepare.promising(original.compiled.hlo())
         if not loops and not joined:
             return None, "no collective of a loop could move, and none was joined with others"
+        if loops and not self.may_compile():
+            # As good as all that waits in loops may have to be carried.
+            waits = [w for w in best.simulated[0].waits if w.runs > 1 and w.exposed_seconds > 0]
+            more = sum(w.bytes * (w.group if w.kind == "reduce-scatter" else 1) for w in waits)
+            room = max(0, self.limit_bytes - original.compiled.measurement.total_bytes)
+            if more:
+                self._ask_to_move(original, best, more, room + more)
+            return None, "no compile is left to judge it"
         found, why, _ = self.scheduled(original, module, pipeline=loops)
         if found is not None and self.gain(best, found) <= 0:
             return None, "not faster under every parameter set"
@@ -336,13 +349,16 @@ class _Judge:
                 return None, f"the hook failed, XLA's schedule stays: {record.error}", None
             if record.calls == 0:
                 return None, "XLA did not call the hook: its plugin does not support hooks", None
-            if pipeline is not None and not (record.prepared is not None and record.prepared.changed):
+            moves = record.prepared is not None and record.prepared.changed
+            if pipeline is not None and not moves and not (record.prepared and record.prepared.left_bytes):
                 return None, "nothing in it can move", outcome
             if outcome is None:
                 return None, "no order found that is faster under every parameter set", None
             found = _Found(after, self.simulate(after), plan, outcome, given.variant, record.prepared)
             needed = after.measurement.total_bytes
             under = self._asked_for(given, found)
+            if pipeline is not None and not moves:
+                return None, "nothing that can move fits in the memory", outcome
             if pipeline is None and not outcome.changed:
                 return None, "no order found that is faster under every parameter set", outcome
             if needed <= self.limit_bytes:
@@ -377,7 +393,32 @@ class _Judge:
             saved = before - sum(s.seconds for s in found.simulated[:count]) / count
             wish = schedule.Wish(needed - self.limit_bytes, saved, plan.memory_growth_bytes, **kinds)
             self.asked.append(wish)
+        left = found.prepared.left_bytes if found.prepared is not None else 0
+        if left > 0:
+            more = left + max(0, needed - self.limit_bytes)
+            self._ask_to_move(given, found, more, plan.memory_growth_bytes + left)
         return under
+
+    def _ask_to_move(self, given: _Found, found: _Found, more: int, growth: int) -> None:
+        """Notes what it would be worth to move what has not moved in `found`, for `more` bytes, alone and with what is
+        wished for already. At best all that waits in loops is hidden; what it comes to, the compile says.
+        """
+        simulated = found.simulated[: len(self.sets)]
+        before = _mean(s.seconds for s in given.simulated[: len(self.sets)])
+        waits = _mean(sum(w.exposed_seconds for w in s.waits if w.runs > 1) for s in simulated)
+        most = before - _mean(s.compute_seconds for s in simulated)
+        alone = schedule.Wish(
+            more, before - _mean(s.seconds for s in simulated) + waits, growth, pipeline=True, buckets=True
+        )
+        self.asked += [
+            alone,
+            *(
+                dataclasses.replace(
+                    alone, bytes=w.bytes + more, seconds=min(w.seconds + waits, most), growth=w.growth + more
+                )
+                for w in self.asked
+            ),
+        ]
 
     def wishes(self, given: _Found, best: _Found) -> tuple[schedule.Wish, ...]:
         """What was asked for while `given` was scheduled, against what was found; most memory first."""

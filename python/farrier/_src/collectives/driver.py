@@ -152,7 +152,7 @@ class CollectivesDriver:
         None where the step is not faster than the last plan's under every parameter set, or over the budget; and
         what came of it, in words.
         """
-        before = self._found
+        before, self.compiles = self._found, 0
         if before is None or before.judge is None:
             return None, "nothing was planned before"
         version = module.clone()

@@ -43,6 +43,8 @@ class Prepared:
     """Groups of collectives that XLA may join."""
     carried_bytes: int = 0
     """By which loops' states grew, per device."""
+    left_bytes: int = 0
+    """By which they would have grown beyond that, if memory had allowed it."""
 
     @property
     def changed(self) -> bool:
@@ -166,6 +168,7 @@ class _Prepare:
 
     def _fits(self, size: int) -> bool:
         if self.done.carried_bytes + size > self.plan.memory_growth_bytes:
+            self.done.left_bytes += size
             return False
         self.done.carried_bytes += size
         return True
