@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -92,10 +92,8 @@ CASES = {
 # memory and simulated steps are the same without.
 UNTUNED = {"xla_gpu_experimental_enable_fusion_autotuner": False}
 
-_T = TypeVar("_T")
 
-
-def tuned_if_needed(compile: Callable[[Mapping[str, Any]], _T], options: Mapping[str, Any]) -> _T:
+def tuned_if_needed[T](compile: Callable[[Mapping[str, Any]], T], options: Mapping[str, Any]) -> T:
     """`compile(options)`; where XLA refuses, once more with the autotuner, without which some products have no kernel
     (seen: those of experts).
     """

@@ -151,6 +151,7 @@ def scheduled(module: Any, target: Any, options: Mapping[str, Any]) -> hlo.Modul
     target.topology_desc()  # loads the compiler that the hook registers with
     stage = xla.PipelineStage.POST_SCHEDULER
     xla.register_hlo_module_transformation(catch, name="enough", stage=stage, platforms=["cuda"])
+
     def compile(given: Mapping[str, Any]) -> None:
         try:
             oracle.compile_module(module, target, compiler_options=given)
@@ -267,7 +268,7 @@ class Sweep:
 
     def trying(self, kind: str, name: str) -> None:
         """Notes what is compiled next: some settings end XLA's process (`died`)."""
-        self.default  # compiled before, so that it is not blamed
+        assert self.prices  # the default program compiles
         self.row["trying"] = [kind, name]
         self.save()
         del self.row["trying"]
@@ -365,7 +366,9 @@ def main() -> int:
     for name in args.names:
         start = time.perf_counter()
         while True:
-            worker = multiprocessing.get_context("spawn").Process(target=_run, args=(name, args.target, store))
+            worker = multiprocessing.get_context("spawn").Process(
+                target=_run, args=(name, args.target, store)
+            )
             worker.start()
             worker.join()
             if worker.exitcode != -signal.SIGABRT:

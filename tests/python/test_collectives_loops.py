@@ -181,7 +181,13 @@ def test_what_does_not_fit_is_wished_for():
             (types.SimpleNamespace(seconds=seconds, compute_seconds=0.6, waits=waits),),
             dataclasses.replace(PLAN, memory_growth_bytes=40),
             schedule.Outcome(
-                changed=True, before=(1.0,), after=(0.9,), peak_before=500, peak_after=500, tried=1, over_cap=0
+                changed=True,
+                before=(1.0,),
+                after=(0.9,),
+                peak_before=500,
+                peak_after=500,
+                tried=1,
+                over_cap=0,
             ),
             None,
             prepare.Prepared(buckets=1, left_bytes=60),

@@ -249,6 +249,56 @@ def test_orders_are_valid_and_never_worse(seed, size):
     assert r["after"][0] >= bound - 1e-6
 
 
+def _gather_before_zeros(room):
+    """A gather, its reader, and a kernel that makes a large buffer for a second one, which reads `room` bytes more."""
+    b = Builder()
+    _, done = b.collective("all-gather", 40_000)
+    reader = b.add(COMPUTE, 5, (done,))
+    zeros = b.add(COMPUTE, 30, out=200_000_000)
+    extra = b.add(COMPUTE, 1, out=max(room, 1))
+    b.add(COMPUTE, 5, (reader, zeros, extra), reads=(0, 1))
+    return b.program(), done, zeros
+
+
+@pytest.mark.parametrize(
+    ("room", "within", "ahead"), [(0, True, True), (0, False, False), (300_000_000, True, True)]
+)
+def test_large_buffers_are_made_beside_a_gather_where_there_is_room(room, within, ahead):
+    program, done, zeros = _gather_before_zeros(room)
+    cap = call("simulate", program)["peaks"][0]
+    order = call("list", program, setting={"held_bytes": cap, "ahead_within_room": within})["order"]
+    assert (order.index(zeros) < order.index(done)) == ahead
+    result = call("optimize", program, cap_bytes=cap)
+    assert result["after"][0] < result["before"][0] and result["peak_after"] <= cap
+
+
+def test_large_buffers_stay_where_something_else_needs_the_room():
+    program, done, zeros = _gather_before_zeros(0)
+    c = program["computations"][0]
+    # What the gather's reader holds while it runs is gone when the large buffer is made.
+    c["buffers"].append(150_000_000)
+    c["writes"][zeros - 1].append(len(c["buffers"]) - 1)
+    cap = call("simulate", program)["peaks"][0]
+    order = call("list", program, setting={"held_bytes": cap, "ahead_within_room": True})["order"]
+    assert order.index(zeros) > order.index(done)
+
+
+def test_the_code_around_a_loop_is_searched_however_large_the_loop():
+    program, *_ = _gather_before_zeros(0)
+    body = _random_program(random.Random(3), 400)
+    entry = program["computations"][0]
+    for collective in (k for k, c in enumerate(entry["collective"]) if c >= 0):
+        entry["collective"][collective] += len(body["collectives"])
+    row = {"role": WHILE, "cost": 0.0, "preds": [len(entry["role"]) - 1], "partner": -1, "collective": -1,
+           "body": 1, "trips": 3, "reads": [], "writes": []}  # fmt: skip
+    for key, value in row.items():
+        entry[key].append(value)
+    program["computations"].append(body["computations"][0])
+    program["collectives"] = body["collectives"] + program["collectives"]
+    answer = call("optimize", program, [MODEL, SLOW], work=50_000)
+    assert answer["orders"][0] and answer["orders"][1]
+
+
 def test_five_thousand_instructions_in_bounded_time():
     program = _random_program(random.Random(1), 4500)
     size = len(program["computations"][0]["role"])

@@ -48,14 +48,14 @@ public:
       }
       if (setting.window > 0) {
         if (int best = mostUrgent(i); best >= 0) {
-          emit(best);
+          emitAhead(best);
           continue;
         }
       }
       if (waitsUntil(i) > now + setting.tolerance) {
         int other = findUnblocked(i);
         if (other >= 0) {
-          emit(other);
+          emitAhead(other);
           continue;
         }
       }
@@ -320,6 +320,13 @@ private:
     }
   }
 
+  void emitAhead(int i) {
+    if (setting.aheadWithinRoom)
+      if (const int64_t grows = growth(i); grows > 0)
+        raiseProfile(i, grows);
+    emit(i);
+  }
+
   void place(int i) {
     emitted[i] = 1;
     order.push_back(i);
@@ -365,11 +372,10 @@ private:
       double behind = streamFree[stream(i)] - now;
       if (behind > setting.backlog || (setting.yield && shouldYield(i, use, behind)))
         break;
-      if (!roomFor(i))
+      if (!roomFor(i, resultBytes(i)))
         break;
       ++nextGather;
-      for (int k = next; k < i && !profile.empty(); ++k)
-        profile[k] += resultBytes(i); // now alive where the given order had not issued it yet
+      raiseProfile(i, resultBytes(i));
       emit(i);
     }
     // A produced collective that has finished costs nothing to collect, and frees its operand.
@@ -389,13 +395,27 @@ private:
         collectable.push_back(instructions[i].partner);
   }
 
-  /// Whether issuing a gather now keeps the given order's memory, from here to where it issued it, within the
-  /// cap.
-  bool roomFor(int gather) const {
-    for (int k = next; k < gather && !profile.empty(); ++k)
-      if (profile[k] + resultBytes(gather) > setting.heldBytes)
+  /// Whether running `i` now, which takes `bytes`, keeps the given order's memory, from here to where it ran it, within
+  /// the cap.
+  bool roomFor(int i, int64_t bytes) const {
+    for (int k = next; k < i && !profile.empty(); ++k)
+      if (profile[k] + bytes > setting.heldBytes)
         return false;
     return true;
+  }
+
+  /// `i` runs now: its bytes are alive where the given order had not run it yet.
+  void raiseProfile(int i, int64_t bytes) {
+    for (int k = next; k < i && !profile.empty(); ++k)
+      profile[k] += bytes;
+  }
+
+  /// Whether memory allows to run `i` ahead of its turn.
+  bool mayRunAhead(int i) const {
+    const int64_t grows = growth(i);
+    if (grows <= 0 || (grows <= setting.aheadBytes && held + grows <= setting.heldBytes))
+      return true;
+    return setting.aheadWithinRoom && !profile.empty() && roomFor(i, grows);
   }
 
   /// A gather with time to spare lets a produced collective pass that becomes ready before it would finish.
@@ -474,8 +494,7 @@ private:
           std::max(until, now + setting.tolerance) - setting.tolerance; // all that is ready is equally ready
       if (best >= 0 && (until > bestUntil || (until == bestUntil && !moreUrgent(j, best))))
         continue;
-      int64_t grows = growth(j);
-      if (j != from && grows > 0 && (grows > setting.aheadBytes || held + grows > setting.heldBytes))
+      if (j != from && !mayRunAhead(j))
         continue;
       best = j;
       bestUntil = until;
@@ -489,9 +508,7 @@ private:
       if (emitted[j] || cost[j] <= 0 || instructions[j].body >= 0)
         continue;
       ++looked;
-      int64_t grows = growth(j);
-      if ((grows <= 0 || (grows <= setting.aheadBytes && held + grows <= setting.heldBytes)) &&
-          waitsUntil(j) <= now + 2)
+      if (mayRunAhead(j) && waitsUntil(j) <= now + 2)
         return j;
     }
     return -1;

@@ -4,13 +4,16 @@
 
 namespace farrier::schedule {
 
+/// Looks far ahead, and lets what it finds take all the room that there is.
+static constexpr int kWithinRoom = -1;
+
 /// The settings tried, most promising first: a small budget of work still sees the best ones.
 static std::vector<Setting> settings() {
   std::vector<Setting> result;
   for (int window : {0, 12, 40, 150})
     for (bool yield : {true, false})
       for (double backlog : {400.0, 1500.0, 100.0})
-        for (int look : {60, 300, 0})
+        for (int look : {60, 300, kWithinRoom, 0})
           for (int64_t bytes : {int64_t(400'000'000), int64_t(120'000'000), int64_t(1'500'000'000)}) {
             Setting setting;
             if (window > 0 && (look == 0 || !yield))
@@ -18,10 +21,11 @@ static std::vector<Setting> settings() {
             setting.window = window;
             setting.yield = yield;
             setting.backlog = backlog;
-            setting.lookAhead = look;
+            setting.lookAhead = look == kWithinRoom ? 300 : look;
             setting.prefetchBytes = bytes;
             if (look == 300)
               setting.aheadBytes = 256'000'000;
+            setting.aheadWithinRoom = look == kWithinRoom;
             for (bool eager : {true, false})
               for (bool lead : {true, false}) {
                 setting.eagerCopies = eager;
@@ -88,25 +92,31 @@ OptimizeResult optimize(const Program &program, const OptimizeOptions &options) 
     return sum / static_cast<double>(times.size());
   };
 
+  computations.erase(
+      std::remove_if(computations.begin(), computations.end(),
+                     [&](int c) { return !communicates(program.computations[c]); }),
+      computations.end());
+  int64_t size = 0;
+  for (int c : computations)
+    size += static_cast<int64_t>(program.computations[c].instructions.size());
+  // All computations have as many tries: what a loop's body takes must not be missing in the code around it.
+  const int64_t tries = std::max<int64_t>(1, options.work / kRounds / std::max<int64_t>(size, 1));
+
   Program best = program;
-  int64_t work = 0;
   // A second round starts from the first's order: what was moved changes what else is worth moving.
   for (int round = 0; round < kRounds; ++round)
     for (int c : computations) {
-      if (!communicates(program.computations[c]))
-        continue;
-      const int64_t size = static_cast<int64_t>(program.computations[c].instructions.size());
       const Program given = best;
       Program candidate = best;
       const std::vector<int> before = result.orders[c];
       std::vector<std::vector<int>> tried;
       double bestScore = score(result.after);
+      int64_t left = tries;
       for (Setting setting : settings()) {
         setting.heldBytes = peaks[c] + room;
         for (const CommModel &model : options.models) {
-          if (work > 0 && work + size > options.work * (round + 1) / kRounds)
+          if (left-- <= 0)
             break;
-          work += size;
           std::vector<int> order = listSchedule(given, c, model, setting);
           if (std::find(tried.begin(), tried.end(), order) != tried.end())
             continue;

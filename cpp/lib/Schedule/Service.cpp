@@ -88,6 +88,7 @@ static Setting readSetting(const llvm::json::Object &json) {
   setting.hoistCost = json.getNumber("hoist_us").value_or(setting.hoistCost);
   setting.yield = json.getBoolean("yield").value_or(setting.yield);
   setting.aheadBytes = json.getInteger("ahead_bytes").value_or(setting.aheadBytes);
+  setting.aheadWithinRoom = json.getBoolean("ahead_within_room").value_or(setting.aheadWithinRoom);
   setting.tolerance = json.getNumber("tolerance_us").value_or(setting.tolerance);
   setting.window = static_cast<int>(json.getInteger("window").value_or(setting.window));
   setting.eagerCopies = json.getBoolean("eager_copies").value_or(setting.eagerCopies);

@@ -39,6 +39,9 @@ struct Setting {
   bool yield = true;
   /// Bytes an instruction run ahead of its turn may allocate.
   int64_t aheadBytes = 64'000'000;
+  /// More than that where the given order, up to its turn, leaves room within `heldBytes`: the zeros that a loop's
+  /// stacks start with, beside the step's first gather.
+  bool aheadWithinRoom = false;
   /// Waits shorter than this (microseconds) are not worth departing from the given order.
   double tolerance = 8;
   /// Above 0: among this many next kernels, the one with the longest way to the end (collectives included)
