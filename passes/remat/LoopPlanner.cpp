@@ -151,10 +151,12 @@ static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options,
   return estimateModule(*copy);
 }
 
-/// What `next` comes to, tried with ever other bytes: first `allowed`, then less or more, to where the estimate is just
-/// within the budget. `next` gives the estimated peak of what it does with so many bytes, or nothing where there is
-/// nothing to do.
-static void approach(int64_t budget, int64_t allowed, llvm::function_ref<std::optional<int64_t>(int64_t)> next) {
+/// What `next` comes to, tried with ever other bytes for stacks, which take `stacks` as they stand and raise the estimate
+/// to `peak`: less or more, to where the estimate is just within the budget. `next` gives the estimated peak of what it
+/// does with so many bytes, or nothing where there is nothing to do.
+static void approach(int64_t budget, int64_t stacks, int64_t peak,
+                     llvm::function_ref<std::optional<int64_t>(int64_t)> next) {
+  int64_t allowed = std::max<int64_t>(0, stacks - (peak - budget));
   int64_t fits = -1, over = std::numeric_limits<int64_t>::max();
   for (int attempt = 0; attempt < maxTrials; ++attempt) {
     std::optional<int64_t> after = next(allowed);
@@ -170,9 +172,11 @@ static void approach(int64_t budget, int64_t allowed, llvm::function_ref<std::op
         allowed = fits + (over - fits) / 2;
     } else {
       fits = allowed;
-      if (-excess <= slack * budget || over == std::numeric_limits<int64_t>::max())
+      if (-excess <= slack * budget || allowed >= stacks)
         break;
-      allowed = fits + (over - fits) / 2;
+      // Giving up a stack can free more than its bytes: what bodies hold with it, or copies of it.
+      allowed = over == std::numeric_limits<int64_t>::max() ? std::min(stacks, allowed - excess)
+                                                            : fits + (over - fits) / 2;
     }
     if (over - fits <= slack * budget)
       break;
@@ -200,7 +204,7 @@ static Found search(ModuleOp module, const PlanOptions &options, const LoopPair 
                     const std::vector<Choice> &frontier, int64_t peak) {
   Found best;
   int64_t trips = pair.problem().instances;
-  approach(options.budget, std::max<int64_t>(0, pair.stackBytes() - (peak - options.budget)),
+  approach(options.budget, pair.stackBytes(), peak,
            [&](int64_t allowed) -> std::optional<int64_t> {
              LoopDecision next = decide(pair, frontier, allowed);
              if (next.empty())
@@ -384,7 +388,7 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   int64_t bestPeak = plan.peak;
   for (bool host : {true, false}) {
     Together together(pairs, host);
-    approach(options.budget, std::max<int64_t>(0, stacks - (plan.peak - options.budget)),
+    approach(options.budget, stacks, plan.peak,
              [&](int64_t allowed) -> std::optional<int64_t> {
                std::vector<LoopDecision> next = together.decideAll(allowed);
                std::optional<int64_t> after = trial(module, options, named(next));

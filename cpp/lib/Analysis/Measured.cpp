@@ -33,6 +33,12 @@ void setMeasured(ModuleOp module, const llvm::json::Object &given) {
   });
 }
 
+void scaleMeasuredExtra(Operation *op, double share) {
+  if (int64_t bytes = measuredExtra(op))
+    op->setDiscardableAttr(extraAttr,
+                           Builder(op->getContext()).getI64IntegerAttr(static_cast<int64_t>(bytes * share)));
+}
+
 void dropMeasuredExtra(Operation *op) { op->removeDiscardableAttr(extraAttr); }
 
 } // namespace farrier

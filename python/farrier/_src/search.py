@@ -35,9 +35,9 @@ _SLACK = 0.02
 _NEARLY_LEAST = 1.03
 
 # What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
-# transfers was wrong by at most.
+# transfers was wrong by at most; the fewer where no other plan leaves more.
 _LAST_SPARE = 0.02
-_LAST_TIMES = 1.5
+_LAST_TIMES = (1.5, 1.0)
 
 # Of the budget, the most that what a plan was off by takes from one of another kind: of a plan with transfers from
 # one without, because most of it is what was under way; of one way from another.
@@ -97,6 +97,8 @@ class _Attempt:
     choice: _Choice
     predicted_temp: int
     measurement: Any
+    by_rules: int | None = None
+    """What is predicted without what another compile showed, where that was used."""
 
     @property
     def wrong(self) -> int:
@@ -185,12 +187,16 @@ def _priced(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
     """The ways with what they are believed to need and to cost; a single one has no other to cost more than."""
     found = []
     for way in ways:
-        sizes = json.dumps(remat.sizes(way.module, context))
-        estimate = json.loads(way.module.query("memory.estimate", sizes))
+        estimate = _estimated(way.module, remat, context)
         cost = _cost(remat.cost(way.module, context), context) if len(ways) > 1 else 0.0
         found.append(dataclasses.replace(way, estimate=estimate, cost=cost))
     least = min(way.cost for way in found if not way.resort)
     return [dataclasses.replace(way, cost=way.cost - least) for way in found]
+
+
+def _estimated(module: Any, remat: Any, context: Context) -> dict[str, int]:
+    """What the estimator says of a program by its rules alone, "temp" and "fixed" bytes."""
+    return json.loads(module.query("memory.estimate", json.dumps(remat.sizes(module, context))))
 
 
 def _decision(driver: Any, module: Any, context: Context, *, ask: str = "plan", **budget: Any) -> Any:
@@ -315,11 +321,18 @@ class _Beliefs:
 
     def correct(self, attempt: _Attempt, over: int) -> None:
         """Takes into account what a plan was measured to need; `over` the budget, bytes."""
+        predicted, wrong = attempt.predicted_temp, attempt.wrong
+        if attempt.by_rules is not None and abs(attempt.measurement.temp_bytes - attempt.by_rules) < abs(
+            wrong
+        ):
+            # What the way's own compile showed misleads about its plans: they may have given up just that.
+            del self.measured[id(attempt.choice.way)]
+            predicted, wrong = attempt.by_rules, attempt.measurement.temp_bytes - attempt.by_rules
         # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
-        self._latest = self.room - attempt.wrong
+        self._latest = self.room - wrong
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.
-            self._latest = min(self._latest, attempt.predicted_temp - over)
+            self._latest = min(self._latest, predicted - over)
             if attempt.choice.host and self._missed:
                 self.host = False
                 self._latest = max(self._latest, int((1 - _MOST_CARRIED) * self.room))
@@ -405,7 +418,10 @@ class _Fit:
                 beliefs.host = False
                 continue
             over = attempt.measurement.total_bytes - self.budget
-            if over <= 0 and (choice.cost == 0 or -over <= _SLACK * beliefs.room):
+            # The least plan that there is may leave nothing of the budget and yet be dearer than need be, where it was
+            # taken because none was believed to fit.
+            used = choice.fits and -over <= _SLACK * beliefs.room
+            if over <= 0 and (choice.cost <= 0 or used):
                 break
             beliefs.correct(attempt, over)
 
@@ -418,16 +434,16 @@ class _Fit:
         wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
-        missed = (
-            int(_LAST_TIMES * max(alike)) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
-        )
-        if self.attempts and missed <= _LAST_TIMES * _MOST_CARRIED * beliefs.room:
-            aim = int(((1 - _LAST_SPARE) * beliefs.room - missed) * beliefs.scale)
-            safe = self._choices(beliefs, lambda way: max(1, aim), host=False)[0]
+        missed = max(alike) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
+        for times in _LAST_TIMES if self.attempts and missed <= _MOST_CARRIED * beliefs.room else ():
+            spare = _LAST_SPARE * beliefs.room + (times if alike else 1) * missed
+            aim = max(1, int((beliefs.room - spare) * beliefs.scale))
+            safe = self._choices(beliefs, lambda way, aim=aim: aim, host=False)[0]
             if safe.fits and safe.text not in self.seen:
                 self._attempt(safe, beliefs)
                 if self._kept():
                     return
+                break
         least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
         if least:
             self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
@@ -458,7 +474,10 @@ class _Fit:
             if not choice.host:
                 raise
             return None
-        self.attempts.append(_Attempt(choice, beliefs.predicted(choice), measurement))
+        by_rules = None
+        if id(choice.way) in beliefs.measured and not choice.host:
+            by_rules = _estimated(rewritten, self.remat, self.context)["temp"]
+        self.attempts.append(_Attempt(choice, beliefs.predicted(choice), measurement, by_rules))
         return self.attempts[-1]
 
     def _measure(self, module: Any) -> Any:

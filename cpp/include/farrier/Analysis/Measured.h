@@ -26,6 +26,9 @@ int64_t measuredExtra(mlir::Operation *op);
 /// Records {"stored": {"<number>": bool}, "extra": {"<number>": bytes}}, by the numbers that `numberOperations` gives.
 void setMeasured(mlir::ModuleOp module, const llvm::json::Object &given);
 
+/// A share of what was measured around an operation, where that share of what it can have come from is left.
+void scaleMeasuredExtra(mlir::Operation *op, double share);
+
 /// Forgets what was measured around copies of an operation: they run at another time.
 void dropMeasuredExtra(mlir::Operation *op);
 
