@@ -69,6 +69,8 @@ private:
   /// Free in the backward body: loop invariants, counters, what lies outside.
   bool isFree(mlir::Value value) const;
   bool isRecomputable(mlir::Operation *op) const;
+  /// The largest value that the backward loop starts from and that comes after the forward one; null if there is none.
+  mlir::OpOperand *carriedGradient();
   /// Lets candidates wait in host memory.
   void offerHost(CostModel &costs);
 

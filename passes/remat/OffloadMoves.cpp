@@ -1,3 +1,4 @@
+#include "passes/remat/Gradients.h"
 #include "passes/remat/Offload.h"
 
 #include "farrier/Analysis/HostMemory.h"
@@ -38,7 +39,7 @@ public:
       waitUntilSent(position, which, moves, onHost);
     for (auto &[position, which] : fetched) {
       if (Value through = held(position))
-        join(position, which, onHost, through, finished(position), [&](OpOperand &use) {
+        join(position, which, onHost, through, finishedProducts(boundary, position), [&](OpOperand &use) {
           Operation *here = inBlock(use.getOwner());
           return here && !here->isBeforeInBlock(position) && !here->hasTrait<OpTrait::IsTerminator>();
         });
@@ -132,34 +133,6 @@ private:
     if (!first.empty())
       join(kernel, first, onHost, operandOf(kernel), {},
            [&](OpOperand &use) { return use.getOwner() == kernel; });
-  }
-
-  /// What products of the backward part before `position` give, where no kernel before it reads that: weight
-  /// gradients. XLA likes to put them off to hide transfers behind them, and holds all that they read. Those
-  /// of a partitioned program hide communication and stay free to move.
-  SmallVector<Value> finished(Operation *position) const {
-    llvm::SetVector<Value> all;
-    for (Operation *op = boundary->getNextNode(); op && op != position; op = op->getNextNode()) {
-      if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(op) || deviceShare(op) != 1)
-        continue;
-      // Layout changes and casts that follow come along: what is joined is what crosses `position`.
-      llvm::SetVector<Value> reached, crossing;
-      reached.insert(op->getResult(0));
-      bool read = false;
-      for (unsigned at = 0; at < reached.size() && !read; ++at)
-        for (Operation *user : reached[at].getUsers()) {
-          Operation *here = inBlock(user);
-          if (here && !here->isBeforeInBlock(position))
-            crossing.insert(reached[at]);
-          else if (here && classify(here) == OpClass::Virtual)
-            reached.insert(here->result_begin(), here->result_end());
-          else
-            read = true;
-        }
-      if (!read)
-        all.insert(crossing.begin(), crossing.end());
-    }
-    return all.takeVector();
   }
 
   /// A barrier before `position` over what lies on the host, a value whose uses that `there` accepts read the

@@ -137,3 +137,27 @@ def test_a_close_estimate_is_left_alone_and_a_silent_measurement_teaches_nothing
     silent = metrics.Measurement(argument_bytes=0, output_bytes=0, alias_bytes=0, temp_bytes=temp)
     assert RematDriver().learn(module, types.SimpleNamespace(partitions=1), silent) is None
     assert dataclasses.replace(silent, held=seen) == silent
+
+
+def test_what_was_held_beside_stacks_goes_with_them():
+    def loss(x, w):
+        def layer(x, w):
+            return jnp.sin(jnp.sin(x @ w) @ w), None
+
+        return jnp.sum(jax.lax.scan(layer, x, w)[0])
+
+    module = core(jax.grad(loss, argnums=(0, 1)), (4096, 512), (8, 512, 512))
+    before, curve = ask(module)["temp"], ask(module, curve=True)["curve"]
+    at = max(range(len(curve["bytes"])), key=curve["bytes"].__getitem__)  # the derivative's loop
+
+    def measured(more):
+        return {"measured": {"extra": {str(curve["number"][at]): more}}}
+
+    def after(**measured):
+        request = {"budget": 1, "offload": False} | measured
+        return json.loads(module.query("remat.plan", json.dumps(request)))["predicted"]["after"]
+
+    much, little = 12 * 4096 * 512 * 4, 4096 * 512 * 4  # of stacks of 16 such values or more
+    assert ask(module, **measured(much))["temp"] == before + much
+    assert after() <= after(**measured(much)) < after() + much // 2
+    assert after(**measured(little)) == after() + little
