@@ -7,6 +7,12 @@ For each pair of loops of a workload, at several budgets: the cheapest way to st
   iteration decides for itself.
 
     python benchmarks/remat/exact.py llm-1b-scan
+
+With ``--layers n``, a program of so many unrolled layers as a straight line, by the operations of its forward part
+(`straight.py`), at budgets between what ``nothing_saveable`` around each layer is estimated to need and the program as
+written:
+
+    python benchmarks/remat/exact.py llm-1b --layers 4 --json exact.json
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import sys
 import time
 
 import numpy as np
+import straight
 from rich.console import Console
 from rich.table import Table
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -128,8 +135,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="+")
     parser.add_argument("--target", default="h100")
+    parser.add_argument("--layers", type=int, help="of a straight line")
+    parser.add_argument(
+        "--limit", type=float, default=120, help="seconds of the solver for each straight line"
+    )
     parser.add_argument("--json", type=pathlib.Path)
     options = parser.parse_args(arguments)
+    if options.layers:
+        return straight.main(options, SHARES)
     table = Table(
         "workload", "iterations", "values", "share", "GB", "planned ms", "exact ms", "ratio", "solver s"
     )

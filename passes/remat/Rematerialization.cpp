@@ -2,6 +2,7 @@
 
 #include "passes/remat/Loops.h"
 #include "passes/remat/Planner.h"
+#include "passes/remat/StraightLine.h"
 
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/InlineCalls.h"
@@ -273,6 +274,7 @@ void registerPasses() {
   PassRegistration<Rematerialization>();
   PassRegistration<NumberOperations>();
   registerLoopsPass();
+  registerUncontracted();
   registerQuery("remat.plan", planQuery);
   registerQuery("memory.estimate", estimateQuery);
   registerQuery("cost.total", costQuery);

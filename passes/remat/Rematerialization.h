@@ -3,7 +3,8 @@
 
 namespace farrier::remat {
 
-/// Registers farrier-remat and its queries: remat.plan, memory.estimate, cost.total.
+/// Registers farrier-remat and its queries: remat.plan, remat.loops, remat.blocks, memory.estimate,
+/// cost.total.
 void registerPasses();
 
 } // namespace farrier::remat

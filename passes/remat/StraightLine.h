@@ -18,6 +18,8 @@
 #include "farrier/Analysis/OpCost.h"
 #include "farrier/Analysis/ValueKey.h"
 
+#include "llvm/Support/JSON.h"
+
 #include <memory>
 #include <vector>
 
@@ -94,6 +96,9 @@ public:
   const Liveness &getLiveness() const { return *liveness; }
   unsigned getBoundary() const { return boundary; }
   const ValueKeys &getKeys() const { return *keys; }
+  /// The block's decisions operation by operation, for an exact solver (Uncontracted.cpp).
+  llvm::json::Object uncontracted() const;
+
   /// Live bytes during each op whatever is chosen: residuals are there until the forward part has read them for the last
   /// time.
   std::vector<int64_t> baseProfile(const Segmentation &segmentation) const;
@@ -121,6 +126,9 @@ private:
   /// Whether a value stays and is read where it is.
   bool isLeaf(unsigned value, const llvm::DenseSet<unsigned> &recomputed) const;
   void findReach();
+  bool isResidual(unsigned value) const { return isForward(value) && liveness->range(value).last > boundary; }
+  /// Live bytes during each op, of residuals only until the forward part has read them for the last time.
+  std::vector<int64_t> profileWithoutResiduals() const;
   void assignUses(Segmentation &segmentation) const;
   Segment makeSegment(unsigned first, unsigned end, const Segmentation &segmentation, int which) const;
 
@@ -155,6 +163,9 @@ private:
   int64_t boundaryBytes = 0;
   int64_t totalResidualBytes = 0;
 };
+
+/// Registers the query remat.blocks.
+void registerUncontracted();
 
 } // namespace farrier::remat
 

@@ -87,21 +87,23 @@ void StraightLine::findReach() {
   }
 }
 
-std::vector<int64_t> StraightLine::baseProfile(const Segmentation &segmentation) const {
-  auto isResidual = [&](unsigned value) {
-    return isForward(value) && liveness->range(value).last > boundary;
-  };
+std::vector<int64_t> StraightLine::profileWithoutResiduals() const {
   std::vector<int64_t> result = liveness->profile([&](unsigned value) { return !isResidual(value); });
   std::vector<int64_t> delta(graph->numOps() + 1, 0);
-  auto add = [&](unsigned value, unsigned first, unsigned last) {
-    if (last < first)
-      return;
-    delta[first] += graph->bytes[value];
-    delta[last + 1] -= graph->bytes[value];
-  };
   for (unsigned value = 0; value < graph->numValues(); ++value)
-    if (isResidual(value) && liveness->range(value).live)
-      add(value, liveness->range(value).first, lastStored[value]);
+    if (const Liveness::Range &range = liveness->range(value);
+        isResidual(value) && range.live && range.first <= lastStored[value]) {
+      delta[range.first] += graph->bytes[value];
+      delta[lastStored[value] + 1] -= graph->bytes[value];
+    }
+  int64_t current = 0;
+  for (unsigned op = 0; op < graph->numOps(); ++op)
+    result[op] += current += delta[op];
+  return result;
+}
+
+std::vector<int64_t> StraightLine::baseProfile(const Segmentation &segmentation) const {
+  std::vector<int64_t> result = profileWithoutResiduals();
   // What is read before the first stage is read where it is; what later segments start from is counted with its own.
   unsigned firstStage = graph->numOps();
   for (const Segment &segment : segmentation.segments)
@@ -113,10 +115,8 @@ std::vector<int64_t> StraightLine::baseProfile(const Segmentation &segmentation)
         if (isResidual(buffer) && liveness->range(buffer).live && !segmentation.crosses[buffer])
           early[buffer] = std::max(early[buffer], std::min(reach[read.op], liveness->range(buffer).last));
   for (auto [value, last] : early)
-    add(value, lastStored[value] + 1, last);
-  int64_t current = 0;
-  for (unsigned op = 0; op < graph->numOps(); ++op)
-    result[op] += current += delta[op];
+    for (unsigned op = lastStored[value] + 1; op <= last; ++op)
+      result[op] += graph->bytes[value];
   return result;
 }
 

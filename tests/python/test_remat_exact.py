@@ -1,0 +1,188 @@
+"""The exact reference of the benchmarks, against brute force and against the planner."""
+
+import itertools
+import json
+import math
+import pathlib
+import random
+import sys
+
+import farrier
+import jax
+import jax.numpy as jnp
+import pytest
+from farrier import _core
+from farrier._src.drivers import remat
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks" / "remat"))
+
+import straight
+
+MIB = 2**20
+
+
+def random_block(seed: int) -> tuple[dict, int]:
+    """Five forward values at operations 0 to 4, and a backward part of five operations that reads some of them."""
+    draw = random.Random(seed)
+    values, reads = [], []
+    for v in range(5):
+        values.append(
+            {
+                "key": str(v),
+                "operation": v,
+                "merged": v,
+                "bytes": draw.choice((8, 8, 16, 24)) * MIB,
+                "seconds": draw.randrange(1, 9) * 1e-6,
+                "recomputable": draw.random() < 0.9,
+                "stored": draw.random() < 0.8,
+                "elementwise": False,
+                "kept_from": min(5, v + draw.randrange(1, 3)),
+                "beside_bytes": draw.choice((0, 0, 8)) * MIB,
+                "operands": sorted(draw.sample(range(v), min(v, draw.randrange(3)))),
+            }
+        )
+    for v in sorted(draw.sample(range(5), 3)):
+        op = draw.randrange(5, 10)
+        reads.append([op, min(9, op + draw.randrange(2)), v, False])
+    base = [draw.randrange(4) * 8 * MIB for _ in range(10)]
+    # Between two operations that read something nothing changes, nor is anything computed again.
+    for t in range(6, 10):
+        if t not in times_of(reads):
+            base[t] = base[t - 1]
+    block = {"boundary": 4, "values": values, "reads": reads, "base_bytes": base}
+    block["before_bytes"] = [max(0, bytes - draw.randrange(3) * 8 * MIB) for bytes in base]
+    return block, draw.randrange(32, 72, 8) * MIB
+
+
+def times_of(reads: list) -> list[int]:
+    """Where something can begin or end in the backward part of a random block."""
+    return sorted({5} | {t for op, last, _, _ in reads for t in (op, op + 1, last + 1) if t < 10})
+
+
+def fits(block: dict, kept: tuple, placed: tuple, budget: int) -> bool:
+    """Whether what is `kept`, and stored values computed again right before the operations `placed`, take at most `budget`
+    bytes and leave nothing without an operand in time.
+    """
+    values, begin = block["values"], block["boundary"] + 1
+    asked, until = [math.inf] * len(values), [-1] * len(values)
+    for op, last, v, _ in block["reads"]:
+        asked[v], until[v] = min(asked[v], op), max(until[v], last)
+    for w in reversed(range(len(values))):
+        if kept[w] or asked[w] == math.inf:
+            continue
+        if values[w]["stored"]:
+            if placed[w] > asked[w]:
+                return False
+            asked[w] = placed[w]
+        for u in values[w]["operands"]:
+            asked[u] = min(asked[u], asked[w])
+            # What is computed right before an operation has read by then.
+            until[u] = max(until[u], asked[w] - 0.5 if values[w]["stored"] else until[w])
+
+    def size(v: int) -> int:
+        # What is fused may still be kept, as a buffer; what is always kept and fused has none.
+        return values[v]["bytes"] if values[v]["stored"] or (kept[v] and values[v]["recomputable"]) else 0
+
+    def there(v: int, t: float) -> bool:
+        begins = values[v]["kept_from"] if kept[v] else asked[v]
+        return asked[v] < math.inf and begins <= t <= (max(until[v], begin - 1) if kept[v] else until[v])
+
+    every = range(len(values))
+    for t, base in enumerate(block["base_bytes"]):
+        if base + sum(size(v) for v in every if there(v, t)) > budget:
+            return False
+    for w in every:
+        if kept[w] or asked[w] == math.inf or not values[w]["stored"]:
+            continue
+        # Right before the operation, without what is computed there, but with what w reads.
+        t = asked[w]
+        carried = {v for v in every if there(v, t) and (kept[v] or asked[v] < t)}
+        carried |= {u for u in values[w]["operands"] if values[u]["stored"]}
+        if block["before_bytes"][t] + sum(map(size, carried)) + size(w) + values[w]["beside_bytes"] > budget:
+            return False
+    return True
+
+
+def earliest(block: dict) -> list[float]:
+    """Where each value may be computed again at the earliest: where it may be asked for, or at the beginning of the backward
+    part if what it reads has more bytes.
+    """
+    values, result = block["values"], [math.inf] * len(block["values"])
+    for op, _, v, _ in block["reads"]:
+        result[v] = min(result[v], op)
+    for w in reversed(range(len(values))):
+        if result[w] < math.inf and values[w]["recomputable"]:
+            if (
+                values[w]["stored"]
+                and sum(values[u]["bytes"] for u in values[w]["operands"]) > values[w]["bytes"]
+            ):
+                result[w] = block["boundary"] + 1
+            for u in values[w]["operands"]:
+                result[u] = min(result[u], result[w])
+    return result
+
+
+def brute_force(block: dict, budget: int) -> float:
+    """The least seconds over everything that may be kept and every place of what is computed again."""
+    values, times, best = block["values"], times_of(block["reads"]), math.inf
+    begin = [min(t, 9) for t in earliest(block)]
+    for kept in itertools.product((False, True), repeat=len(values)):
+        if any(not keep and not value["recomputable"] for keep, value in zip(kept, values, strict=True)):
+            continue
+        places = [
+            [t for t in times if t >= begin[v]] if value["stored"] and not kept[v] else [0]
+            for v, value in enumerate(values)
+        ]
+        for placed in itertools.product(*places):
+            needed = {v for _, _, v, _ in block["reads"]}
+            for w in reversed(range(len(values))):
+                if w in needed and not kept[w]:
+                    needed.update(values[w]["operands"])
+            cost = sum(values[w]["seconds"] for w in needed if not kept[w])
+            if cost >= best:
+                continue
+            if fits(block, kept, placed, budget):
+                best = cost
+    return best
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_reference_finds_what_brute_force_finds(seed):
+    block, budget = random_block(seed)
+    expected = brute_force(block, budget)
+    found = straight.Reference(block, budget).solve(limit=30, gap=0)
+    if expected == math.inf:
+        assert found["exact_seconds"] is None
+    else:
+        assert found["exact_seconds"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_most_random_blocks_have_something_to_decide():
+    best = [brute_force(*random_block(seed)) for seed in range(24)]
+    assert sum(0 < seconds < math.inf for seconds in best) >= 8
+
+
+@pytest.mark.parametrize("share", [0.9, 0.75])
+def test_the_planner_is_near_the_reference(share):
+    def loss(weights, x):
+        for w in weights:
+            x = x + jnp.tanh(x @ w["in"]) @ w["out"]
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    shapes = {
+        "in": jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16),
+        "out": jax.ShapeDtypeStruct((2048, 512), jnp.bfloat16),
+    }
+    arguments = [shapes] * 4, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
+    module = jax.jit(jax.grad(loss)).lower(*arguments).compiler_ir("stablehlo")
+    program = _core.Module.parse(module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
+    machine = {"machine": remat.machine(farrier.Target("h100"))}
+    budget = int(share * json.loads(program.query("memory.estimate"))["temp"])
+    plan = json.loads(program.query("remat.plan", json.dumps({"budget": budget, **machine})))["predicted"]
+    blocks = json.loads(program.query("remat.blocks", json.dumps(machine)))["blocks"]
+    exact = min(
+        straight.Reference(block, budget).solve(limit=30)["exact_seconds"] or math.inf for block in blocks
+    )
+    assert plan["fits"]
+    assert 0 < exact <= plan["seconds"] * (1 + 1e-6)
+    assert plan["seconds"] <= 1.02 * exact
