@@ -81,8 +81,7 @@ void offerHost(Problem &problem, HostSchedule schedule, const OffloadRules &rule
   };
 }
 
-/// Of choices, those that no other one beats in both seconds and saved bytes, the cheapest first.
-static std::vector<Choice> unbeaten(std::vector<Choice> all) {
+std::vector<Choice> unbeaten(std::vector<Choice> all) {
   llvm::stable_sort(all, [](const Choice &a, const Choice &b) {
     return std::tie(a.seconds, a.savedBytes, a.hostBytes) < std::tie(b.seconds, b.savedBytes, b.hostBytes);
   });

@@ -71,6 +71,9 @@ void offerHost(Problem &problem, HostSchedule schedule, const OffloadRules &rule
 /// cheaper than their sum, so cuts are made at several prices of the link and priced as they are.
 std::vector<Choice> frontierWithHost(const Problem &problem);
 
+/// Of choices, those that no other one beats in both seconds and saved bytes, the cheapest first.
+std::vector<Choice> unbeaten(std::vector<Choice> all);
+
 /// A value to send to the host between the forward and the backward part of a block.
 struct HostMove {
   mlir::Value value;

@@ -76,6 +76,10 @@ std::vector<NamedBlock> plannableBlocks(ModuleOp module) {
   return result;
 }
 
+/// Segments of a block up to which the last choice is among all mixtures: where there are more, the steps of each are fine
+/// enough together.
+constexpr size_t mostFine = 12;
+
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
   std::vector<int64_t> sizes;
@@ -171,10 +175,12 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     std::vector<std::vector<Choice>> bestFrontiers;
     bool sends = false;
     unsigned bestBoundary = unit.getBoundary();
-    auto consider = [&](std::vector<unsigned> cuts, const OffloadRules &rules) {
-      auto segmentation = std::make_unique<Segmentation>(unit.segmentAt(std::move(cuts)));
+    std::vector<unsigned> bestCuts;
+    OffloadRules bestRules;
+    auto consider = [&](const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine = false) {
+      auto segmentation = std::make_unique<Segmentation>(unit.segmentAt(cuts));
       offerSegments(unit, *segmentation, before, options.machine, rules);
-      Evaluation evaluation(unit, *segmentation);
+      Evaluation evaluation(unit, *segmentation, fine);
       Solution solution;
       if (options.stress) {
         // One segment in eight stays; of the others a random part is kept.
@@ -213,6 +219,8 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
         bestSegmentation = std::move(segmentation);
         bestFrontiers = std::move(evaluation.frontiers);
         bestBoundary = unit.getBoundary();
+        bestCuts = cuts;
+        bestRules = rules;
         sends = false;
         for (size_t i = 0; i < best->options.size(); ++i)
           sends |= best->options[i] != untouched && bestFrontiers[i][best->options[i]].hostBytes > 0;
@@ -233,7 +241,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
             if (llvm::is_contained(seen, cuts))
               continue;
             seen.push_back(cuts);
-            consider(std::move(cuts), rules);
+            consider(cuts, rules);
           }
       }
     };
@@ -245,6 +253,8 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
       considerAll(asked);
     }
     unit.setBoundary(bestBoundary);
+    if (best && !options.stress && bestFrontiers.size() <= mostFine)
+      consider(bestCuts, bestRules, /*fine=*/true);
     // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
     if (!best || (!options.stress && !best->fits && best->peak > peak))
       continue;

@@ -169,8 +169,8 @@ std::vector<Choice> Problem::frontier() const {
 }
 
 Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
-  // Components of what differs, joined by results of one operation and by reading. Where a reader or
-  // an operand does not differ, both choices agree about it, so components mix freely.
+  // Components of what differs, joined by results of one operation, and by reading what only one of the two choices
+  // makes available. What both do, saved or computed again, its readers find whichever is taken.
   auto state = [](const Choice &choice, unsigned v) {
     return choice.onHost[v] ? 3 : choice.saved[v] ? 1 : choice.recomputed[v] ? 2 : 0;
   };
@@ -191,7 +191,7 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
   for (unsigned v = 0; v < candidates.size(); ++v)
     if (firstOf[operation[v]] >= 0)
       for (unsigned u : candidates[v].operands)
-        if (differs(u))
+        if (differs(u) && (state(lower, u) == 0 || state(upper, u) == 0))
           classes.unionSets(firstOf[operation[v]], u);
 
   struct Component {

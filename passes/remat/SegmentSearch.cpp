@@ -5,33 +5,31 @@
 
 namespace farrier::remat {
 
-/// Between two vertices of a hull values can be mixed, in so many steps of the bytes between them, fewer where the hull has
+/// Between two vertices of a hull values are mixed, in so many steps of the bytes between them; fewer where the hull has
 /// many vertices: with transfers to the host it goes value by value as it is.
 static constexpr int mixes = 8, mostMixes = 64;
+/// Steps between the ends of a hull, of what is no vertex and lies between none two: values of other sizes may fill what
+/// is left of a budget better.
+static constexpr int fineMixes = 96;
 
 /// The hull with what mixes its vertices: a layer's products often cost the same for each byte, and then the hull has
 /// nothing between all of them and none.
-static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hull) {
-  int steps = std::min(mixes, mostMixes / static_cast<int>(std::max<size_t>(1, hull.size())));
-  std::vector<Choice> result;
-  for (Choice &vertex : hull) {
-    if (!result.empty()) {
-      Choice upper = result.back();
-      int64_t more = upper.savedBytes - vertex.savedBytes;
-      for (int step = steps - 1; step > 0; --step) {
-        Choice mixed = problem.refine(vertex, upper, vertex.savedBytes + more * step / steps);
-        if (mixed.savedBytes < result.back().savedBytes && mixed.savedBytes > vertex.savedBytes &&
-            mixed.seconds < vertex.seconds)
-          result.push_back(std::move(mixed));
-      }
-    }
-    result.push_back(std::move(vertex));
-  }
-  return result;
+static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hull, bool fine) {
+  std::vector<Choice> result = hull;
+  auto mix = [&](const Choice &upper, const Choice &lower, int steps) {
+    int64_t more = upper.savedBytes - lower.savedBytes;
+    for (int step = steps - 1; step > 0; --step)
+      result.push_back(problem.refine(lower, upper, lower.savedBytes + more * step / steps));
+  };
+  for (size_t v = 1; v < hull.size(); ++v)
+    mix(hull[v - 1], hull[v], std::min(mixes, mostMixes / static_cast<int>(hull.size())));
+  if (fine && hull.size() > 2)
+    mix(hull.front(), hull.back(), fineMixes);
+  return unbeaten(std::move(result));
 }
 
-Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation)
-    : segmentation(segmentation) {
+Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine)
+    : segmentation(segmentation), fine(fine) {
   const BlockGraph &graph = unit.getGraph();
   const std::vector<Segment> &segments = segmentation.segments;
   std::vector<int64_t> profile = unit.baseProfile(segmentation);
@@ -43,7 +41,7 @@ Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentatio
     const Segment &segment = segments[i];
     // Without a stage nothing of the segment is computed again: there is nothing to decide.
     bool decidable = segment.needed() && segment.stage < graph.numOps();
-    frontiers.push_back(decidable ? denser(segment.problem, frontierWithHost(segment.problem))
+    frontiers.push_back(decidable ? denser(segment.problem, frontierWithHost(segment.problem), fine)
                                   : std::vector<Choice>());
     lifetimes[i].push_back(unit.lifetimes(segmentation, i, nullptr, fetched[i]));
     for (const Choice &choice : frontiers[i])
@@ -127,6 +125,47 @@ Evaluation::Row Evaluation::rowOf(const std::vector<Lifetime> &lifetimes, const 
   return row;
 }
 
+/// Exchanges between two segments: one gives up less and the other more, for less together. Where few segments have many
+/// options each, the most bytes per second first leaves some of the budget.
+static void exchange(const Evaluation &evaluation, int64_t budget, llvm::function_ref<double(size_t, int)> price,
+                     Solution &solution, std::vector<int64_t> &memory) {
+  size_t count = evaluation.frontiers.size();
+  auto last = [&](size_t segment) { return static_cast<int>(evaluation.frontiers[segment].size()); };
+  constexpr double worthIt = 1e-6;
+  bool better = true;
+  for (int round = 0; better && round < 8; ++round) {
+    better = false;
+    for (size_t i = 0; i < count; ++i)
+      for (size_t j = 0; j < count; ++j) {
+        if (i == j)
+          continue;
+        int nowI = solution.options[i], nowJ = solution.options[j], bestI = nowI, bestJ = nowJ;
+        double best = price(i, nowI) + price(j, nowJ);
+        // The options of a segment become dearer: i gives up more, and j as little as that allows.
+        for (int a = nowI + 1; a < last(i) && price(i, a) < best; ++a) {
+          evaluation.change(memory, i, nowI, a);
+          for (int b = untouched; b < nowJ && price(i, a) + price(j, b) < best * (1 - worthIt); ++b) {
+            evaluation.change(memory, j, nowJ, b);
+            if (llvm::all_of(memory, [&](int64_t bytes) { return bytes <= budget; })) {
+              best = price(i, a) + price(j, b);
+              bestI = a;
+              bestJ = b;
+            }
+            evaluation.change(memory, j, b, nowJ);
+          }
+          evaluation.change(memory, i, a, nowI);
+        }
+        if (bestI == nowI)
+          continue;
+        evaluation.change(memory, i, nowI, bestI);
+        evaluation.change(memory, j, nowJ, bestJ);
+        solution.options[i] = bestI;
+        solution.options[j] = bestJ;
+        better = true;
+      }
+  }
+}
+
 /// Moves segments along their frontiers, the most bytes over budget per second first, until everything fits;
 /// then takes back what is not needed.
 static Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops) {
@@ -199,6 +238,8 @@ static Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops
         solution.options[segment] = option;
         break;
       }
+    if (evaluation.fine)
+      exchange(evaluation, budget, price, solution, memory);
   }
   for (size_t segment = 0; segment < count; ++segment) {
     solution.seconds += evaluation.seconds(segment, solution.options[segment]);

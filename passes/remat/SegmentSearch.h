@@ -17,7 +17,8 @@ constexpr int untouched = -1;
 /// is chosen for them.
 class Evaluation {
 public:
-  Evaluation(const StraightLine &unit, const Segmentation &segmentation);
+  /// With `fine`, options beside the hulls of the segments too, and exchanges between two segments.
+  Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine);
 
   double seconds(size_t segment, int option) const {
     return option == untouched ? 0 : frontiers[segment][option].seconds;
@@ -66,6 +67,7 @@ public:
   }
 
   const Segmentation &segmentation;
+  const bool fine;
   std::vector<std::vector<Choice>> frontiers;
 
 private:
