@@ -144,7 +144,7 @@ def _spans(block: dict) -> tuple[list, list, list, list]:
             earliest[u] = earliest[w] if earliest[u] is None else min(earliest[u], earliest[w])
             latest[u] = max(latest[u], end)
     for v, value in enumerate(values):
-        if sizes[value["merged"]] > 1 and first[v] is not None:
+        if sizes[value["merged"]] > 1:
             last[v] = max(last[v], elementwise[value["merged"]])
             latest[v] = max(latest[v], last[v])
     for v, value in enumerate(values):
@@ -191,7 +191,8 @@ class Reference:
         self.keep, self.placed, self.needed = [], [], []
         for v, value in enumerate(self.values):
             asked = self.earliest[v] is not None
-            keep = program.variable() if asked and value["recomputable"] else 1.0
+            # Part of a merged product may be there although nothing reads it.
+            keep = program.variable() if value["recomputable"] and (asked or self.last[v] >= 0) else 1.0
             placed, needed = [], []
             # From its first backward read on nothing changes.
             done = None if not asked else self.latest[v] if self.first[v] is None else self.first[v]
@@ -262,6 +263,8 @@ class Reference:
                 if merged:
                     self.program.at_least([(self.keep[v], 1), (self.keep[w], -1)], 0)
                     self.program.at_least([(self.keep[w], 1), (self.keep[v], -1)], 0)
+                if self.earliest[v] is None or self.earliest[w] is None:
+                    continue
                 for i in range(len(self.times)):
                     for a, b in ((v, w), (w, v)):
                         self.program.at_least(
@@ -333,7 +336,7 @@ class Reference:
         for start, stop in zip(starts, [*starts[1:], self.begin], strict=True):
             terms, sure = [], max(self.block["base_bytes"][start:stop])
             for v, value in enumerate(self.values):
-                if value["kept_from"] > start or self.earliest[v] is None:
+                if value["kept_from"] > start or (self.earliest[v] is None and self.last[v] < 0):
                     continue
                 if not isinstance(self.keep[v], float):
                     terms.append((self.keep[v], value["bytes"]))

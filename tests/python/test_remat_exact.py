@@ -162,18 +162,17 @@ def test_most_random_blocks_have_something_to_decide():
     assert sum(0 < seconds < math.inf for seconds in best) >= 8
 
 
-@pytest.mark.parametrize("share", [0.9, 0.75])
+@pytest.mark.parametrize("share", [0.85, 0.7])
 def test_the_planner_is_near_the_reference(share):
     def loss(weights, x):
         for w in weights:
             x = x + jnp.tanh(x @ w["in"]) @ w["out"]
+            x = x + (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]
         return jnp.mean(x.astype(jnp.float32) ** 2)
 
-    shapes = {
-        "in": jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16),
-        "out": jax.ShapeDtypeStruct((2048, 512), jnp.bfloat16),
-    }
-    arguments = [shapes] * 4, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
+    sizes = {"in": (512, 512), "out": (512, 512), "gate": (512, 1408), "up": (512, 1408), "down": (1408, 512)}
+    weights = {name: jax.ShapeDtypeStruct(size, jnp.bfloat16) for name, size in sizes.items()}
+    arguments = [weights] * 2, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
     module = jax.jit(jax.grad(loss)).lower(*arguments).compiler_ir("stablehlo")
     program = _core.Module.parse(module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
     machine = {"machine": remat.machine(farrier.Target("h100"))}
