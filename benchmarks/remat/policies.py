@@ -2,7 +2,8 @@
 
 Of each step all policies are measured; farrier is asked for the total memory of each that no other policy beats in both
 memory and FLOPs. Any other policy has the memory of one of those, or more, and no fewer FLOPs. Policies that use host
-memory are a frontier of their own, rivals of the searches that may use it. A policy is beaten with a point of the step's
+memory are a frontier of their own, rivals of the searches that may use it; those searches count FLOPs before time, because
+a policy's transfers cost no FLOPs however long they take. A policy is beaten with a point of the step's
 FLOPs less within its memory, or with 3 % less memory at its FLOPs by any of farrier's plans.
 
     python benchmarks/remat/policies.py --output policies.jsonl             # goes on where it was interrupted
@@ -66,7 +67,9 @@ def run(args: argparse.Namespace, found: Lines) -> None:
                 budget = rival["total_bytes"]
                 found.once(
                     {"case": case, "step": "farrier", "policy": rival["step"], "budget_bytes": budget},
-                    lambda s=step, b=budget, h=host: s.searched(b, host=h, compiles=args.max_compiles),
+                    lambda s=step, b=budget, h=host: s.searched(
+                        b, host=h, compiles=args.max_compiles, objective="flops" if h else "time"
+                    ),
                     again=args.again,
                 )
 

@@ -34,14 +34,14 @@ class Step:
         measurement = oracle.measure(built.lower(), self.target)
         return described(measurement.to_json()) | {"total_bytes": measurement.total_bytes}
 
-    def searched(self, budget: int, *, host: bool, compiles: int) -> dict[str, Any]:
+    def searched(self, budget: int, *, host: bool, compiles: int, objective: str = "time") -> dict[str, Any]:
         """What `farrier.optimize` finds within `budget` bytes in total; the least it measured where it refuses."""
         built = workloads.build(self.workload, self.target, **self.options)
         step = farrier.optimize(
             built.function,
             memory_budget=budget,
             target=self.target,
-            passes=[farrier.Remat(offload=host)],
+            passes=[farrier.Remat(offload=host, objective=objective)],
             max_compiles=compiles,
         )
         try:
