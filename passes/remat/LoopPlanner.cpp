@@ -218,6 +218,14 @@ static Found search(ModuleOp module, const PlanOptions &options, const LoopPair 
   return best;
 }
 
+/// The problem where nothing waits in host memory but what was asked to.
+static Problem withoutHost(Problem problem) {
+  for (Candidate &candidate : problem.candidates)
+    if (!candidate.onlyHost)
+      candidate.hostSeconds = -1;
+  return problem;
+}
+
 /// As `search`, over all that is allowed; what host memory does not make cheaper does without it.
 static LoopDecision best(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
                          int64_t peak) {
@@ -227,18 +235,9 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
   // Also where it sends nothing: what it could send can have led the search astray.
   if (llvm::none_of(frontier, [](const Choice &choice) { return choice.hostBytes > 0; }))
     return withHost.decision;
-  Problem onDevice = pair.problem();
-  for (Candidate &candidate : onDevice.candidates)
-    if (!candidate.onlyHost)
-      candidate.hostSeconds = -1;
-  Found without = search(module, options, pair, key, frontierWithHost(onDevice), peak);
-  if (without.decision.empty())
-    return withHost.decision;
-  bool fits = withHost.peak <= options.budget, fitsWithout = without.peak <= options.budget;
-  if (fits != fitsWithout)
-    return fits ? withHost.decision : without.decision;
-  bool keep = fits ? seconds(withHost.decision, trips) < seconds(without.decision, trips)
-                   : withHost.peak < without.peak;
+  Found without = search(module, options, pair, key, frontierWithHost(withoutHost(pair.problem())), peak);
+  bool keep = without.decision.empty() || isBetter(options.budget, withHost.peak, seconds(withHost.decision, trips),
+                                                   without.peak, seconds(without.decision, trips));
   return keep ? withHost.decision : without.decision;
 }
 
@@ -286,11 +285,7 @@ public:
   /// `host` lets values wait in host memory.
   Together(llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs, bool host) : pairs(pairs) {
     for (const auto &pair : pairs) {
-      Problem problem = pair->problem();
-      for (Candidate &candidate : problem.candidates)
-        if (!host && !candidate.onlyHost)
-          candidate.hostSeconds = -1;
-      std::vector<Choice> frontier = frontierWithHost(problem);
+      std::vector<Choice> frontier = frontierWithHost(host ? pair->problem() : withoutHost(pair->problem()));
       for (const Choice &choice : frontier)
         offersHost |= choice.hostBytes > 0;
       frontiers.push_back(std::move(frontier));
