@@ -390,6 +390,51 @@ void StraightLine::castBeforeUpdate(unsigned op, Operation *cast) const {
   }
 }
 
+/// What a scatter adds to, where it is made of a constant, is written when the scatter's updates are there. XLA's scheduler
+/// is free to write it as early as in the forward part, and does so in some rewritten programs: an embedding's gradient
+/// then is there all the time.
+static void initialiseLate(Block &block, Operation *boundary, int64_t smallBytes, const SizeFn &size) {
+  SmallVector<stablehlo::ScatterOp> scatters;
+  for (Operation *op = boundary->getNextNode(); op; op = op->getNextNode())
+    if (auto scatter = dyn_cast<stablehlo::ScatterOp>(op))
+      scatters.push_back(scatter);
+  for (stablehlo::ScatterOp scatter : scatters) {
+    if (scatter.getInputs().size() != 1 || size(scatter.getInputs().front()) < smallBytes)
+      continue;
+    auto filled = scatter.getInputs().front().getDefiningOp<stablehlo::BroadcastInDimOp>();
+    Operation *constant = filled ? filled.getOperand().getDefiningOp() : nullptr;
+    if (!constant || !isa<stablehlo::ConstantOp>(constant))
+      continue;
+    // The latest of the big values that kernels make for the updates: where one is written anyway a barrier is free.
+    SmallVector<Value> work{scatter.getUpdates().front()};
+    llvm::DenseSet<Value> seen;
+    Value update;
+    while (!work.empty()) {
+      Value value = work.pop_back_val();
+      Operation *maker = value.getDefiningOp();
+      if (!maker || maker->getBlock() != &block || !boundary->isBeforeInBlock(maker) || !seen.insert(value).second)
+        continue;
+      if (classify(maker) == OpClass::Virtual)
+        work.append(maker->operand_begin(), maker->operand_end());
+      else if (size(value) >= smallBytes && (!update || update.getDefiningOp()->isBeforeInBlock(maker)))
+        update = value;
+    }
+    if (!update)
+      continue;
+    Operation *made = update.getDefiningOp();
+    OpBuilder builder(made->getContext());
+    builder.setInsertionPointAfter(made);
+    Value operands[] = {builder.clone(*constant)->getResult(0), update};
+    auto barrier = stablehlo::OptimizationBarrierOp::create(
+        builder, scatter.getLoc(), TypeRange(ValueRange(operands)), ValueRange(operands), DictionaryAttr());
+    update.replaceAllUsesExcept(barrier->getResult(1), barrier);
+    builder.setInsertionPoint(scatter);
+    IRMapping mapping;
+    mapping.map(filled.getOperand(), barrier->getResult(0));
+    scatter->setOperand(0, builder.clone(*filled, mapping)->getResult(0));
+  }
+}
+
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
   const std::vector<Segment> &segments = segmentation.segments;
   unsigned cloned = 0;
@@ -469,6 +514,8 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   for (auto [op, cast] : casts)
     if (tie)
       castBeforeUpdate(op, cast);
+  if (tie && cloned > 0)
+    initialiseLate(graph->block, graph->ops[boundary], smallBytes, size);
   return cloned;
 }
 
