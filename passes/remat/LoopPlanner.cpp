@@ -55,7 +55,8 @@ static double seconds(const LoopDecision &decision, int64_t trips) {
   return sum;
 }
 
-/// Seconds of the decision more than of the pair as it stands: what it keeps is written, zeroed and read, too.
+/// Seconds, or the price by FLOPs, of the decision more than of the pair as it stands: what it keeps is written, zeroed
+/// and read, too.
 static double addedSeconds(const LoopPair &pair, const LoopDecision &decision) {
   return seconds(decision, pair.problem().instances) - pair.current().seconds;
 }
@@ -242,10 +243,11 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
 }
 
 /// Adds a decision about a pair, which stands as before it, to the plan.
-static void add(LoopPlan &plan, const LoopPair &pair, const LoopDecision &decision) {
+static void add(LoopPlan &plan, const LoopPair &pair, const LoopDecision &decision, bool byFlops) {
   int64_t trips = pair.problem().instances;
   plan.loops.push_back(describe(pair, decision));
-  plan.seconds += addedSeconds(pair, decision);
+  double added = addedSeconds(pair, decision);
+  plan.seconds += byFlops ? secondsOfPrice(added, flops(decision, trips) - pair.current().flops) : added;
   plan.flops += flops(decision, trips);
   plan.hostBytes += hostBytes(decision, trips);
 }
@@ -270,7 +272,7 @@ static void planOneByOne(ModuleOp module, const PlanOptions &options, LoopPlan &
     if (decision.empty())
       continue;
     LoopPlan with = plan;
-    add(with, *biggest, decision);
+    add(with, *biggest, decision, loopOptions(options).byFlops);
     if (failed(biggest->apply(decision)))
       continue;
     plan = std::move(with);
@@ -418,7 +420,7 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   LoopPlan with = plan;
   for (size_t i = best.size(); i-- > 0;)
     if (!best[i].empty())
-      add(with, *pairs[i], best[i]);
+      add(with, *pairs[i], best[i], loopOptions(options).byFlops);
   if (failed(applyAll(module, options, named(best))))
     return;
   for (const auto &pair : pairs)

@@ -377,6 +377,9 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   int64_t asWritten = estimateModule(module);
   std::optional<Draft> best;
   int64_t bestAfter = 0;
+  auto cost = [byFlops = options.objective == "flops"](const Draft &draft) {
+    return byFlops ? priceByFlops(draft.flops, draft.seconds) : draft.seconds;
+  };
   // Keeps the draft if it is the best; returns what it is estimated to need, or nothing if it does not apply.
   auto consider = [&](Draft &&next) -> std::optional<int64_t> {
     std::optional<int64_t> after = options.stress ? next.after : estimateOf(module, next, options.smallBytes);
@@ -385,7 +388,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     bool fits = *after <= options.budget, bestFits = best && bestAfter <= options.budget;
     if (!best || (fits && !bestFits) ||
         (fits == bestFits &&
-         (fits || *after == bestAfter ? next.seconds < best->seconds : *after < bestAfter))) {
+         (fits || *after == bestAfter ? cost(next) < cost(*best) : *after < bestAfter))) {
       best = std::move(next);
       bestAfter = *after;
     }

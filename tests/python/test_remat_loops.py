@@ -358,3 +358,33 @@ def test_gradients_before_loops_that_were_split_run_before_them():
     assert not any("tensor<8x48xf32>" in line for line in text.splitlines() if "optimization_barrier" in line)
     for a, b in zip(*(jax.tree.leaves(run(t, arguments)) for t in (text, changed)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_where_flops_decide_transfers_cost_next_to_nothing():
+    def loss(w, x):
+        return jnp.sum(lax.scan(lambda x, w: (jnp.sin(jnp.sin(x @ w) @ w), None), x, w)[0])
+
+    shapes = (
+        jax.ShapeDtypeStruct((8, 1024, 1024), jnp.float32),
+        jax.ShapeDtypeStruct((1024, 1024), jnp.float32),
+    )
+    text, _ = lowered(lambda: (jax.grad(loss), shapes))
+    module = _core.Module.parse(text)
+    # A link so slow that time forbids it.
+    machine = {
+        "flops_full": 1e15,
+        "flops_half": 1e15,
+        "bytes_per_second": 1e13,
+        "host_bytes_per_second": 1e11,
+    }
+    request = {
+        "budget": int(0.6 * json.loads(module.query("memory.estimate", "{}"))["temp"]),
+        "offload": True,
+    }
+    time, flops = (
+        plan_of(module, objective=objective, machine=machine, **request)["predicted"]
+        for objective in ("time", "flops")
+    )
+    assert time["host_bytes"] == 0 < time["flops"]
+    assert flops["host_bytes"] > 0 == flops["flops"]
+    assert flops["seconds"] > time["seconds"] > 0
