@@ -106,19 +106,6 @@ def test_a_compiled_step_that_is_not_faster_changes_nothing():
     assert said[-1].endswith("but the compiled step is refused: not faster under every parameter set")
 
 
-def test_where_the_best_offer_is_refused_another_is_compiled():
-    class Picky(Late):
-        def exchange(self, module, wish, context):
-            self.faster = wish.bytes == 50
-            return super().exchange(module, wish, context)
-
-    late = Picky([(100, 150.0), (50, 90.0), (25, 30.0)])
-    plan, _, said = run(late)
-    assert late.freed == [(400, 100), (450, 50)] and plan.compiles == 2 + 2 + 2
-    assert plan.passes["collectives"] == {"version": "exchanged"}
-    assert "is refused" in said[-2] and said[-1].startswith("memory moved")
-
-
 def test_a_step_that_fits_as_it_is_may_pay_for_the_schedule_too():
     late = Late([(40, 50.0)])
     plan, planner, _ = run(late, budget=FIXED + 800)

@@ -7,6 +7,9 @@ namespace farrier::schedule {
 /// Looks far ahead, and lets what it finds take all the room that there is.
 static constexpr int kWithinRoom = -1;
 
+/// Bytes of gathered values ahead of their use.
+static constexpr int64_t kPrefetch[] = {400'000'000, 120'000'000, 1'500'000'000};
+
 /// The settings tried, most promising first: a small budget of work still sees the best ones.
 static std::vector<Setting> settings() {
   std::vector<Setting> result;
@@ -14,7 +17,7 @@ static std::vector<Setting> settings() {
     for (bool yield : {true, false})
       for (double backlog : {400.0, 1500.0, 100.0})
         for (int look : {60, 300, kWithinRoom, 0})
-          for (int64_t bytes : {int64_t(400'000'000), int64_t(120'000'000), int64_t(1'500'000'000)}) {
+          for (int64_t bytes : kPrefetch) {
             Setting setting;
             if (window > 0 && (look == 0 || !yield))
               continue;
@@ -36,6 +39,30 @@ static std::vector<Setting> settings() {
           }
   return result;
 }
+
+/// Whether `setting` can give another order than one before it: not all programs have what it is about.
+class Relevance {
+public:
+  Relevance(const Program &program, const Computation &computation) {
+    for (const Instruction &instruction : computation.instructions) {
+      copies |= instruction.role == Role::CopyStart;
+      if (instruction.role == Role::CommStart)
+        bytes += program.collectives[instruction.collective].bytes;
+    }
+  }
+
+  bool operator()(const Setting &setting) const {
+    if (!setting.eagerCopies && !copies)
+      return false;
+    // All that could be gathered ahead fits into a limit tried before.
+    return setting.prefetchBytes == kPrefetch[0] ||
+           bytes > (setting.prefetchBytes > kPrefetch[0] ? kPrefetch[0] : setting.prefetchBytes);
+  }
+
+private:
+  bool copies = false;
+  int64_t bytes = 0;
+};
 
 static constexpr int kRounds = 2;
 
@@ -112,7 +139,10 @@ OptimizeResult optimize(const Program &program, const OptimizeOptions &options) 
       std::vector<std::vector<int>> tried;
       double bestScore = score(result.after);
       int64_t left = tries;
+      const Relevance isRelevant(program, program.computations[c]);
       for (Setting setting : settings()) {
+        if (!isRelevant(setting))
+          continue;
         setting.heldBytes = peaks[c] + room;
         for (const CommModel &model : options.models) {
           if (left-- <= 0)

@@ -3,8 +3,8 @@
 Rematerialization fills the budget first; the schedule gets what is measured to be left, and says what more memory
 would be worth to it. That is one price of a byte, in exposed communication. The other is what it costs to compute
 more values twice, which the planner of rematerialization says without a compile. Unless the second is clearly higher,
-that much memory changes hands, for one compile, or a second one where the best offer is refused; the result stays only
-where its step is faster under every parameter set and within the budget, as XLA measures it.
+that much memory changes hands, for one compile, or for two where collectives are to move across iterations; the result stays
+only where its step is faster under every parameter set and within the budget, as XLA measures it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ _NAME = "collectives"
 # Both prices are estimates. Recomputation was seen priced at 2.4 ms of a step of 32 that it made 1.3 ms faster: what a
 # scan keeps for its backward is also zeroed, written and read. Up to this part of the step the compile is asked.
 _DOUBT = 0.08
-# Offers that are compiled, at most: the best one, and where that is refused another.
-_OFFERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,29 +82,27 @@ def exchange(
             "left to compute twice for them"
         )
         return Exchanged()
-    spent = 0
-    for gain, wish, plan in sorted(offers, key=lambda offer: (-offer[0], offer[1].bytes))[:_OFFERS]:
-        price = wish.seconds - gain
-        prices = (
-            f"{wish.bytes:,} bytes are worth {milliseconds(wish.seconds)} ms of exposed communication and cost "
-            f"{milliseconds(price)} ms of recomputation"
-        )
-        figures = {"Bytes": wish.bytes, "ExposedSeconds": wish.seconds, "RecomputedSeconds": price}
-        if -gain > _DOUBT * late.step_seconds or context.clock.expired():
-            said(f"memory stays where it is: {prices}", **figures)
-            break
-        version = module.clone()
-        remat.apply(version, plan)
-        # Plans come in steps: what is freed over what was asked for is the schedule's too.
-        freed = temp - round(temp * plan["predicted"]["after"] / held)
-        room = dataclasses.replace(wish, growth=wish.growth + max(0, freed - wish.bytes))
-        changed, why = late.exchange(version, room, context)
-        spent += late.compiles
-        if changed is not None:
-            said(f"memory moved from residuals to the schedule: {prices}; {why}", **figures)
-            return Exchanged(plan, changed, spent)
+    gain, wish, plan = max(offers, key=lambda offer: (offer[0], -offer[1].bytes))
+    price = wish.seconds - gain
+    prices = (
+        f"{wish.bytes:,} bytes are worth {milliseconds(wish.seconds)} ms of exposed communication and cost {milliseconds(price)} ms of "
+        "recomputation"
+    )
+    figures = {"Bytes": wish.bytes, "ExposedSeconds": wish.seconds, "RecomputedSeconds": price}
+    if -gain > _DOUBT * late.step_seconds or context.clock.expired():
+        said(f"memory stays where it is: {prices}", **figures)
+        return Exchanged()
+    version = module.clone()
+    remat.apply(version, plan)
+    # Plans come in steps: what is freed over what was asked for is the schedule's too.
+    freed = temp - round(temp * plan["predicted"]["after"] / held)
+    room = dataclasses.replace(wish, growth=wish.growth + max(0, freed - wish.bytes))
+    changed, why = late.exchange(version, room, context)
+    if changed is None:
         said(f"memory stays where it is: {prices}, but the compiled step {_after(why)}", **figures)
-    return Exchanged(compiles=spent)
+        return Exchanged(compiles=late.compiles)
+    said(f"memory moved from residuals to the schedule: {prices}; {why}", **figures)
+    return Exchanged(plan, changed, late.compiles)
 
 
 def _after(why: str) -> str:

@@ -74,6 +74,11 @@ class Improved:
     """What more memory would be worth to the schedule; seconds against `after`'s."""
 
     @property
+    def simulated(self) -> tuple[schedule.Simulation, ...]:
+        """Of what was decided for."""
+        return self.simulated_after
+
+    @property
     def changed(self) -> bool:
         """Whether the schedule or the program's form is ours."""
         return self.after is not self.before
@@ -188,17 +193,29 @@ def improve(
 
 
 def reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Improved | None, str]:
-    """Another version of a program with our schedule, judged against what was found for the first: one compile.
+    """Another version of a program with our schedule, judged against what was found for the first.
 
     Args:
       found: of the first version, with the order and the form that it has.
       module: the other version, already in that form.
-      wish: how to schedule it. What the result may need in total stays the same.
+      wish: how to schedule it: one compile, and where collectives move across iterations another one without, which
+        can be better where memory is no longer short. What the result may need in total stays the same.
 
     Returns:
       What was found, in the terms of the first version; None where the result is slower under a parameter set or
       over the limit; and the reason.
     """
+    judge = found.judge
+    assert judge is not None
+    spent = judge.spent
+    tried = [_reordered(found, module, wish)]
+    if wish.pipeline:
+        tried.append(_reordered(found, module, dataclasses.replace(wish, pipeline=False, buckets=False)))
+    best, why = max(tried, key=lambda one: judge.gain(found, one[0]) if one[0] is not None else -1.0)
+    return best and dataclasses.replace(best, compiles=judge.spent - spent), why
+
+
+def _reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Improved | None, str]:
     judge = found.judge
     assert judge is not None
     prices = schedule.plan(
@@ -211,25 +228,22 @@ def reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Improv
         buckets=wish.buckets,
     )
     options = {} if found.variant is None else found.variant.compiler_options
-    spent = judge.spent
     after, record = judge.hooked(module, prices, options)
     if record.error is not None or record.outcome is None:
         return None, "our schedule could not be applied"
-    one = _Found(after, judge.simulate(after), prices, record.outcome, found.variant, record.prepared)
     if (needed := after.measurement.total_bytes) > judge.limit_bytes:
         return None, f"needs {needed} bytes, more than the {judge.limit_bytes} allowed"
-    best = _Found(found.after, found.simulated_after, found.plan, found.outcome, found.variant)
-    if judge.gain(best, one) <= 0:
-        return None, "not faster under every parameter set"
-    return dataclasses.replace(
+    changed = dataclasses.replace(
         found,
         after=after,
         plan=prices if record.outcome.changed or record.prepared is not None else None,
-        simulated_after=one.simulated,
+        simulated_after=judge.simulate(after),
         outcome=record.outcome,
         prepared=record.prepared,
-        compiles=judge.spent - spent,
-    ), "faster under every parameter set"
+    )
+    if judge.gain(found, changed) <= 0:
+        return None, "not faster under every parameter set"
+    return changed, "faster under every parameter set"
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -289,7 +303,7 @@ class _Judge:
     def better(self, than: _Found, found: _Found) -> _Found:
         return found if self.gain(than, found) > 0 else than
 
-    def gain(self, than: _Found, found: _Found) -> float:
+    def gain(self, than: _Found | Improved, found: _Found | Improved) -> float:
         """By what part the step is faster, mean over the sets; 0 where it is slower under one."""
         pairs = list(zip(than.simulated, found.simulated, strict=True))[: len(self.sets)]
         if any(a.seconds > b.seconds for b, a in pairs):

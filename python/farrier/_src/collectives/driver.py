@@ -147,7 +147,7 @@ class CollectivesDriver:
     def exchange(
         self, module: Any, wish: schedule.Wish, context: pipeline.Context
     ) -> tuple[Mapping[str, Any] | None, str]:
-        """A plan for a version of the program last planned for that needs less memory by a wish, for one compile.
+        """A plan for a version of the program last planned for that needs less memory by a wish, for a compile or two.
 
         None where the step is not faster than the last plan's under every parameter set, or over the budget; and
         what came of it, in words.
@@ -158,8 +158,9 @@ class CollectivesDriver:
         version = module.clone()
         if before.variant is not None and rewrites.apply(version, before.variant.plan):
             return None, f"rewrite {before.variant.name} does not fit it"
+        spent = before.judge.spent
         found, why = drive.reordered(before, _jaxlib(version), wish)
-        self.compiles = 1
+        self.compiles = before.judge.spent - spent
         if found is None:
             return None, why
         self._found = found
