@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from farrier._src import hlo, in_compiles, pipeline
-from farrier._src.collectives import driver, hooks, parameters, schedule
+from farrier._src import hlo, in_compiles, interchange, pipeline
+from farrier._src.collectives import driver, hooks, parameters, rewrites, schedule
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from test_hooks import TARGET, lowered, order
@@ -264,3 +264,21 @@ def test_layers_in_halves_compute_the_same(numerics):
         for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
             assert np.any(np.asarray(a))
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_the_program_as_it_is_can_be_issued_early():
+    step, args = _function()
+    module = interchange.to_core(jax.jit(step).lower(*args).compiler_ir("stablehlo"))
+
+    def early(given):
+        found = rewrites.variants(module, ("early",), numerics="bounded", min_bytes=1, given=given)
+        return [
+            (form.name, dict(form.compiler_options), rewrites.apply(module.clone(), form.plan))
+            for form in found
+        ]
+
+    ((name, options, missing),) = early({})
+    assert (name, missing) == ("early", None)
+    assert len(options) == 2
+    # Whoever sets one of them has decided.
+    assert early({next(iter(options)): False}) == []

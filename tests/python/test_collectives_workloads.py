@@ -79,7 +79,7 @@ def expected(name):
     return jax.tree.map(np.asarray, built(name).function(*arguments(name)))
 
 
-@pytest.mark.parametrize("form", rewrites.NAMES)
+@pytest.mark.parametrize("form", rewrites.PASSES)
 @pytest.mark.parametrize("name", STATED)
 def test_forms_mean_the_same(name, form):
     pipeline = rewrites.pipeline(form, numerics="bounded", min_bytes=64, bucket_bytes=512)

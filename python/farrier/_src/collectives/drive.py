@@ -37,11 +37,13 @@ class Variant:
       name: of the rewrite, for the report and the plan.
       module: StableHLO as `oracle.compile_module` takes it.
       compiler_options: XLA options that the form needs, on top of the program's own.
+      unlike: collectives (HLO opcodes) that make the form not worth a compile where the program has any of them.
     """
 
     name: str
     module: Any
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    unlike: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +171,11 @@ def improve(
                 judge.rejected[PIPELINE] = why
             else:
                 best, reason, outcome = found, "faster under every parameter set", found.outcome
+        opcodes = {i.opcode.removesuffix("-start") for c in base.hlo().computations for i in c.instructions}
         for variant in variants() if callable(variants) else variants:
+            if others := sorted(variant.unlike & opcodes):
+                judge.rejected[variant.name] = f"the program has {', '.join(others)}"
+                continue
             found, why = judge.form(variant, best)
             if found is None:
                 judge.rejected[variant.name] = why
@@ -455,7 +461,10 @@ class _Judge:
         """A form of the program with the better of XLA's schedule and ours, if it beats `best`."""
         if not self.may_compile():
             return None, "no compile is left to judge it"
-        compiled = self.compiled(variant.module, variant.compiler_options)
+        try:
+            compiled = self.compiled(variant.module, variant.compiler_options)
+        except errors.CompileError as refused:
+            return None, f"XLA refuses it: {str(refused).splitlines()[0]}"
         self.learn(compiled)
         plain = _Found(compiled, self.simulate(compiled), None, None, variant)
         pairs = zip(best.simulated[: len(self.sets)], plain.simulated, strict=False)

@@ -8,8 +8,19 @@ from typing import Any
 
 from farrier._src.collectives import drive
 
-# Most promising first; each is judged by compiling it.
-NAMES = ("split-batch", "scatter", "chain", "simplify")
+# Made by passes, the most promising first; each is judged by compiling it.
+PASSES = ("split-batch", "scatter", "chain", "simplify")
+# The program as it is, with XLA told to issue collectives as soon as they can be, several at once: data parallelism
+# gains. Wherever something else than reductions is sent, XLA's order gets slower (`benchmarks/collectives/sweep.py`).
+_EARLY = "early"
+_NOT_EARLY = frozenset(
+    {"all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute"}
+)
+_EARLY_OPTIONS = {
+    "xla_gpu_experimental_collective_start_as_early_as_possible": True,
+    "xla_gpu_experimental_parallel_collective_overlap_limit": 4,
+}
+NAMES = (*PASSES, _EARLY)
 # Sums are added up in another order.
 _REGROUPS = ("scatter",)
 
@@ -27,7 +38,7 @@ class Form(drive.Variant):
 
 
 def pipeline(name: str, numerics: str, min_bytes: int, bucket_bytes: int | None = None) -> str:
-    """The passes that make the form `name` of `NAMES`.
+    """The passes that make the form `name` of `PASSES`.
 
     `bucket_bytes` is the size from which small reductions chained together are a bucket; None: the pass's own.
     """
@@ -58,7 +69,7 @@ def variants(
     from farrier._src import interchange
 
     found, seen = [], {module.fingerprint}
-    for name in NAMES:
+    for name in PASSES:
         if name not in names or (numerics == "bitwise" and name in _REGROUPS):
             continue
         copy = module.clone()
@@ -68,19 +79,27 @@ def variants(
         seen.add(copy.fingerprint)
         options = _merged(given, _SPLIT_GUARD) if name == "split-batch" else {}
         found.append(Form(name=name, module=interchange.to_jaxlib(copy), plan=plan, compiler_options=options))
+    if _EARLY in names and not _EARLY_OPTIONS.keys() & given.keys():
+        plan = {"name": _EARLY, "pipeline": "", "sites": {}}
+        same = interchange.to_jaxlib(module)
+        found.append(
+            Form(name=_EARLY, module=same, plan=plan, compiler_options=_EARLY_OPTIONS, unlike=_NOT_EARLY)
+        )
     return found
 
 
 def stressed(module: Any, names: Sequence[str], *, numerics: str, min_bytes: int) -> dict[str, Any] | None:
     """The plan that applies all of `names`, one after the other; None when they find nothing."""
     left_out = _REGROUPS if numerics == "bitwise" else ()
-    taken = [name for name in reversed(NAMES) if name in names and name not in left_out]
+    taken = [name for name in reversed(PASSES) if name in names and name not in left_out]
     passes = ",".join(pipeline(name, numerics, min_bytes) for name in taken)
     return _run(module.clone(), "+".join(taken), passes) if passes else None
 
 
 def apply(module: Any, plan: Mapping[str, Any]) -> list[str] | None:
     """Makes the form of `module`, in place; what the program lacks of the plan."""
+    if not plan["pipeline"]:
+        return None
     found = _sites(module.run(f"builtin.module({plan['pipeline']})"))
     return [
         f"{what}: {count} sites in the plan, {found.get(what, 0)} in the program"
