@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from farrier._src import hlo, in_compiles, interchange, pipeline
-from farrier._src.collectives import driver, hooks, parameters, rewrites, schedule
+from farrier._src.collectives import drive, driver, hooks, parameters, rewrites, schedule
 from jax import lax
 from jax.sharding import PartitionSpec as P
 from test_hooks import TARGET, lowered, order
@@ -266,19 +266,25 @@ def test_layers_in_halves_compute_the_same(numerics):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_the_program_as_it_is_can_be_issued_early():
+@pytest.mark.parametrize("form, count", [("early", 2), ("unroll", 1)])
+def test_the_program_as_it_is_can_be_a_form_by_options(form, count):
     step, args = _function()
     module = interchange.to_core(jax.jit(step).lower(*args).compiler_ir("stablehlo"))
 
-    def early(given):
-        found = rewrites.variants(module, ("early",), numerics="bounded", min_bytes=1, given=given)
+    def made(given):
+        found = rewrites.variants(module, (form,), numerics="bounded", min_bytes=1, given=given)
         return [
-            (form.name, dict(form.compiler_options), rewrites.apply(module.clone(), form.plan))
-            for form in found
+            (one.name, dict(one.compiler_options), rewrites.apply(module.clone(), one.plan)) for one in found
         ]
 
-    ((name, options, missing),) = early({})
-    assert (name, missing) == ("early", None)
-    assert len(options) == 2
+    ((name, options, missing),) = made({})
+    assert (name, missing, len(options)) == (form, None, count)
     # Whoever sets one of them has decided.
-    assert early({next(iter(options)): False}) == []
+    assert made({next(iter(options)): False}) == []
+
+
+def test_a_form_is_compiled_only_where_it_can_help():
+    form = drive.Variant(name="x", module=None, needs=frozenset({"while"}), unlike=frozenset({"all-gather"}))
+    assert form.pointless({"while", "all-reduce"}) == ""
+    assert form.pointless({"all-reduce"}) == "the program has no while"
+    assert form.pointless({"while", "all-gather"}) == "the program has all-gather"

@@ -37,13 +37,23 @@ class Variant:
       name: of the rewrite, for the report and the plan.
       module: StableHLO as `oracle.compile_module` takes it.
       compiler_options: XLA options that the form needs, on top of the program's own.
-      unlike: collectives (HLO opcodes) that make the form not worth a compile where the program has any of them.
+      needs: HLO opcodes without which the form is not worth a compile.
+      unlike: collectives (HLO opcodes) that make it not worth one where the program has any of them.
     """
 
     name: str
     module: Any
     compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    needs: frozenset[str] = frozenset()
     unlike: frozenset[str] = frozenset()
+
+    def pointless(self, opcodes: set[str]) -> str:
+        """Why a program of these opcodes is not worth a compile of the form; "" where it is."""
+        if missing := sorted(self.needs - opcodes):
+            return f"the program has no {', '.join(missing)}"
+        if others := sorted(self.unlike & opcodes):
+            return f"the program has {', '.join(others)}"
+        return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,8 +183,8 @@ def improve(
                 best, reason, outcome = found, "faster under every parameter set", found.outcome
         opcodes = {i.opcode.removesuffix("-start") for c in base.hlo().computations for i in c.instructions}
         for variant in variants() if callable(variants) else variants:
-            if others := sorted(variant.unlike & opcodes):
-                judge.rejected[variant.name] = f"the program has {', '.join(others)}"
+            if why := variant.pointless(opcodes):
+                judge.rejected[variant.name] = why
                 continue
             found, why = judge.form(variant, best)
             if found is None:

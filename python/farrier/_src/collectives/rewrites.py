@@ -8,19 +8,29 @@ from typing import Any
 
 from farrier._src.collectives import drive
 
-# Made by passes, the most promising first; each is judged by compiling it.
+# Made by passes.
 PASSES = ("split-batch", "scatter", "chain", "simplify")
-# The program as it is, with XLA told to issue collectives as soon as they can be, several at once: data parallelism
-# gains. Wherever something else than reductions is sent, XLA's order gets slower (`benchmarks/collectives/sweep.py`).
-_EARLY = "early"
-_NOT_EARLY = frozenset(
-    {"all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute"}
-)
-_EARLY_OPTIONS = {
-    "xla_gpu_experimental_collective_start_as_early_as_possible": True,
-    "xla_gpu_experimental_parallel_collective_overlap_limit": 4,
+# The program as it is, with other options of XLA's; `benchmarks/collectives/sweep.py` found them.
+_BY_OPTIONS: dict[str, dict[str, Any]] = {
+    # Collectives issued as soon as they can be, several at once: data parallelism gains. Wherever something else than
+    # reductions is sent, XLA's order gets slower.
+    "early": {
+        "compiler_options": {
+            "xla_gpu_experimental_collective_start_as_early_as_possible": True,
+            "xla_gpu_experimental_parallel_collective_overlap_limit": 4,
+        },
+        "unlike": frozenset(
+            {"all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute"}
+        ),
+    },
+    # Loops unrolled, as far as XLA does: what one tick of a pipeline sends can wait beside the next one's kernels.
+    "unroll": {
+        "compiler_options": {"xla_gpu_enable_while_loop_unrolling": "WHILE_LOOP_UNROLLING_FULL_UNROLL"},
+        "needs": frozenset({"while", "collective-permute"}),
+    },
 }
-NAMES = (*PASSES, _EARLY)
+# The most promising first; each is judged by compiling it, as long as compiles are left.
+NAMES = (*PASSES[:2], *_BY_OPTIONS, *PASSES[2:])
 # Sums are added up in another order.
 _REGROUPS = ("scatter",)
 
@@ -69,8 +79,14 @@ def variants(
     from farrier._src import interchange
 
     found, seen = [], {module.fingerprint}
-    for name in PASSES:
+    for name in NAMES:
         if name not in names or (numerics == "bitwise" and name in _REGROUPS):
+            continue
+        if how := _BY_OPTIONS.get(name):
+            # Whoever sets an option has decided.
+            if not how["compiler_options"].keys() & given.keys():
+                plan = {"name": name, "pipeline": "", "sites": {}}
+                found.append(Form(name=name, module=interchange.to_jaxlib(module), plan=plan, **how))
             continue
         copy = module.clone()
         plan = _run(copy, name, pipeline(name, numerics, min_bytes))
@@ -79,12 +95,6 @@ def variants(
         seen.add(copy.fingerprint)
         options = _merged(given, _SPLIT_GUARD) if name == "split-batch" else {}
         found.append(Form(name=name, module=interchange.to_jaxlib(copy), plan=plan, compiler_options=options))
-    if _EARLY in names and not _EARLY_OPTIONS.keys() & given.keys():
-        plan = {"name": _EARLY, "pipeline": "", "sites": {}}
-        same = interchange.to_jaxlib(module)
-        found.append(
-            Form(name=_EARLY, module=same, plan=plan, compiler_options=_EARLY_OPTIONS, unlike=_NOT_EARLY)
-        )
     return found
 
 
