@@ -11,7 +11,8 @@ table has four to sixteen), scanned ones all: a scan's body is compiled once.
 
 The settings that XLA takes from the environment only are compiled in child processes and stand in a column of their
 own: no library can set them for one function. Each workload has a process: a setting that ends it counts as refused.
-Each point is kept as soon as it is known: an interrupted sweep goes on where it was. Programs that come out identical count once. Simulated figures.
+Each point is kept as soon as it is known: an interrupted sweep goes on where it was. Programs that come out identical
+count once. Simulated figures.
 """
 
 from __future__ import annotations

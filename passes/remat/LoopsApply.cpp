@@ -563,23 +563,6 @@ private:
   Rewritten forward, backward;
 };
 
-OpOperand *MatchedPair::carriedGradient() {
-  OpOperand *largest = nullptr;
-  for (unsigned i = 0; i < B.size(); ++i) {
-    OpOperand &operand = B.op->getOpOperand(i);
-    Operation *maker = operand.get().getDefiningOp();
-    if (B.kinds[i] != WhileLoop::Kind::Carry || !maker || maker->getBlock() != B.op->getBlock() ||
-        !F.op->isBeforeInBlock(maker))
-      continue;
-    if (!largest || options.size(operand.get()) > options.size(largest->get()))
-      largest = &operand;
-  }
-  return largest;
-}
-
-/// What was held beside the estimate is copies of stacks where it is more than this part of them.
-static constexpr double copiedShare = 0.1;
-
 LogicalResult MatchedPair::apply(const LoopDecision &decision) {
   int64_t iterations = 0;
   for (const LoopPart &part : decision) {
@@ -591,17 +574,7 @@ LogicalResult MatchedPair::apply(const LoopDecision &decision) {
   if (iterations != F.trips)
     return F.op.emitError() << "a decision is for " << iterations << " iterations of a loop that runs "
                             << F.trips << " times";
-  // Much that a compile held beside the estimate while the stacks were there is copies of them in another order. What is
-  // little beside them is something that the bodies hold.
-  int64_t kept = 0;
-  for (const LoopPart &part : decision)
-    kept += part.choice.savedBytes / F.trips * part.iterations;
-  if (kept < stacks)
-    for (Operation *op = F.op; op && op != B.op->getNextNode(); op = op->getNextNode())
-      op->walk([&](Operation *inner) {
-        if (measuredExtra(inner) > copiedShare * stacks)
-          scaleMeasuredExtra(inner, static_cast<double>(kept) / stacks);
-      });
+  shrinkMeasured(decision);
   // Of one loop XLA takes what comes before it first; of several it puts gradients off until after all of them.
   if (decision.size() > 1)
     if (OpOperand *carry = carriedGradient())

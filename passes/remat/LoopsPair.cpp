@@ -1,5 +1,6 @@
 #include "passes/remat/LoopsPair.h"
 
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 
 #include "llvm/ADT/SetVector.h"
@@ -205,6 +206,35 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
   }
   now = prob.complete(wanted);
   return true;
+}
+
+OpOperand *MatchedPair::carriedGradient() {
+  OpOperand *largest = nullptr;
+  for (unsigned i = 0; i < B.size(); ++i) {
+    OpOperand &operand = B.op->getOpOperand(i);
+    Operation *maker = operand.get().getDefiningOp();
+    if (B.kinds[i] != WhileLoop::Kind::Carry || !maker || maker->getBlock() != B.op->getBlock() ||
+        !F.op->isBeforeInBlock(maker))
+      continue;
+    if (!largest || options.size(operand.get()) > options.size(largest->get()))
+      largest = &operand;
+  }
+  return largest;
+}
+
+/// What was held beside the estimate is copies of stacks where it is more than this part of them.
+static constexpr double copiedShare = 0.1;
+
+void MatchedPair::shrinkMeasured(const LoopDecision &decision) {
+  int64_t kept = 0;
+  for (const LoopPart &part : decision)
+    kept += part.choice.savedBytes / F.trips * part.iterations;
+  if (kept < stacks)
+    for (Operation *op = F.op; op && op != B.op->getNextNode(); op = op->getNextNode())
+      op->walk([&](Operation *inner) {
+        if (measuredExtra(inner) > copiedShare * stacks)
+          scaleMeasuredExtra(inner, static_cast<double>(kept) / stacks);
+      });
 }
 
 } // namespace farrier::remat

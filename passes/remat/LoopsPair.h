@@ -71,6 +71,9 @@ private:
   bool isRecomputable(mlir::Operation *op) const;
   /// The largest value that the backward loop starts from and that comes after the forward one; null if there is none.
   mlir::OpOperand *carriedGradient();
+  /// Much that a compile held beside the estimate while the stacks were there is copies of them in another order: as much
+  /// of it stays as the decision keeps of the stacks. What is little beside them is something that the bodies hold.
+  void shrinkMeasured(const LoopDecision &decision);
   /// Lets candidates wait in host memory.
   void offerHost(CostModel &costs);
 

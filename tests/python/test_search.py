@@ -54,6 +54,15 @@ class Planner:
         module.seconds = plan["predicted"]["seconds"]
 
 
+class Rough(Planner):
+    """Says where not even its least plan is believed to fit."""
+
+    def plan(self, module, context, *, temp_budget, host=True):
+        plan = super().plan(module, context, temp_budget=temp_budget, host=host)
+        plan["predicted"]["fits"] = temp_budget >= self.floor
+        return plan
+
+
 def context(budget, really, *, partitions=1, max_compiles=3, binding=True):
     """A context whose compiler needs `really(predicted temporary bytes)`."""
 
@@ -157,12 +166,6 @@ def test_an_impossible_budget_names_the_smallest_that_was_measured():
 
 
 def test_where_the_least_plan_fails_a_cheaper_one_nearby_is_tried():
-    class Rough(Planner):
-        def plan(self, module, context, *, temp_budget, host=True):
-            plan = super().plan(module, context, temp_budget=temp_budget, host=host)
-            plan["predicted"]["fits"] = temp_budget >= self.floor
-            return plan
-
     # The compiler needs less for the cheaper plan than for the one of the least predicted memory.
     planner = Rough(floor=400)
     needs = {800: 800, 400: 420, 412: 345}
@@ -359,12 +362,6 @@ def test_what_the_first_compile_showed_is_forgotten_where_plans_are_otherwise():
 
 def test_a_plan_that_was_not_believed_to_fit_is_not_the_end():
     # The least plan is predicted over the budget, fits by a hair, and costs more than need be.
-    class Rough(Planner):
-        def plan(self, module, context, *, temp_budget, host=True):
-            plan = super().plan(module, context, temp_budget=temp_budget, host=host)
-            plan["predicted"]["fits"] = temp_budget >= self.floor
-            return plan
-
     needs = {800: 900, 600: 497, 603: 499}
     planner = Rough(floor=600)
     plan = search.plan_step(Module(), [planner], context(FIXED + 500, needs.__getitem__))

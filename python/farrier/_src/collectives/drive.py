@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from farrier._src import errors, oracle
+from farrier._src import errors, hlo, oracle
 from farrier._src.collectives import hooks, prepare, schedule
 from farrier._src.collectives import parameters as parameter_sets
 from farrier._src.targets import Target
@@ -175,13 +176,14 @@ def improve(
     if not judge.all_hidden(original):
         found, reason, outcome = judge.scheduled(original, module)
         best = judge.better(original, found) if found is not None else original
+        program = base.hlo()
         if pipeline and order:
-            found, why = judge.pipelined(original, best, module)
+            found, why = judge.pipelined(original, best, module, program)
             if found is None:
                 judge.rejected[PIPELINE] = why
             else:
                 best, reason, outcome = found, "faster under every parameter set", found.outcome
-        opcodes = {i.opcode.removesuffix("-start") for c in base.hlo().computations for i in c.instructions}
+        opcodes = {i.opcode.removesuffix("-start") for c in program.computations for i in c.instructions}
         for variant in variants() if callable(variants) else variants:
             if why := variant.pointless(opcodes):
                 judge.rejected[variant.name] = why
@@ -262,11 +264,6 @@ def _reordered(found: Improved, module: Any, wish: schedule.Wish) -> tuple[Impro
     return changed, "faster under every parameter set"
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
-
 @dataclasses.dataclass
 class _Judge:
     """Compiles forms and schedules and compares them at the same prices."""
@@ -326,9 +323,11 @@ class _Judge:
             return 0.0
         return sum(1 - a.seconds / b.seconds for b, a in pairs) / len(pairs)
 
-    def pipelined(self, original: _Found, best: _Found, module: Any) -> tuple[_Found | None, str]:
+    def pipelined(
+        self, original: _Found, best: _Found, module: Any, program: hlo.Module
+    ) -> tuple[_Found | None, str]:
         """The program with changes before XLA's scheduler and our schedule after it, if that beats `best`."""
-        loops, joined = prepare.promising(original.compiled.hlo())
+        loops, joined = prepare.promising(program)
         if not loops and not joined:
             return None, "no collective of a loop could move, and none was joined with others"
         if loops and not self.may_compile():
@@ -434,11 +433,15 @@ class _Judge:
         wished for already. At best all that waits in loops is hidden; what it comes to, the compile says.
         """
         simulated = found.simulated[: len(self.sets)]
-        before = _mean(s.seconds for s in given.simulated[: len(self.sets)])
-        waits = _mean(sum(w.exposed_seconds for w in s.waits if w.runs > 1) for s in simulated)
-        most = before - _mean(s.compute_seconds for s in simulated)
+        before = statistics.fmean(s.seconds for s in given.simulated[: len(self.sets)])
+        waits = statistics.fmean(sum(w.exposed_seconds for w in s.waits if w.runs > 1) for s in simulated)
+        most = before - statistics.fmean(s.compute_seconds for s in simulated)
         alone = schedule.Wish(
-            more, before - _mean(s.seconds for s in simulated) + waits, growth, pipeline=True, buckets=True
+            more,
+            before - statistics.fmean(s.seconds for s in simulated) + waits,
+            growth,
+            pipeline=True,
+            buckets=True,
         )
         self.asked += [
             alone,
