@@ -13,55 +13,32 @@ and measured to need. The budget above the need is a tenth more than the step ta
 from __future__ import annotations
 
 import argparse
-import pathlib
 import resource
-import sys
 from collections.abc import Callable
 
 import farrier
-from farrier._src import oracle
 from lines import Lines, main, memory_cells
+from steps import Step
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-import workloads
-
-# name -> topology, options: few layers of full width, so that a compile takes seconds.
+# Few layers of full width, so that a compile takes seconds.
 GRID = {
-    "llm-1b": ("1x1x1", {"layers": 4}),
-    "llm-1b-scan": ("1x1x1", {"layers": 8}),
-    "llm-1b-naive": ("1x1x1", {"layers": 2}),
-    "llm-1b-accumulate": ("1x1x1", {"layers": 4}),
-    "fsdp-scan": ("1x1x8", {"layers": 4}),
-    "translator": ("1x1x1", {}),
+    "llm-1b": Step("llm-1b", options={"layers": 4}),
+    "llm-1b-scan": Step("llm-1b-scan", options={"layers": 8}),
+    "llm-1b-naive": Step("llm-1b-naive", options={"layers": 2}),
+    "llm-1b-accumulate": Step("llm-1b-accumulate", options={"layers": 4}),
+    "fsdp-scan": Step("fsdp-scan", "1x1x8", {"layers": 4}),
+    "translator": Step("translator"),
 }
-MORE = {
-    "vit-large": ("1x1x1", {}),
-    "unet": ("1x1x1", {}),
-    "resnet-50": ("1x1x1", {}),
-    "lstm": ("1x1x1", {}),
-}
+MORE = {name: Step(name) for name in ("vit-large", "unet", "resnet-50", "lstm")}
 BUDGETS = 6
 ABOVE = 1.1
 FIELDS = ("workload", "options", "share")
 
 
-def measured(name: str, policy: str) -> dict:
-    """The step as written or under a policy; bytes of one device."""
-    topology, options = (GRID | MORE)[name]
-    target = farrier.Target("h100", topology=topology)
-    found = oracle.measure(workloads.build(name, target, remat=policy, **options).lower(), target)
-    return {"total_bytes": found.total_bytes, "temp_bytes": found.temp_bytes, "flops": found.flops}
-
-
-def searched(name: str, budget: int, flops: float) -> dict:
+def searched(step: Step, budget: int, flops: float) -> dict:
     """What `farrier.optimize` finds within `budget` bytes in total; `flops` are those as written."""
-    topology, options = (GRID | MORE)[name]
-    target = farrier.Target("h100", topology=topology)
-    built = workloads.build(name, target, **options)
-    step = farrier.optimize(built.function, memory_budget=budget, target=target, passes=["remat"])
     try:
-        plan = step.plan(*built.arguments)
+        plan = step.plan(budget, passes=["remat"])
     except farrier.BudgetError as error:
         return {"kept": False, "smallest_bytes": error.smallest_bytes}
     after, attempts = plan.measured["after"], plan.measured.get("attempts", [])
@@ -93,9 +70,10 @@ def timed(measure: Callable[[], dict]) -> Callable[[], dict]:
 
 def run(args: argparse.Namespace, found: Lines) -> None:
     for name in args.only:
-        row = {"workload": name, "options": (GRID | MORE)[name][1]}
-        written = found.once({**row, "share": "as written"}, timed(lambda n=name: measured(n, "none")))
-        floor = found.once({**row, "share": "floor"}, timed(lambda n=name: measured(n, "nothing")))
+        step = (GRID | MORE)[name]
+        row = {"workload": name, "options": step.options}
+        written = found.once({**row, "share": "as written"}, timed(lambda s=step: s.written("none")))
+        floor = found.once({**row, "share": "floor"}, timed(lambda s=step: s.written("nothing")))
         fixed = written["total_bytes"] - written["temp_bytes"]
         need = written["temp_bytes"]
         for i in range(BUDGETS, -1, -1):
@@ -104,7 +82,7 @@ def run(args: argparse.Namespace, found: Lines) -> None:
             budget = int(ABOVE * written["total_bytes"]) if i == BUDGETS else fixed + temp
             found.once(
                 {**row, "share": share, "budget_bytes": budget},
-                timed(lambda n=name, b=budget, f=written["flops"]: searched(n, b, f)),
+                timed(lambda s=step, b=budget, f=written["flops"]: searched(s, b, f)),
                 again=args.again,
             )
 

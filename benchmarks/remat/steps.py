@@ -34,18 +34,21 @@ class Step:
         measurement = oracle.measure(built.lower(), self.target)
         return described(measurement.to_json()) | {"total_bytes": measurement.total_bytes}
 
-    def searched(self, budget: int, *, host: bool, compiles: int, objective: str = "time") -> dict[str, Any]:
-        """What `farrier.optimize` finds within `budget` bytes in total; the least it measured where it refuses."""
+    def plan(self, budget: int, **options: Any) -> farrier.Plan:
+        """What `farrier.optimize` with these options decides within `budget` bytes in total.
+
+        Raises:
+          farrier.BudgetError: nothing keeps it.
+        """
         built = workloads.build(self.workload, self.target, **self.options)
-        step = farrier.optimize(
-            built.function,
-            memory_budget=budget,
-            target=self.target,
-            passes=[farrier.Remat(offload=host, objective=objective)],
-            max_compiles=compiles,
-        )
+        step = farrier.optimize(built.function, memory_budget=budget, target=self.target, **options)
+        return step.plan(*built.arguments)
+
+    def searched(self, budget: int, *, host: bool, compiles: int, objective: str = "time") -> dict[str, Any]:
+        """What rematerialization finds within `budget` bytes in total; the least it measured where it refuses."""
+        passes = [farrier.Remat(offload=host, objective=objective)]
         try:
-            plan = step.plan(*built.arguments)
+            plan = self.plan(budget, passes=passes, max_compiles=compiles)
         except farrier.BudgetError as error:
             return {"smallest_bytes": error.smallest_bytes}
         attempts = plan.measured.get("attempts", [])
