@@ -80,6 +80,10 @@ std::vector<NamedBlock> plannableBlocks(ModuleOp module) {
 /// enough together.
 constexpr size_t mostFine = 12;
 
+/// Operations of a block up to which it is tried as one segment, too, which keeps nothing at borders: what is kept
+/// there matters where there are few layers, and the time to decide grows faster than the block.
+constexpr unsigned mostWhole = 4096;
+
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
   std::vector<int64_t> sizes;
@@ -235,7 +239,10 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
       for (unsigned boundary : unit.getBoundaries()) {
         unit.setBoundary(boundary);
         std::vector<std::vector<unsigned>> seen;
-        for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+        std::vector<int64_t> sizes = segmentSizes(unit, options.smallBytes);
+        if (unit.getGraph().numOps() <= mostWhole)
+          sizes.insert(sizes.begin(), unit.residualBytes());
+        for (int64_t segmentBytes : sizes)
           for (bool tail : {false, true}) {
             std::vector<unsigned> cuts = unit.chooseCuts(segmentBytes, tail);
             if (llvm::is_contained(seen, cuts))

@@ -214,6 +214,15 @@ Segmentation StraightLine::segmentAt(std::vector<unsigned> cuts) const {
   return result;
 }
 
+double StraightLine::costOfAgain(unsigned op, double kernelSeconds) const {
+  if (!graph->isVirtual[op])
+    return kernelSeconds;
+  // It runs inside its reader's kernel: its inputs are read there anyway. What XLA does not store runs there as it is.
+  bool stored = llvm::any_of(graph->outputs[op],
+                             [&](unsigned value) { return roots->isRoot(value) && buffers->isRoot(value); });
+  return stored ? 0.3 * kernelSeconds : 0;
+}
+
 Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentation &segmentation,
                                   int which) const {
   const std::vector<bool> &crosses = segmentation.crosses;
@@ -282,8 +291,7 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
     if (fresh) {
       OpCost cost = costs.cost(operation);
       candidate.flops = cost.flops;
-      // A virtual operation runs inside its reader's kernel: its inputs are read there anyway.
-      candidate.seconds = graph->isVirtual[op] ? 0.3 * cost.seconds : cost.seconds;
+      candidate.seconds = costOfAgain(op, cost.seconds);
     }
     llvm::SmallVector<unsigned> operands;
     for (unsigned input : graph->inputs[op])

@@ -138,6 +138,9 @@ private:
   llvm::DenseMap<unsigned, unsigned> placeClones(llvm::ArrayRef<unsigned> chain, llvm::ArrayRef<Read> uses,
                                                  unsigned stage) const;
 
+  /// Seconds of computing an operation's results again, with what it costs as a kernel of its own.
+  double costOfAgain(unsigned op, double kernelSeconds) const;
+
   void castBeforeUpdate(unsigned op, mlir::Operation *cast) const;
 
   int64_t smallBytes;
