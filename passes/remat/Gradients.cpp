@@ -1,7 +1,6 @@
 #include "passes/remat/Gradients.h"
 
 #include "farrier/Analysis/OpInfo.h"
-#include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/Builders.h"
@@ -11,11 +10,11 @@ using namespace mlir;
 
 namespace farrier::remat {
 
-SmallVector<Value> finishedProducts(Operation *boundary, Operation *position) {
+SmallVector<Value> finishedProducts(Operation *boundary, Operation *position, ProductFilter filter) {
   Block &block = *position->getBlock();
   llvm::SetVector<Value> all;
   for (Operation *op = boundary->getNextNode(); op && op != position; op = op->getNextNode()) {
-    if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(op) || deviceShare(op) != 1)
+    if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(op) || (filter && !filter(op)))
       continue;
     // Layout changes and casts that follow come along: what is joined is what crosses `position`.
     llvm::SetVector<Value> reached, crossing;
@@ -26,7 +25,8 @@ SmallVector<Value> finishedProducts(Operation *boundary, Operation *position) {
         Operation *here = block.findAncestorOpInBlock(*user);
         if (here && !here->isBeforeInBlock(position))
           crossing.insert(reached[at]);
-        else if (here && classify(here) == OpClass::Virtual)
+        else if (here && (classify(here) == OpClass::Virtual ||
+                          isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
           reached.insert(here->result_begin(), here->result_end());
         else
           read = true;
@@ -37,9 +37,10 @@ SmallVector<Value> finishedProducts(Operation *boundary, Operation *position) {
   return all.takeVector();
 }
 
-void finishProducts(Operation *boundary, Operation *position, OpOperand &through) {
+void finishProducts(Operation *boundary, Operation *position, OpOperand &through,
+                    ProductFilter filter) {
   SmallVector<Value> joined;
-  for (Value value : finishedProducts(boundary, position))
+  for (Value value : finishedProducts(boundary, position, filter))
     if (value != through.get() && !llvm::is_contained(position->getOperands(), value))
       joined.push_back(value);
   if (joined.empty())

@@ -1,5 +1,6 @@
 #include "passes/remat/Planner.h"
 
+#include "passes/remat/Gathers.h"
 #include "passes/remat/LoopPlanner.h"
 #include "passes/remat/Loops.h"
 #include "passes/remat/OffloadStraight.h"
@@ -382,6 +383,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   readThroughConcatenations(module);
   int64_t asWritten = estimateModule(module);
+  bool gathers = gatherLate(module) > 0;
   std::optional<Draft> best;
   int64_t bestAfter = 0;
   auto cost = [byFlops = options.objective == "flops"](const Draft &draft) {
@@ -410,8 +412,10 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     asked.offload.onlyAsked = true;
     llvm::json::Value without = makePlan(module, asked);
     const llvm::json::Object *predicted = without.getAsObject()->getObject("predicted");
-    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter)
+    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter) {
+      (*without.getAsObject())["gathers"] = gathers;
       return without;
+    }
   }
   if (!best)
     best = Draft{llvm::json::Object{{"version", 1},
@@ -419,6 +423,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
                                     {"loops", llvm::json::Array()},
                                     {"blocks", llvm::json::Array()}},
                  false, false, false, asWritten};
+  best->plan["gathers"] = gathers && (best->loops || best->blocks || asWritten > options.budget);
   best->plan["predicted"] = llvm::json::Object{{"before", asWritten},
                                                {"after", bestAfter},
                                                {"seconds", best->seconds},
@@ -535,6 +540,8 @@ LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t 
   if (!blocks)
     return module.emitError("the rematerialization plan has no blocks");
   readThroughConcatenations(module); // as the planner saw it
+  if (plan.getBoolean("gathers").value_or(false))
+    gatherLate(module);
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
   if (const llvm::json::Array *loops = plan.getArray("loops"))
     if (failed(

@@ -1,5 +1,7 @@
 #include "passes/remat/StraightLine.h"
 
+#include "passes/remat/Gradients.h"
+
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -342,6 +344,79 @@ static bool isPartitioned(Block &block) {
   return count && count.getInt() > 1;
 }
 
+/// A parameter smaller than this, all devices' parts together, is as good as free to keep gathered: a norm's.
+static constexpr int64_t freeToKeep = 256 << 10;
+
+void StraightLine::keepSmallParameters(Recomputation &what) const {
+  llvm::DenseSet<unsigned> kept;
+  auto small = [&](unsigned value) { return byteSize(graph->values[value]) < freeToKeep; };
+  for (unsigned leaf : what.leaves)
+    if (graph->definition[leaf] < 0 && small(leaf))
+      kept.insert(leaf);
+  // What is made of those alone is read where the forward part made it: small values and views of them. A parameter of which
+  // more is made alone, such as a mask of tokens, must be tied, or XLA merges what is computed again with the original.
+  llvm::DenseMap<unsigned, llvm::SmallVector<unsigned, 2>> madeOf;
+  for (bool again = !kept.empty(); again;) {
+    again = false;
+    madeOf.clear();
+    for (unsigned leaf : kept)
+      madeOf[leaf] = {leaf};
+    for (unsigned op : what.chain) {
+      llvm::SmallVector<unsigned, 2> sources;
+      bool tied = false;
+      for (unsigned input : graph->inputs[op])
+        if (auto it = madeOf.find(input); it != madeOf.end())
+          sources.append(it->second);
+        else
+          tied |= !constant[input];
+      if (tied)
+        continue;
+      bool view = isa<stablehlo::BroadcastInDimOp, stablehlo::BroadcastOp>(graph->ops[op]);
+      if (graph->isVirtual[op] && (view || llvm::all_of(graph->outputs[op], small))) {
+        for (unsigned value : graph->outputs[op])
+          madeOf[value] = sources;
+        continue;
+      }
+      for (unsigned leaf : sources)
+        again |= kept.erase(leaf);
+      if (again)
+        break;
+    }
+  }
+  llvm::erase_if(what.leaves, [&](unsigned leaf) { return kept.contains(leaf); });
+  llvm::erase_if(what.chain, [&](unsigned op) {
+    return !graph->outputs[op].empty() && madeOf.contains(graph->outputs[op].front());
+  });
+  llvm::erase_if(what.uses, [&](const Read &use) { return madeOf.contains(use.value); });
+}
+
+/// Of a partitioned program's temporaries: a product that lets go so much more than it makes is not put off.
+static constexpr int64_t muchOfAll = 16;
+
+llvm::DenseSet<Operation *> StraightLine::productsThatLetGo(unsigned stage) const {
+  std::vector<int64_t> profile = liveness->profile();
+  int64_t much = profile.empty() ? 0 : *llvm::max_element(profile) / muchOfAll;
+  llvm::DenseSet<Operation *> result;
+  for (unsigned op = boundary + 1; op < stage; ++op) {
+    if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(graph->ops[op]))
+      continue;
+    llvm::SmallVector<unsigned> seen;
+    int64_t less = 0;
+    for (unsigned input : graph->inputs[op])
+      for (unsigned root : buffers->roots(input))
+        if (const Liveness::Range &range = liveness->range(root);
+            range.live && range.last < stage && !llvm::is_contained(seen, root)) {
+          seen.push_back(root);
+          less += graph->bytes[root];
+        }
+    for (unsigned value : graph->outputs[op])
+      less -= graph->bytes[value];
+    if (less >= std::max(much, smallBytes))
+      result.insert(graph->ops[op]);
+  }
+  return result;
+}
+
 /// A parameter that is cast again in the backward part must have been read before the optimizer overwrites it: XLA
 /// runs an update as soon as its gradient exists, and copies the parameter, from the forward part on, where a later
 /// cast reads it too. The gradient waits for the cast.
@@ -464,11 +539,15 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   });
   std::vector<Value> current = graph->values;
   std::vector<std::pair<unsigned, Operation *>> casts;
+  bool partitioned = isPartitioned(graph->block);
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];
     unsigned stage = segment.stage;
-    auto [chain, leaves, uses] = recomputation(segmentation.uses[which], recomputed);
+    Recomputation what = recomputation(segmentation.uses[which], recomputed);
+    if (partitioned)
+      keepSmallParameters(what);
+    auto &[chain, leaves, uses] = what;
     if (uses.empty())
       continue;
 
@@ -496,7 +575,8 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, stage);
     for (unsigned op : chain) {
       builder.setInsertionPoint(graph->ops[place.lookup(op)]);
-      // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
+      // Values from outside the chain are constants, or made of small parameters: `current` maps what an earlier stage
+      // replaced.
       Operation *clone = builder.clone(*graph->ops[op], mapping);
       ++cloned;
       dropMeasuredExtra(clone);
@@ -514,10 +594,15 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
         if (user >= stage && !graph->isTerminator(user))
           graph->ops[user]->walk([&](Operation *inner) { inner->replaceUsesOfWith(current[front], tied); });
       current[front] = tied;
+      if (partitioned) {
+        llvm::DenseSet<Operation *> done = productsThatLetGo(stage);
+        finishProducts(graph->ops[boundary], barrier, barrier->getOpOperands().back(),
+                       [&](Operation *product) { return done.contains(product); });
+      }
     }
   }
   // What waits on the host ties gradients itself; a partitioned program's hide communication.
-  bool tie = !isPartitioned(graph->block) &&
+  bool tie = !partitioned &&
              llvm::none_of(choices, [](const Choice *choice) { return choice && choice->hostBytes > 0; });
   for (auto [op, cast] : casts)
     if (tie)
