@@ -8,7 +8,9 @@
 #ifndef FARRIER_PASSES_REMAT_GRADIENTS_H
 #define FARRIER_PASSES_REMAT_GRADIENTS_H
 
-#include "mlir/IR/Operation.h"
+#include "farrier/Analysis/Graph.h"
+
+#include "mlir/IR/BuiltinOps.h"
 #include "llvm/ADT/STLFunctionalExtras.h"
 #include "llvm/ADT/SmallVector.h"
 
@@ -25,6 +27,13 @@ llvm::SmallVector<mlir::Value> finishedProducts(mlir::Operation *boundary, mlir:
 /// Lets `position`, which reads `through`, wait for the products between `boundary` and it: a barrier joins them.
 void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::OpOperand &through,
                     ProductFilter filter = nullptr);
+
+/// Weight gradients in `block` and the loops inside run before what comes next, where XLA could raise the estimated peak by
+/// putting them off: by what they read, of values from `smallBytes` on.
+void finishBeforePeak(mlir::Block &block, const SizeFn &size, int64_t smallBytes);
+
+/// Whether the program of a block runs on several devices, so that its gradients hide communication.
+bool isPartitioned(mlir::Block &block);
 
 } // namespace farrier::remat
 

@@ -338,12 +338,6 @@ llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsi
   return place;
 }
 
-static bool isPartitioned(Block &block) {
-  auto module = block.getParentOp()->getParentOfType<ModuleOp>();
-  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
-  return count && count.getInt() > 1;
-}
-
 /// A parameter smaller than this, all devices' parts together, is as good as free to keep gathered: a norm's.
 static constexpr int64_t freeToKeep = 256 << 10;
 
