@@ -16,7 +16,9 @@ from farrier._src.drivers import remat
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "benchmarks" / "remat"))
 
+import exact
 import straight
+import workloads
 
 MIB = 2**20
 
@@ -217,3 +219,16 @@ def test_the_planner_is_near_the_reference(share):
     assert plan["fits"]
     assert 0 < exact <= plan["seconds"] * (1 + 1e-6)
     assert plan["seconds"] <= 1.02 * exact
+
+
+def test_loops_are_decided_near_the_reference():
+    step = workloads.build("llm-tiny-scan", layers=5).lower().compiler_ir("stablehlo")
+    program = _core.Module.parse(step.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
+    request = {"shares": exact.SHARES, "machine": remat.machine(farrier.Target("h100"))}
+    pairs = json.loads(program.query("remat.loops", json.dumps(request)))["pairs"]
+    rows = exact.compare(pairs)
+    assert len(rows) == len(exact.SHARES)
+    for row in rows:
+        assert 0 < row["exact_seconds"] <= row["planned_seconds"] * (1 + 1e-6)
+        # A split of the loops has to gain 2 %.
+        assert row["planned_seconds"] <= 1.02 / 0.98 * row["exact_seconds"]
