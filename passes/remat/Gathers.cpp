@@ -70,7 +70,7 @@ private:
     unsigned other = graph.id(joined[1 - weight]);
     // A barrier stores what it joins.
     if (!ofArguments[graph.id(joined[weight])] || ofArguments[other] || !estimate.getRoots().isRoot(other) ||
-        graph.bytes[other] < gathered || isa<stablehlo::OptimizationBarrierOp>(joined[1 - weight].getDefiningOp()))
+        graph.bytes[other] < gathered)
       return false;
     OpBuilder builder(dot);
     auto barrier = stablehlo::OptimizationBarrierOp::create(builder, dot.getLoc(), TypeRange(ValueRange(joined)),

@@ -256,14 +256,24 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
                          int64_t peak) {
   int64_t trips = pair.problem().instances;
   std::vector<Choice> frontier = frontierWithHost(pair.problem());
-  Found withHost = search(module, options, pair, key, frontier, peak);
-  // Also where it sends nothing: what it could send can have led the search astray.
+  Found found = search(module, options, pair, key, frontier, peak);
   if (llvm::none_of(frontier, [](const Choice &choice) { return choice.hostBytes > 0; }))
-    return withHost.decision;
-  Found without = search(module, options, pair, key, frontierWithHost(withoutHost(pair.problem())), peak);
-  bool keep = without.decision.empty() || isBetter(options.budget, withHost.peak, seconds(withHost.decision, trips),
-                                                   without.peak, seconds(without.decision, trips));
-  return keep ? withHost.decision : without.decision;
+    return found.decision;
+  auto consider = [&](Problem problem) {
+    Found other = search(module, options, pair, key, frontierWithHost(problem), peak);
+    if (!other.decision.empty() &&
+        (found.decision.empty() || isBetter(options.budget, other.peak, seconds(other.decision, trips), found.peak,
+                                            seconds(found.decision, trips))))
+      found = std::move(other);
+  };
+  // Slices are on their way while a loop runs, and not where the most is in memory, if that is between the loops.
+  Problem elsewhere = pair.problem();
+  for (Candidate &candidate : elsewhere.candidates)
+    candidate.hostBytes = 0;
+  consider(std::move(elsewhere));
+  // Also where it sends nothing: what it could send can have led the search astray.
+  consider(withoutHost(pair.problem()));
+  return found.decision;
 }
 
 /// Adds a decision about a pair, which stands as before it, to the plan.
