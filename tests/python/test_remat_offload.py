@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 
 import comparator
 import farrier
@@ -101,43 +100,6 @@ def test_the_gpu_compiler_moves_what_the_plan_sends(scanned, tmp_path):
     assert after.flops <= 1.01 * before.flops
 
 
-def loss_with_head(weights, head, x):
-    """Layers of two products and a loss that takes more memory than all that the layers save."""
-
-    def layer(x, w):
-        return x + jnp.tanh(x @ w[0]) @ w[1], None
-
-    x, _ = jax.lax.scan(layer, x, weights)
-    return jnp.mean(jax.nn.logsumexp(x @ head, -1))
-
-
-def module_with_head(layers=LAYERS, rows=256, width=64, vocabulary=4096):
-    def shape(*sizes):
-        return jax.ShapeDtypeStruct(sizes, np.float32)
-
-    gradient = jax.jit(jax.grad(loss_with_head, argnums=(0, 1, 2)))
-    lowered = gradient.lower(shape(layers, 2, width, width), shape(width, vocabulary), shape(rows, width))
-    return interchange.to_core(lowered.compiler_ir("stablehlo"))
-
-
-def test_nothing_is_fetched_before_the_gradient_is_there(tmp_path):
-    """What the backward loop reads first of what waits on the host would else lie beside the loss."""
-    module = module_with_head()
-    plan = plan_for(module, 0.9, machine=FAST, objective="flops")
-    assert offloaded(plan)
-    text = apply(module, plan, tmp_path).print(locations=False).decode()
-    (name,) = re.findall(r"(%\w+):2 = .*optimization_barrier.* : \(tensor<256x64xf32>, tensor<i32>\)", text)
-    assert len(re.findall(rf"dynamic_slice\W+[%\w#]+, {name}#1", text)) == len(offloaded(plan))
-    assert re.search(rf"while.*{name}#0", text)
-
-
-def test_slices_under_way_do_not_count_beside_the_loss():
-    """The budget leaves no room for stacks where the loss is, and slices are not there yet: all may go to the host."""
-    predicted = plan_for(module_with_head(layers=4), 0.88, machine=FAST)["predicted"]
-    assert predicted["fits"]
-    assert predicted["flops"] == 0
-
-
 @BOTH
 def test_estimates_count_nothing_for_what_waits_on_the_host(scanned, tmp_path):
     module = module_of(scanned, width=2048, rows=8192)
@@ -165,10 +127,10 @@ def test_host_memory_never_makes_a_plan_dearer(scanned, share, machine):
 
 def test_a_plan_with_transfers_is_not_believed_below_its_own_estimate(tmp_path):
     """Stacks sent in the straight-line part: segments miss what loops hold."""
-    step = workloads.build("llm-tiny-scan", layers=4, length=256, batch=2)
+    step = workloads.build("llm-tiny-scan", layers=8, length=128, batch=1)
     module = interchange.to_core(step.lower().compiler_ir("stablehlo"))
     sent = 0
-    for share in (0.9, 0.5, 0.2, 0.15, 0.1):
+    for share in (0.5, 0.25, 0.1):
         plan = plan_for(module, share=share, machine=FAST)
         sent += any("offload" in (part or {}) for block in plan["blocks"] for part in block["segments"])
         estimate = json.loads(apply(module, plan, tmp_path).query("memory.estimate", "{}"))["temp"]

@@ -1,10 +1,13 @@
 #include "farrier/Analysis/Graph.h"
 
+#include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/Layouts.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "mlir/IR/OperationSupport.h"
+#include "mlir/Interfaces/FunctionInterfaces.h"
 #include "mlir/Transforms/RegionUtils.h"
 #include "llvm/ADT/DenseSet.h"
 
@@ -89,10 +92,72 @@ static bool isIdentity(Operation *op) {
   return isa<stablehlo::ConvertOp>(op) && op->getOperand(0).getType() == op->getResult(0).getType();
 }
 
+/// A constant or a parameter of the program, spread over a shape.
+static bool isSpread(Value value) {
+  Operation *op = value.getDefiningOp();
+  if (isa_and_nonnull<stablehlo::ConstantOp>(op))
+    return true;
+  if (!isa_and_nonnull<stablehlo::BroadcastInDimOp, stablehlo::BroadcastOp>(op))
+    return false;
+  Value from = op->getOperand(0);
+  auto argument = dyn_cast<BlockArgument>(from);
+  return argument ? isa_and_nonnull<FunctionOpInterface>(argument.getOwner()->getParentOp())
+                  : isa<stablehlo::ConstantOp>(from.getDefiningOp());
+}
+
+/// The operand that a product reads in the place of what this operation makes of it, null where it reads the
+/// result: its kernel computes what needs one operand, no wider than the result (IsInputWorthFusing and what stands
+/// around it in XLA's triton_tiling_propagation.cc).
+static Value computedInProduct(Operation *op) {
+  if (!op || op->getNumResults() != 1 || !isElementwise(op))
+    return Value();
+  Value from;
+  for (Value operand : op->getOperands())
+    if (op->getNumOperands() == 1 || !isSpread(operand)) {
+      if (from)
+        return Value();
+      from = operand;
+    }
+  if (!from || op->getNumOperands() > 2 || byteSize(from.getType()) > byteSize(op->getResult(0).getType()))
+    return Value();
+  return from;
+}
+
+/// What a product reads for an operand: what is left of it without what its own kernel computes.
+static Value readByProduct(const BlockGraph &graph, Value operand) {
+  Value source = operand;
+  for (Operation *op = operand.getDefiningOp(); op;) {
+    bool keepsOrder = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op);
+    Value from = keepsOrder ? op->getOperand(0) : computedInProduct(op);
+    if (!from || !graph.contains(from) || measuredStored(op) == true)
+      break;
+    if (!keepsOrder)
+      source = from;
+    op = from.getDefiningOp();
+  }
+  return source;
+}
+
 /// XLA:GPU fuses no more than this many operands into one kernel (MaxOperandsAndOutputsPerFusion in its
 /// gpu_fusible.cc): what joins more is a buffer. It also bounds the work here: a chain that joins one more
 /// root at each step has sets of every length otherwise.
 static constexpr size_t maxFusionOperands = 96;
+
+/// What a convolution that gives the gradient of its input reads for a reversed filter: cuDNN reverses it.
+static unsigned reversedFilter(const BlockGraph &graph, unsigned op, unsigned value) {
+  if (isa<stablehlo::ConvolutionOp>(graph.ops[op]))
+    if (auto reverse = graph.values[value].getDefiningOp<stablehlo::ReverseOp>();
+        reverse && graph.contains(reverse.getOperand()))
+      return graph.id(reverse.getOperand());
+  return value;
+}
+
+/// Whether the operation adds to the result of a convolution that nothing else reads.
+static bool addsToConvolution(Operation *op) {
+  return isa<stablehlo::AddOp>(op) && llvm::any_of(op->getOperands(), [](Value operand) {
+           return isa_and_nonnull<stablehlo::ConvolutionOp>(operand.getDefiningOp()) && operand.hasOneUse();
+         });
+}
 
 /// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros.
 static bool isSplat(Operation *op) {
@@ -119,6 +184,20 @@ static Value stackedValue(stablehlo::WhileOp loop, unsigned i) {
     value = op->getOperand(0);
   }
   return value;
+}
+
+/// Whether two values are computed alike, which XLA's common subexpressions make one; looks `depth` operations deep.
+static bool isSame(Value a, Value b, unsigned depth = 8) {
+  if (a == b)
+    return true;
+  Operation *first = a.getDefiningOp(), *second = b.getDefiningOp();
+  if (!first || !second || depth == 0 || first->getNumRegions() || classify(first) != OpClass::Virtual ||
+      cast<OpResult>(a).getResultNumber() != cast<OpResult>(b).getResultNumber())
+    return false;
+  return OperationEquivalence::isEquivalentTo(
+      first, second,
+      [depth](Value x, Value y) { return success(isSame(x, y, depth - 1)); },
+      /*markEquivalent=*/nullptr, OperationEquivalence::IgnoreLocations | OperationEquivalence::IgnoreDiscardableAttrs);
 }
 
 namespace {
@@ -175,6 +254,32 @@ private:
   const std::vector<bool> &feedsKernel;
 };
 
+/// Where elementwise values end: the one kernel that all of their readers are part of.
+class Kernels {
+public:
+  Kernels(const BlockGraph &graph, const std::vector<bool> &stored) : ends(graph.numValues()) {
+    for (unsigned value = graph.numValues(); value-- > 0;) {
+      int end = -1;
+      for (unsigned user : graph.users[value]) {
+        bool passes = graph.isVirtual[user] && graph.outputs[user].size() == 1 && !graph.isTerminator(user);
+        int to = passes ? ends[graph.outputs[user][0]] : static_cast<int>(graph.numValues() + user);
+        if (end >= 0 && to != end) {
+          end = -1;
+          break;
+        }
+        end = to;
+      }
+      ends[value] = end < 0 || stored[value] ? static_cast<int>(value) : end;
+    }
+  }
+
+  /// Whether the value is read in one kernel only, which computes it.
+  bool isInside(unsigned value) const { return ends[value] != static_cast<int>(value); }
+
+private:
+  std::vector<int> ends; ///< of each value: a stored or many times read value, or an operation after all values
+};
+
 } // namespace
 
 /// A value of more roots than this is stored: XLA does not compute what is so deep again in each reader.
@@ -187,12 +292,34 @@ static bool movesElements(Operation *op) {
              stablehlo::ReverseOp>(op);
 }
 
+/// Values that several products read from one copy: they want it in the same order.
+static std::vector<bool> sharedCopies(const BlockGraph &graph, const Layouts &layouts) {
+  std::vector<bool> shared(graph.numValues(), false);
+  llvm::DenseMap<unsigned, llvm::SmallVector<llvm::SmallVector<unsigned>>> seen;
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    if (!isa<stablehlo::DotGeneralOp>(graph.ops[op]) || !readsBuffers(graph.ops[op]))
+      continue;
+    for (auto [k, operand] : llvm::enumerate(graph.ops[op]->getOperands())) {
+      if (!graph.contains(operand) || layouts.serves(op, k))
+        continue;
+      auto &orders = seen[graph.id(operand)];
+      llvm::SmallVector<unsigned> order = layouts.wanted(op, k);
+      if (llvm::is_contained(orders, order))
+        shared[graph.id(operand)] = true;
+      else
+        orders.push_back(std::move(order));
+    }
+  }
+  return shared;
+}
+
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
   std::vector<bool> feedsKernel(graph.numValues(), false), isCopied(graph.numValues(), false),
       moved(graph.numValues(), false);
   std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
     layouts.emplace(graph);
+    std::vector<bool> shared = sharedCopies(graph, *layouts);
     for (unsigned op = graph.numOps(); op-- > 0;) {
       if (isa<stablehlo::DotGeneralOp>(graph.ops[op]) && readsBuffers(graph.ops[op])) {
         for (auto [k, operand] : llvm::enumerate(graph.ops[op]->getOperands())) {
@@ -200,8 +327,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
             continue;
           unsigned value = graph.id(operand);
           Operation *definition = operand.getDefiningOp();
-          if (layouts->serves(op, k) || (definition && measuredStored(definition) == true)) {
-            feedsKernel[value] = true;
+          if (layouts->serves(op, k) || shared[value] || (definition && measuredStored(definition) == true)) {
+            feedsKernel[graph.id(readByProduct(graph, operand))] = true;
           } else if (graph.bytes[value] >= options.smallBytes) {
             copies[op].push_back(value);
             isCopied[value] = true;
@@ -209,8 +336,11 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         }
       } else if (readsBuffers(graph.ops[op])) {
         for (unsigned value : graph.inputs[op])
-          feedsKernel[value] = true;
+          feedsKernel[reversedFilter(graph, op, value)] = true;
       }
+      // What is added to a convolution's result cuDNN adds in the same kernel.
+      else if (addsToConvolution(graph.ops[op]))
+        feedsKernel[graph.outputs[op][0]] = true;
       // A layout change does not stand between a value and the kernel.
       else if ((isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
                     graph.ops[op]) ||
@@ -222,8 +352,11 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
   }
 
   std::optional<Needs> needs;
-  if (options.materialiseKernelOperands)
+  std::optional<Kernels> kernels;
+  if (options.materialiseKernelOperands) {
     needs.emplace(graph, feedsKernel);
+    kernels.emplace(graph, feedsKernel);
+  }
   // Bytes of the big roots that a joined value, stored, lets go before its own last reader.
   auto freed = [&](unsigned value, llvm::ArrayRef<unsigned> joined) {
     auto root = [&](unsigned other) { return isRoot(other); };
@@ -257,11 +390,14 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       // Two stacks of the same values are one: XLA merges them.
       auto loop = dyn_cast<stablehlo::WhileOp>(operation);
       if (loop && options.materialiseKernelOperands && graph.outputs[op].size() == loop->getNumOperands()) {
-        llvm::DenseMap<std::pair<Value, Type>, unsigned> stacks;
+        llvm::DenseMap<Type, llvm::SmallVector<std::pair<Value, unsigned>>> stacks;
         for (auto [i, value] : llvm::enumerate(graph.outputs[op]))
           if (Value slice = stackedValue(loop, i)) {
-            auto [first, fresh] = stacks.try_emplace({slice, loop->getResult(i).getType()}, value);
-            if (!fresh)
+            auto &others = stacks[loop->getResult(i).getType()];
+            auto first = llvm::find_if(others, [&](const auto &other) { return isSame(slice, other.first); });
+            if (first == others.end())
+              others.push_back({slice, value});
+            else
               sets[value] = sets[first->second];
           }
       }
@@ -288,7 +424,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
         if (big >= 2 && bytes < bigBytes)
-          root |= !needs || isMoved || joined.size() > mostJoined || freed(value, joined) >= bytes;
+          root |= !needs || isMoved || joined.size() > mostJoined ||
+                  (!kernels->isInside(value) && freed(value, joined) >= bytes);
         // What products copy anyway is converted in the kernels that copy it.
         root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes &&
                 !(isCopied[value] &&

@@ -124,6 +124,65 @@ void Layouts::propagate(unsigned op) {
   join(op);
 }
 
+namespace {
+
+/// The dimensions of a product's operand by what the product does with them.
+struct Roles {
+  SmallVector<unsigned> batch, free, contracted;
+
+  Roles(stablehlo::DotGeneralOp dot, unsigned operand) {
+    auto numbers = dot.getDotDimensionNumbers();
+    ArrayRef<int64_t> batches =
+        operand == 0 ? numbers.getLhsBatchingDimensions() : numbers.getRhsBatchingDimensions();
+    ArrayRef<int64_t> sums =
+        operand == 0 ? numbers.getLhsContractingDimensions() : numbers.getRhsContractingDimensions();
+    batch.assign(batches.begin(), batches.end());
+    contracted.assign(sums.begin(), sums.end());
+    int64_t rank = cast<RankedTensorType>(dot->getOperand(operand).getType()).getRank();
+    for (int64_t dim = 0; dim < rank; ++dim)
+      if (!llvm::is_contained(batches, dim) && !llvm::is_contained(sums, dim))
+        free.push_back(dim);
+  }
+};
+
+SmallVector<unsigned> joined(std::initializer_list<ArrayRef<unsigned>> parts, RankedTensorType type) {
+  SmallVector<unsigned> all;
+  for (ArrayRef<unsigned> part : parts)
+    all.append(part.begin(), part.end());
+  return withoutOnes(all, type);
+}
+
+/// Whether XLA makes the product one of its operands in the other order: all that reads it wants what is free on the
+/// right before what is free on the left.
+bool isSwapped(stablehlo::DotGeneralOp dot) {
+  if (!dot->hasOneUse())
+    return false;
+  auto transpose = dyn_cast<stablehlo::TransposeOp>(*dot->user_begin());
+  if (!transpose)
+    return false;
+  Roles left(dot, 0), right(dot, 1);
+  SmallVector<int64_t> swapped;
+  auto add = [&](unsigned from, unsigned count) {
+    for (unsigned dim = from; dim < from + count; ++dim)
+      swapped.push_back(dim);
+  };
+  add(0, left.batch.size());
+  add(left.batch.size() + left.free.size(), right.free.size());
+  add(left.batch.size(), left.free.size());
+  return llvm::equal(transpose.getPermutation(), swapped);
+}
+
+} // namespace
+
+SmallVector<unsigned> Layouts::wanted(unsigned op, unsigned operand) const {
+  auto dot = cast<stablehlo::DotGeneralOp>(graph.ops[op]);
+  Roles roles(dot, operand);
+  RankedTensorType type = tensor(dot->getOperand(operand));
+  bool isLeft = (operand == 0) != isSwapped(dot);
+  return isLeft ? joined({roles.batch, roles.free, roles.contracted}, type)
+                : joined({roles.batch, roles.contracted, roles.free}, type);
+}
+
 bool Layouts::serves(unsigned op, unsigned operand) const {
   auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]);
   if (!dot)
@@ -135,24 +194,10 @@ bool Layouts::serves(unsigned op, unsigned operand) const {
   const Order &order = orders[graph.id(value)];
   if (order.empty())
     return true;
-  auto numbers = dot.getDotDimensionNumbers();
-  ArrayRef<int64_t> batch =
-      operand == 0 ? numbers.getLhsBatchingDimensions() : numbers.getRhsBatchingDimensions();
-  ArrayRef<int64_t> contracted =
-      operand == 0 ? numbers.getLhsContractingDimensions() : numbers.getRhsContractingDimensions();
-  SmallVector<unsigned> free;
-  for (int64_t dim = 0; dim < type.getRank(); ++dim)
-    if (!llvm::is_contained(batch, dim) && !llvm::is_contained(contracted, dim))
-      free.push_back(dim);
-  auto joined = [&](std::initializer_list<SmallVector<unsigned>> parts) {
-    SmallVector<unsigned> all;
-    for (const SmallVector<unsigned> &part : parts)
-      all.append(part.begin(), part.end());
-    return withoutOnes(all, type);
-  };
-  SmallVector<unsigned> first(batch.begin(), batch.end()), inner(contracted.begin(), contracted.end());
+  Roles roles(dot, operand);
   SmallVector<unsigned> now = withoutOnes(order, type);
-  return now == joined({first, free, inner}) || now == joined({first, inner, free});
+  return now == joined({roles.batch, roles.free, roles.contracted}, type) ||
+         now == joined({roles.batch, roles.contracted, roles.free}, type);
 }
 
 } // namespace farrier

@@ -4,6 +4,7 @@
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/Parameters.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -161,22 +162,20 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       made += graph.bytes[value];
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
   }
-  for (auto [copied, masked, gathered] : llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph)))
-    copied += masked + gathered;
+  for (auto [copied, masked, gathered, kept] :
+       llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
+    copied += masked + gathered + kept;
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
     if (!writesInPlace(graph.ops[op]))
       continue;
-    bool isLoop = isa<stablehlo::WhileOp>(graph.ops[op]);
-    for (auto [at, value] : llvm::enumerate(graph.outputs[op])) {
+    for (unsigned value : graph.outputs[op]) {
       // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands
       // for.
       if (!roots.isRoot(value) || !used[value])
         continue;
-      // A loop's state stays where it starts: what else it reads is there until it ends.
-      llvm::ArrayRef<unsigned> inputs = graph.inputs[op];
-      for (unsigned input : isLoop ? inputs.drop_front(std::min(at, inputs.size())).take_front() : inputs) {
+      for (unsigned input : graph.inputs[op]) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
           return ranges[root].live && !reused[root] && ranges[root].last == op && ranges[root].first < op &&
                  graph.bytes[root] == graph.bytes[value];
@@ -208,14 +207,23 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
   return result;
 }
 
-RootSets::Options MemoryEstimate::bufferOptions() {
+/// Smaller buffers are not looked at, in whatever block.
+static constexpr int64_t smallestBuffer = 256 << 10;
+
+RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph) {
   RootSets::Options options;
   options.materialiseKernelOperands = true;
+  // Beside what the block has, however little that is.
+  int64_t most = 0;
+  for (auto [value, bytes] : llvm::enumerate(graph.bytes))
+    if (graph.definition[value] >= 0)
+      most = std::max(most, bytes);
+  options.smallBytes = std::min(options.smallBytes, std::max<int64_t>(smallestBuffer, most / 64));
   return options;
 }
 
 MemoryEstimate::MemoryEstimate(Block &block, SizeFn size)
-    : graph(block, size), roots(graph, bufferOptions()), liveness(graph, roots, size) {
+    : graph(block, size), roots(graph, bufferOptions(graph)), liveness(graph, roots, size) {
   std::vector<int64_t> profile = liveness.profile();
   for (unsigned op = 0; op < profile.size(); ++op)
     if (profile[op] > peakBytes) {

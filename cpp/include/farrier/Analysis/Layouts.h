@@ -27,6 +27,10 @@ public:
   /// and both what is contracted and what is not lie together, in the order in which the product names them.
   bool serves(unsigned op, unsigned operand) const;
 
+  /// In which order of dimensions, the outermost first, a copy is made of an operand that does not serve. Products that
+  /// want one order share the copy.
+  llvm::SmallVector<unsigned> wanted(unsigned op, unsigned operand) const;
+
   /// Whether the value is stored because an elementwise operation needs it in another order.
   bool reordered(unsigned value) const { return changesOrder[value]; }
 

@@ -68,7 +68,7 @@ public:
   const RootSets &getRoots() const { return roots; }
 
 private:
-  static RootSets::Options bufferOptions();
+  static RootSets::Options bufferOptions(const BlockGraph &graph);
   BlockGraph graph;
   RootSets roots;
   Liveness liveness;
