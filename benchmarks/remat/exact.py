@@ -35,21 +35,6 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 SHARES = (0.75, 0.5, 0.25)
 
 
-def planned(pair: dict, budget: int) -> float:
-    """Seconds of the planner's choice within `budget` bytes; infinity if none fits."""
-    hull, trips = pair["frontier"], pair["iterations"]
-    for i, lower in enumerate(hull):
-        if lower["saved_bytes"] > budget:
-            continue
-        if i == 0:
-            return lower["seconds"]
-        upper = hull[i - 1]
-        more = (upper["saved_bytes"] - lower["saved_bytes"]) // trips
-        count = (budget - lower["saved_bytes"]) // more
-        return lower["seconds"] + count / trips * (upper["seconds"] - lower["seconds"])
-    return float("inf")
-
-
 def exact(pair: dict, budget: int, limit: float = 120) -> tuple[float, float]:
     """Seconds of the optimum within `budget` bytes, and the solver's proven lower bound.
 
@@ -102,12 +87,15 @@ def exact(pair: dict, budget: int, limit: float = 120) -> tuple[float, float]:
 
 
 def compare(pairs: list[dict], shares=SHARES) -> list[dict]:
-    """One row for each pair and budget: between the hull's smallest and largest bytes, by share."""
+    """One row for each pair and budget: between the hull's smallest and largest bytes, by share.
+
+    Args:
+      pairs: those of the query ``remat.loops``, asked for these `shares`.
+    """
     rows = []
     for pair in pairs:
-        most, least = pair["frontier"][0]["saved_bytes"], pair["frontier"][-1]["saved_bytes"]
-        for share in shares:
-            budget = int(least + share * (most - least))
+        for share, planned in zip(shares, pair["planned"], strict=True):
+            budget = planned["budget_bytes"]
             start = time.perf_counter()
             best, bound = exact(pair, budget)
             rows.append(
@@ -117,7 +105,7 @@ def compare(pairs: list[dict], shares=SHARES) -> list[dict]:
                     "values": len(pair["candidates"]),
                     "share": share,
                     "budget_bytes": budget,
-                    "planned_seconds": planned(pair, budget),
+                    "planned_seconds": planned["seconds"],
                     "exact_seconds": best,
                     "bound_seconds": bound,
                     "solver_seconds": time.perf_counter() - start,
@@ -131,6 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     import farrier
     import workloads
     from farrier import _core
+    from farrier._src.drivers import remat
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workloads", nargs="+")
@@ -151,7 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
         built = workloads.build(name, farrier.Target(options.target))
         module = built.lower().compiler_ir("stablehlo")
         text = module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
-        pairs = json.loads(_core.Module.parse(text).query("remat.loops", "{}"))["pairs"]
+        request = json.dumps({"shares": SHARES, "machine": remat.machine(farrier.Target(options.target))})
+        pairs = json.loads(_core.Module.parse(text).query("remat.loops", request))["pairs"]
         for row in compare(pairs):
             everything.append({"workload": name, **row})
             ratio = row["planned_seconds"] / row["exact_seconds"] if row["exact_seconds"] else 1.0

@@ -33,6 +33,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterator
 
@@ -121,6 +122,12 @@ def simplified(block: dict) -> dict:
     return {**block, "values": kept, "reads": sorted(reads)}
 
 
+def _reach(block: dict, u: int) -> float:
+    """The last operation at which u is needed by what is computed inside its readers: its memory may serve their result."""
+    last = block["values"][u].get("last_read", math.inf)
+    return last if last > block["boundary"] else math.inf
+
+
 def _spans(block: dict) -> tuple[list, list, list, list]:
     """Of each value: its first and last read by the backward part (None, -1 without), and the first and last position at
     which it can be asked for, by what is computed again included (None, -1).
@@ -142,7 +149,7 @@ def _spans(block: dict) -> tuple[list, list, list, list]:
         end = latest[w] if not values[w]["stored"] or first[w] is None else first[w]
         for u in values[w]["operands"]:
             earliest[u] = earliest[w] if earliest[u] is None else min(earliest[u], earliest[w])
-            latest[u] = max(latest[u], end)
+            latest[u] = max(latest[u], end if values[w]["stored"] else min(end, _reach(block, u)))
     for v, value in enumerate(values):
         if sizes[value["merged"]] > 1:
             last[v] = max(last[v], elementwise[value["merged"]])
@@ -243,7 +250,8 @@ class Reference:
                     if not isinstance(self.keep[u], float):
                         program.at_least([(self.placed[u][i], 1), (self.keep[u], 1), (placed[i], -1)], 0)
                     asked = placed[i]
-                if self.needed[u][i] == 1.0:
+                # There anyway, or for nothing.
+                if isinstance(self.needed[u][i], float):
                     continue
                 if value["stored"]:
                     if placed[i] != placed[-1]:
@@ -389,7 +397,7 @@ def compare(name: str, target, shares, *, layers: int, limit: float, known: list
     """A row for each budget between the floor and the need as written: the planner's seconds, and the reference's.
 
     Args:
-      name: a workload with ``layers`` and ``remat`` as options.
+      name: a workload with ``style``, ``layers`` and ``remat`` as options.
       limit: seconds of the solver for each budget and each place where the backward part may begin.
       known: rows of before; what the solver found for the same budget is taken from there, the planner plans anew.
     """
@@ -398,7 +406,11 @@ def compare(name: str, target, shares, *, layers: int, limit: float, known: list
     from farrier._src.drivers import remat
 
     def module(policy: str):
-        step = workloads.build(name, target, layers=layers, remat=policy).lower().compiler_ir("stablehlo")
+        step = (
+            workloads.build(name, target, style="unrolled", layers=layers, remat=policy)
+            .lower()
+            .compiler_ir("stablehlo")
+        )
         return _core.Module.parse(step.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
 
     def temp(of) -> int:

@@ -141,14 +141,19 @@ def vit(
     style: str = "scanned",
     remat: str = "none",
     dropout: float = 0.1,
+    layers: int | None = None,
     batch: int | None = None,
 ) -> Built:
-    """A vision transformer (Dosovitskiy et al. 2021, table 1) with dropout after the MLP's activation."""
+    """A vision transformer (Dosovitskiy et al. 2021, table 1) with dropout after the MLP's activation.
+
+    Args:
+      layers: other than the size's.
+    """
     training.check_choice("size", size, VIT_SIZES)
     training.check_choice("style", style, ("unrolled", "scanned"))
     training.check_choice("remat", remat, remat_policies.names())
-    patch, width, layers, heads, hidden, side, classes, default_batch = VIT_SIZES[size]
-    batch = batch or default_batch
+    patch, width, default_layers, heads, hidden, side, classes, default_batch = VIT_SIZES[size]
+    layers, batch = layers or default_layers, batch or default_batch
     layer = {
         "norm1": (width,),
         "norm2": (width,),

@@ -1,5 +1,6 @@
 #include "passes/remat/Gradients.h"
 
+#include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -7,40 +8,52 @@
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/SetVector.h"
 
+#include <map>
+
 using namespace mlir;
 
 namespace farrier::remat {
 
-SmallVector<Value> finishedProducts(Operation *boundary, Operation *position) {
+bool isPartitioned(Block &block) {
+  auto module = block.getParentOp()->getParentOfType<ModuleOp>();
+  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
+  return count && count.getInt() > 1;
+}
+
+/// What crosses `position` of what the product `op` gives, if no kernel before `position` reads it. Layout changes, casts
+/// and sums over devices that follow come along.
+static SmallVector<Value> finishedBy(Operation *op, Operation *position) {
   Block &block = *position->getBlock();
+  llvm::SetVector<Value> reached, crossing;
+  reached.insert(op->getResult(0));
+  for (unsigned at = 0; at < reached.size(); ++at)
+    for (Operation *user : reached[at].getUsers()) {
+      Operation *here = block.findAncestorOpInBlock(*user);
+      if (here && !here->isBeforeInBlock(position))
+        crossing.insert(reached[at]);
+      else if (here &&
+               (classify(here) == OpClass::Virtual || isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
+        reached.insert(here->result_begin(), here->result_end());
+      else
+        return {};
+    }
+  return crossing.takeVector();
+}
+
+SmallVector<Value> finishedProducts(Operation *boundary, Operation *position, ProductFilter filter) {
   llvm::SetVector<Value> all;
-  for (Operation *op = boundary->getNextNode(); op && op != position; op = op->getNextNode()) {
-    if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(op) || deviceShare(op) != 1)
-      continue;
-    // Layout changes and casts that follow come along: what is joined is what crosses `position`.
-    llvm::SetVector<Value> reached, crossing;
-    reached.insert(op->getResult(0));
-    bool read = false;
-    for (unsigned at = 0; at < reached.size() && !read; ++at)
-      for (Operation *user : reached[at].getUsers()) {
-        Operation *here = block.findAncestorOpInBlock(*user);
-        if (here && !here->isBeforeInBlock(position))
-          crossing.insert(reached[at]);
-        else if (here && classify(here) == OpClass::Virtual)
-          reached.insert(here->result_begin(), here->result_end());
-        else
-          read = true;
-      }
-    if (!read)
-      all.insert(crossing.begin(), crossing.end());
-  }
+  for (Operation *op = boundary->getNextNode(); op && op != position; op = op->getNextNode())
+    if (isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(op) && (!filter || filter(op)))
+      for (Value value : finishedBy(op, position))
+        all.insert(value);
   return all.takeVector();
 }
 
-void finishProducts(Operation *boundary, Operation *position, OpOperand &through) {
+/// Lets `position`, which reads `through`, wait for these values: a barrier joins them.
+static void waitFor(ArrayRef<Value> values, Operation *position, OpOperand &through) {
   SmallVector<Value> joined;
-  for (Value value : finishedProducts(boundary, position))
-    if (value != through.get() && !llvm::is_contained(position->getOperands(), value))
+  for (Value value : values)
+    if (value != through.get() && !llvm::is_contained(position->getOperands(), value) && !llvm::is_contained(joined, value))
       joined.push_back(value);
   if (joined.empty())
     return;
@@ -56,6 +69,178 @@ void finishProducts(Operation *boundary, Operation *position, OpOperand &through
   for (unsigned i = 0; i + 1 < joined.size(); ++i)
     joined[i].replaceUsesWithIf(barrier->getResult(i), isAfter);
   through.set(barrier->getResults().back());
+}
+
+void finishProducts(Operation *boundary, Operation *position, OpOperand &through, ProductFilter filter) {
+  waitFor(finishedProducts(boundary, position, filter), position, through);
+}
+
+/// Whether nothing but the block's results comes of `value`: what is elementwise, and writes into stacks.
+static bool isUpdate(Value value) {
+  llvm::SetVector<Value> reached;
+  reached.insert(value);
+  for (unsigned at = 0; at < reached.size(); ++at)
+    for (Operation *user : reached[at].getUsers()) {
+      if (user->getBlock() != value.getParentBlock())
+        return false;
+      if (user->hasTrait<OpTrait::IsTerminator>())
+        continue;
+      if (classify(user) != OpClass::Virtual && !isa<stablehlo::DynamicUpdateSliceOp>(user))
+        return false;
+      reached.insert(user->result_begin(), user->result_end());
+    }
+  return true;
+}
+
+/// Of the peak, what weight gradients must hold to be waited for.
+static constexpr double worthWaiting = 0.01;
+
+/// The kernel's result that `value` is, through barriers and operations of one operand that make no kernel of their own.
+static Value madeByKernel(Value value) {
+  while (Operation *op = value.getDefiningOp()) {
+    if (isa<stablehlo::OptimizationBarrierOp>(op)) {
+      value = op->getOperand(cast<OpResult>(value).getResultNumber());
+      continue;
+    }
+    if (classify(op) != OpClass::Virtual)
+      return value;
+    if (op->getNumOperands() != 1)
+      break;
+    value = op->getOperand(0);
+  }
+  return Value();
+}
+
+namespace {
+/// The weight gradients of one block, that XLA may put off.
+class WeightGradients {
+public:
+  WeightGradients(const MemoryEstimate &estimate, int64_t smallBytes)
+      : graph(estimate.getGraph()), liveness(estimate.getLiveness()), roots(estimate.getRoots()), smallBytes(smallBytes),
+        lastKernel(graph.numValues(), -1) {
+    for (unsigned op = 0; op < graph.numOps(); ++op)
+      for (unsigned value : graph.outputs[op]) {
+        if (!graph.isVirtual[op])
+          lastKernel[value] = static_cast<int>(op);
+        else
+          for (unsigned input : graph.inputs[op])
+            lastKernel[value] = std::max(lastKernel[value], lastKernel[input]);
+      }
+  }
+
+  /// They wait no longer than until the computation that they branch off from goes on, where what they hold could bring
+  /// `profile` above `limit` otherwise.
+  void finish(ArrayRef<int64_t> profile, int64_t limit) {
+    SmallVector<unsigned> late;
+    // What they read, by when it would be gone; and the bytes of what would be by now.
+    std::multimap<unsigned, unsigned> reads;
+    llvm::DenseSet<unsigned> counted;
+    int64_t holds = 0;
+    // Barriers are made at the end: the graph is that of the block without them.
+    SmallVector<std::pair<SmallVector<unsigned>, OpOperand *>> waits;
+    for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
+      for (; !reads.empty() && reads.begin()->first < op; reads.erase(reads.begin()))
+        holds += graph.bytes[reads.begin()->second];
+      if (holds > 0 && !graph.isVirtual[op] && profile[op] + holds > limit)
+        if (auto [products, through] = finish(late, op); through) {
+          waits.push_back({std::move(products), through});
+          late.clear();
+          reads.clear();
+          counted.clear();
+          holds = 0;
+        }
+      Operation *product = graph.ops[op];
+      if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(product) || deviceShare(product) != 1 ||
+          !isUpdate(product->getResult(0)))
+        continue;
+      late.push_back(op);
+      for (unsigned input : graph.inputs[op])
+        for (unsigned root : roots.roots(input))
+          if (liveness.range(root).live && graph.bytes[root] >= smallBytes && counted.insert(root).second)
+            reads.insert({liveness.range(root).last, root});
+    }
+    for (auto &[products, through] : waits) {
+      SmallVector<Value> finished;
+      for (unsigned product : products)
+        finished.append(finishedBy(graph.ops[product], through->getOwner()));
+      waitFor(finished, through->getOwner(), *through);
+    }
+  }
+
+private:
+  /// Bytes of what the products read and nothing from `position` on does.
+  int64_t held(ArrayRef<unsigned> products, unsigned position) const {
+    llvm::SmallDenseSet<unsigned> counted;
+    int64_t bytes = 0;
+    for (unsigned product : products)
+      for (unsigned input : graph.inputs[product])
+        for (unsigned root : roots.roots(input)) {
+          const Liveness::Range &range = liveness.range(root);
+          if (range.live && range.last < position && graph.bytes[root] >= smallBytes && counted.insert(root).second)
+            bytes += graph.bytes[root];
+        }
+    return bytes;
+  }
+
+  /// The last kernel that the products wait for.
+  int readyAt(ArrayRef<unsigned> products) const {
+    int ready = -1;
+    for (unsigned product : products)
+      for (unsigned input : graph.inputs[product])
+        ready = std::max(ready, lastKernel[input]);
+    return ready;
+  }
+
+  /// What the kernel that is to wait for `products`, the one at `end` at the latest, reads; and those of the products that
+  /// it can wait for, if they hold half of what all do. Null where there is none.
+  std::pair<SmallVector<unsigned>, OpOperand *> finish(SmallVector<unsigned> products, unsigned end) const {
+    int64_t least = held(products, end) / 2;
+    for (; !products.empty() && held(products, end) > least; products.pop_back()) {
+      int ready = readyAt(products);
+      for (unsigned op = products.back() + 1; op <= end; ++op)
+        if (OpOperand *through = goesOn(op, ready))
+          return {std::move(products), through};
+    }
+    return {{}, nullptr};
+  }
+
+  /// What the kernel `op` reads of another one that is not before `ready`.
+  OpOperand *goesOn(unsigned op, int ready) const {
+    if (graph.isVirtual[op] || runsBlocks(graph.ops[op]) || graph.outputs[op].empty() ||
+        isUpdate(graph.values[graph.outputs[op][0]]))
+      return nullptr;
+    for (OpOperand &operand : graph.ops[op]->getOpOperands()) {
+      Value made = madeByKernel(operand.get());
+      if (made && graph.contains(made) && graph.definition[graph.id(made)] >= ready &&
+          graph.bytes[graph.id(made)] >= smallBytes)
+        return &operand;
+    }
+    return nullptr;
+  }
+
+  const BlockGraph &graph;
+  const Liveness &liveness;
+  const RootSets &roots;
+  int64_t smallBytes;
+  std::vector<int> lastKernel; ///< that each value comes from, in program order
+};
+} // namespace
+
+static void finishBelow(int64_t limit, Block &block, const SizeFn &size, int64_t smallBytes) {
+  MemoryEstimate estimate(block, size);
+  const Liveness &liveness = estimate.getLiveness();
+  std::vector<int64_t> profile = liveness.profile();
+  for (unsigned op = 0; op < profile.size(); ++op)
+    if (liveness.innerPeak(op) > 0)
+      for (Region &region : estimate.getGraph().ops[op]->getRegions())
+        for (Block &inner : region)
+          finishBelow(limit - (profile[op] - liveness.innerPeak(op)), inner, size, smallBytes);
+  WeightGradients(estimate, smallBytes).finish(profile, limit);
+}
+
+void finishBeforePeak(Block &block, const SizeFn &size, int64_t smallBytes) {
+  int64_t peak = estimatePeak(block, size);
+  finishBelow(peak + std::max(smallBytes, static_cast<int64_t>(worthWaiting * peak)), block, size, smallBytes);
 }
 
 } // namespace farrier::remat

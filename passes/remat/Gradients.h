@@ -8,17 +8,32 @@
 #ifndef FARRIER_PASSES_REMAT_GRADIENTS_H
 #define FARRIER_PASSES_REMAT_GRADIENTS_H
 
-#include "mlir/IR/Operation.h"
+#include "farrier/Analysis/Graph.h"
+
+#include "mlir/IR/BuiltinOps.h"
+#include "llvm/ADT/STLFunctionalExtras.h"
 #include "llvm/ADT/SmallVector.h"
 
 namespace farrier::remat {
 
+/// Which products are meant; all without.
+using ProductFilter = llvm::function_ref<bool(mlir::Operation *)>;
+
 /// What products after `boundary` and before `position`, operations of one block, give, where no kernel before
-/// `position` reads that. Those of a partitioned program hide communication and are not among them.
-llvm::SmallVector<mlir::Value> finishedProducts(mlir::Operation *boundary, mlir::Operation *position);
+/// `position` reads that. Sums over devices that follow come along.
+llvm::SmallVector<mlir::Value> finishedProducts(mlir::Operation *boundary, mlir::Operation *position,
+                                                ProductFilter filter = nullptr);
 
 /// Lets `position`, which reads `through`, wait for the products between `boundary` and it: a barrier joins them.
-void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::OpOperand &through);
+void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::OpOperand &through,
+                    ProductFilter filter = nullptr);
+
+/// Weight gradients in `block` and the loops inside run before what comes next, where XLA could raise the estimated peak by
+/// putting them off: by what they read, of values from `smallBytes` on.
+void finishBeforePeak(mlir::Block &block, const SizeFn &size, int64_t smallBytes);
+
+/// Whether the program of a block runs on several devices, so that its gradients hide communication.
+bool isPartitioned(mlir::Block &block);
 
 } // namespace farrier::remat
 

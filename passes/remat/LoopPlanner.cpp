@@ -48,7 +48,7 @@ static LoopOptions loopOptions(const PlanOptions &options) {
   return result;
 }
 
-static double seconds(const LoopDecision &decision, int64_t trips) {
+double seconds(const LoopDecision &decision, int64_t trips) {
   double sum = 0;
   for (const LoopPart &part : decision)
     sum += part.choice.seconds * part.iterations / trips;
@@ -75,9 +75,21 @@ static int64_t hostBytes(const LoopDecision &decision, int64_t trips) {
   return sum;
 }
 
-/// The cheapest of `frontier` that keeps the pair's stacks within `allowed` bytes of device memory, mixed
-/// with its neighbour as far as that goes; or the fewest bytes.
-static LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed) {
+/// Choices that mix two neighbours of a frontier, and its two ends: a loop is split between any two of them. Where iterations
+/// are few, so many of the one neighbour and the rest of the other leave much of the bytes.
+static constexpr int neighbourMixes = 8, endMixes = 32;
+
+/// These two and `steps` - 1 choices that mix them.
+static void addMixes(const Problem &problem, const Choice &lower, const Choice &upper, int steps,
+                     std::vector<Choice> &result) {
+  result.push_back(lower);
+  for (int step = 1; step < steps; ++step)
+    result.push_back(problem.refine(
+        lower, upper, lower.savedBytes + (upper.savedBytes - lower.savedBytes) * step / steps));
+  result.push_back(upper);
+}
+
+LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed) {
   const Problem &problem = pair.problem();
   if (frontier.empty())
     return {};
@@ -90,7 +102,19 @@ static LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &fron
   LoopDecision mixed{{problem.instances, problem.refine(*fits, *std::prev(fits), allowed)}};
   if (seconds(mixed, problem.instances) < seconds(best, problem.instances))
     best = std::move(mixed);
-  LoopDecision split = pair.split(*fits, *std::prev(fits), allowed);
+  const Choice &lower = *fits, &upper = *std::prev(fits);
+  LoopDecision split = pair.split(lower, upper, allowed);
+  std::vector<Choice> between;
+  addMixes(problem, lower, upper, neighbourMixes, between);
+  addMixes(problem, frontier.back(), frontier.front(), endMixes, between);
+  for (const Choice &fewer : between)
+    for (const Choice &more : between) {
+      if (fewer.savedBytes > allowed || more.savedBytes <= allowed)
+        continue;
+      LoopDecision other = pair.split(fewer, more, allowed);
+      if (seconds(other, problem.instances) < seconds(split, problem.instances))
+        split = std::move(other);
+    }
   // A split costs a second copy of both loops: only for a gain worth having.
   return seconds(split, problem.instances) < 0.98 * seconds(best, problem.instances) ? split : best;
 }
@@ -232,14 +256,24 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
                          int64_t peak) {
   int64_t trips = pair.problem().instances;
   std::vector<Choice> frontier = frontierWithHost(pair.problem());
-  Found withHost = search(module, options, pair, key, frontier, peak);
-  // Also where it sends nothing: what it could send can have led the search astray.
+  Found found = search(module, options, pair, key, frontier, peak);
   if (llvm::none_of(frontier, [](const Choice &choice) { return choice.hostBytes > 0; }))
-    return withHost.decision;
-  Found without = search(module, options, pair, key, frontierWithHost(withoutHost(pair.problem())), peak);
-  bool keep = without.decision.empty() || isBetter(options.budget, withHost.peak, seconds(withHost.decision, trips),
-                                                   without.peak, seconds(without.decision, trips));
-  return keep ? withHost.decision : without.decision;
+    return found.decision;
+  auto consider = [&](Problem problem) {
+    Found other = search(module, options, pair, key, frontierWithHost(problem), peak);
+    if (!other.decision.empty() &&
+        (found.decision.empty() || isBetter(options.budget, other.peak, seconds(other.decision, trips), found.peak,
+                                            seconds(found.decision, trips))))
+      found = std::move(other);
+  };
+  // Slices are on their way while a loop runs, and not where the most is in memory, if that is between the loops.
+  Problem elsewhere = pair.problem();
+  for (Candidate &candidate : elsewhere.candidates)
+    candidate.hostBytes = 0;
+  consider(std::move(elsewhere));
+  // Also where it sends nothing: what it could send can have led the search astray.
+  consider(withoutHost(pair.problem()));
+  return found.decision;
 }
 
 /// Adds a decision about a pair, which stands as before it, to the plan.

@@ -3,6 +3,8 @@
 #ifndef FARRIER_PASSES_REMAT_LOOPPLANNER_H
 #define FARRIER_PASSES_REMAT_LOOPPLANNER_H
 
+#include "passes/remat/Loops.h"
+
 #include "farrier/Analysis/OpCost.h"
 
 #include "mlir/IR/BuiltinOps.h"
@@ -30,6 +32,13 @@ struct LoopPlan {
 /// biggest stacks first, or `together`, each giving up what costs least. Between two choices the loop is split or mixed,
 /// whichever recomputes less.
 LoopPlan planLoops(mlir::ModuleOp module, const PlanOptions &options, bool together);
+
+/// The cheapest of `frontier` that keeps the pair's stacks within `allowed` bytes of device memory, mixed
+/// with its neighbour as far as that goes; or the fewest bytes.
+LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed);
+
+/// Seconds of a decision about loops of so many iterations.
+double seconds(const LoopDecision &decision, int64_t trips);
 
 /// Whether there is something to decide together.
 bool severalPairs(mlir::ModuleOp module, const PlanOptions &options);

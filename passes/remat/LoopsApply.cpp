@@ -402,15 +402,14 @@ private:
     // What waits on the host is fetched one iteration ahead and handed on, so that the transfer runs beside a
     // whole iteration. The last iteration fetches a slice that nobody reads.
     SmallVector<int> fetchedAt;
-    int64_t firstSlot = pair.reversed ? range.last - range.first - 1 : 0;
+    Value firstSlot;
     for (auto [candidate, stack] : range.stacks) {
       fetchedAt.push_back(range.onHost(candidate) ? static_cast<int>(layout.operands.size()) : -1);
       if (fetchedAt.back() < 0)
         continue;
-      Value value = candidates[candidate].value;
-      Type counterType = B.op.getOperand()[B.counter].getType();
-      Value slot = integer(builder, value.getLoc(), counterType, firstSlot);
-      layout.operands.push_back(take(value, stack, slot, /*fromHost=*/true));
+      if (!firstSlot)
+        firstSlot = firstFetched(range, layout);
+      layout.operands.push_back(take(candidates[candidate].value, stack, firstSlot, /*fromHost=*/true));
     }
 
     IRMapping mapping;
@@ -489,6 +488,21 @@ private:
     stablehlo::ReturnOp::create(builder, B.terminator()->getLoc(), values);
     eraseDead(body);
     return resultsOf(backward, layout, made);
+  }
+
+  /// The slot that a range of the backward loop reads first. What is fetched of it waits for the gradient that the loop starts
+  /// from: XLA would fetch it as soon as the forward loop is done, and have it beside all that comes between (the loss).
+  Value firstFetched(const Range &range, Layout &layout) {
+    Value slot = integer(builder, B.op.getLoc(), B.op.getOperand()[B.counter].getType(),
+                         pair.reversed ? range.last - range.first - 1 : 0);
+    OpOperand *carry = pair.carriedGradient();
+    int at = carry ? layout.position[carry->getOperandNumber()] : -1;
+    if (at < 0)
+      return slot;
+    Value held[] = {layout.operands[at], slot};
+    Operation *barrier = makeBarrier(B.op.getLoc(), held, {});
+    layout.operands[at] = barrier->getResult(0);
+    return barrier->getResult(1);
   }
 
   /// The slice of a stack of values like this one.

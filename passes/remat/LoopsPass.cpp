@@ -1,3 +1,4 @@
+#include "passes/remat/LoopPlanner.h"
 #include "passes/remat/Loops.h"
 
 #include "farrier/Analysis/InlineCalls.h"
@@ -98,7 +99,8 @@ private:
 
 /// {"pairs": [{"key", "iterations", "stack_bytes", "recomputes_already", "candidates": [{"key", "bytes",
 /// "seconds", "flops", "save_seconds", "operands", "group", "needed", "recomputable"}], "frontier":
-/// [{"saved_bytes", "seconds", "flops", "transient_bytes", "saved": [index]}]}]}
+/// [{"saved_bytes", "seconds", "flops", "transient_bytes", "saved": [index]}], "planned": [{"budget_bytes", "seconds"}]}]};
+/// planned for each of the given "shares": stacks of so much of the way from the frontier's fewest to its most bytes.
 static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::Object &query) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
@@ -131,12 +133,22 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
                                             {"transient_bytes", choice.transientBytes},
                                             {"saved", std::move(saved)}});
     }
+    llvm::json::Array planned;
+    if (const llvm::json::Array *shares = query.getArray("shares"))
+      for (const llvm::json::Value &share : *shares) {
+        std::vector<Choice> hull = problem.frontier();
+        double most = hull.front().savedBytes, least = hull.back().savedBytes;
+        auto budget = static_cast<int64_t>(least + share.getAsNumber().value_or(1) * (most - least));
+        planned.push_back(llvm::json::Object{
+            {"budget_bytes", budget}, {"seconds", seconds(decide(*pair, hull, budget), problem.instances)}});
+      }
     pairs.push_back(llvm::json::Object{{"key", pair->key().str()},
                                        {"iterations", problem.instances},
                                        {"stack_bytes", pair->stackBytes()},
                                        {"recomputes_already", pair->recomputesAlready()},
                                        {"candidates", std::move(candidates)},
-                                       {"frontier", std::move(frontier)}});
+                                       {"frontier", std::move(frontier)},
+                                       {"planned", std::move(planned)}});
   }
   return llvm::json::Value(llvm::json::Object{{"pairs", std::move(pairs)}});
 }

@@ -44,7 +44,6 @@ WhileLoop WhileLoop::copy() const {
   loop.kinds = kinds;
   loop.counter = counter;
   loop.numbersOf = numbersOf;
-  loop.evaluators = evaluators;
   return loop;
 }
 
@@ -64,47 +63,55 @@ bool WhileLoop::simulate(std::string &reason) {
   // An operand whose next value is not known is dropped, and the loop followed anew without it.
   while (true) {
     numbersOf.clear();
-    evaluators.clear();
-    llvm::DenseMap<unsigned, int64_t> now = start;
+    ScalarProgram test, step;
+    std::vector<int64_t> now;
+    for (unsigned i : known) {
+      test.bind(cond().getArgument(i));
+      step.bind(body().getArgument(i));
+      now.push_back(start[i]);
+    }
+    unsigned again = test.add(predicate);
+    llvm::SmallVector<unsigned> next;
+    for (unsigned i : known)
+      next.push_back(step.add(terminator()->getOperand(i)));
+    std::vector<std::vector<int64_t>> numbers(known.size());
     int dropped = -1;
-    for (trips = 0;; ++trips) {
-      ScalarEval test, step;
-      for (unsigned i : known) {
-        numbersOf[i].push_back(now[i]);
-        test.bind(cond().getArgument(i), now[i]);
-        step.bind(body().getArgument(i), now[i]);
+    for (trips = 0; dropped < 0; ++trips) {
+      for (size_t k = 0; k < known.size(); ++k) {
+        numbers[k].push_back(now[k]);
+        test.set(k, now[k]);
+        step.set(k, now[k]);
       }
-      std::optional<int64_t> again = test.evaluate(predicate);
-      if (!again) {
+      test.run();
+      if (!test.get(again)) {
         reason = "its condition is not a function of constants and counters";
         return false;
       }
-      if (!*again)
+      if (!*test.get(again))
         break;
       if (trips == kMostTrips) {
         reason = "it runs more than 65536 times";
         return false;
       }
-      llvm::DenseMap<unsigned, int64_t> before = now;
-      for (unsigned i : known) {
-        std::optional<int64_t> next = step.evaluate(terminator()->getOperand(i));
-        if (!next) {
-          dropped = static_cast<int>(i);
-          break;
-        }
-        now[i] = *next;
+      std::vector<int64_t> before = now;
+      step.run();
+      for (size_t k = 0; k < known.size() && dropped < 0; ++k) {
+        if (std::optional<int64_t> number = step.get(next[k]))
+          now[k] = *number;
+        else
+          dropped = static_cast<int>(k);
       }
-      if (dropped >= 0)
-        break;
-      if (now == before) {
+      if (dropped < 0 && now == before) {
         reason = "it never ends";
         return false;
       }
-      evaluators.push_back(std::move(step));
     }
-    if (dropped < 0)
+    if (dropped < 0) {
+      for (size_t k = 0; k < known.size(); ++k)
+        numbersOf[known[k]] = std::move(numbers[k]);
       break;
-    llvm::erase(known, static_cast<unsigned>(dropped));
+    }
+    known.erase(known.begin() + dropped);
   }
   if (trips == 0) {
     reason = "it never runs";
@@ -150,14 +157,21 @@ const std::vector<int64_t> *WhileLoop::evaluate(Value value) {
     return nullptr;
   auto [it, isNew] = evaluated.try_emplace(value);
   if (isNew) {
+    ScalarProgram program;
+    std::vector<std::pair<unsigned, const std::vector<int64_t> *>> given;
+    for (auto &[i, list] : numbersOf)
+      given.push_back({program.bind(body().getArgument(i)), &list});
+    unsigned place = program.add(followInvariant(value));
     std::vector<int64_t> list;
-    for (ScalarEval &evaluator : evaluators) {
-      std::optional<int64_t> number = evaluator.evaluate(followInvariant(value));
-      if (!number)
+    for (int64_t t = 0; t < trips; ++t) {
+      for (auto [argument, numbers] : given)
+        program.set(argument, (*numbers)[t]);
+      program.run();
+      if (!program.get(place))
         break;
-      list.push_back(*number);
+      list.push_back(*program.get(place));
     }
-    if (list.size() == evaluators.size())
+    if (static_cast<int64_t>(list.size()) == trips)
       it->second = std::make_unique<std::vector<int64_t>>(std::move(list));
   }
   return it->second.get();

@@ -64,7 +64,6 @@ private:
 
   llvm::DenseMap<unsigned, std::vector<int64_t>> numbersOf;
   llvm::DenseMap<mlir::Value, std::unique_ptr<std::vector<int64_t>>> evaluated;
-  std::vector<ScalarEval> evaluators; ///< one an iteration
 };
 
 } // namespace farrier::remat

@@ -1,5 +1,7 @@
 #include "passes/remat/Planner.h"
 
+#include "passes/remat/Gathers.h"
+#include "passes/remat/Gradients.h"
 #include "passes/remat/LoopPlanner.h"
 #include "passes/remat/Loops.h"
 #include "passes/remat/OffloadStraight.h"
@@ -79,6 +81,10 @@ std::vector<NamedBlock> plannableBlocks(ModuleOp module) {
 /// Segments of a block up to which the last choice is among all mixtures: where there are more, the steps of each are fine
 /// enough together.
 constexpr size_t mostFine = 12;
+
+/// Operations of a block up to which it is tried as one segment, too, which keeps nothing at borders: what is kept
+/// there matters where there are few layers, and the time to decide grows faster than the block.
+constexpr unsigned mostWhole = 4096;
 
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
@@ -235,7 +241,10 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
       for (unsigned boundary : unit.getBoundaries()) {
         unit.setBoundary(boundary);
         std::vector<std::vector<unsigned>> seen;
-        for (int64_t segmentBytes : segmentSizes(unit, options.smallBytes))
+        std::vector<int64_t> sizes = segmentSizes(unit, options.smallBytes);
+        if (unit.getGraph().numOps() <= mostWhole)
+          sizes.insert(sizes.begin(), unit.residualBytes());
+        for (int64_t segmentBytes : sizes)
           for (bool tail : {false, true}) {
             std::vector<unsigned> cuts = unit.chooseCuts(segmentBytes, tail);
             if (llvm::is_contained(seen, cuts))
@@ -375,6 +384,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
 llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   readThroughConcatenations(module);
   int64_t asWritten = estimateModule(module);
+  bool gathers = gatherLate(module) > 0;
   std::optional<Draft> best;
   int64_t bestAfter = 0;
   auto cost = [byFlops = options.objective == "flops"](const Draft &draft) {
@@ -403,8 +413,10 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     asked.offload.onlyAsked = true;
     llvm::json::Value without = makePlan(module, asked);
     const llvm::json::Object *predicted = without.getAsObject()->getObject("predicted");
-    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter)
+    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter) {
+      (*without.getAsObject())["gathers"] = gathers;
       return without;
+    }
   }
   if (!best)
     best = Draft{llvm::json::Object{{"version", 1},
@@ -412,6 +424,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
                                     {"loops", llvm::json::Array()},
                                     {"blocks", llvm::json::Array()}},
                  false, false, false, asWritten};
+  best->plan["gathers"] = gathers && (best->loops || best->blocks || asWritten > options.budget);
   best->plan["predicted"] = llvm::json::Object{{"before", asWritten},
                                                {"after", bestAfter},
                                                {"seconds", best->seconds},
@@ -528,6 +541,8 @@ LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t 
   if (!blocks)
     return module.emitError("the rematerialization plan has no blocks");
   readThroughConcatenations(module); // as the planner saw it
+  if (plan.getBoolean("gathers").value_or(false))
+    gatherLate(module);
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
   if (const llvm::json::Array *loops = plan.getArray("loops"))
     if (failed(
@@ -555,10 +570,19 @@ LogicalResult rewrite(ModuleOp module, const llvm::json::Object &plan, uint64_t 
 
 } // namespace
 
+/// Keeps XLA's scheduler to the order that the estimate counts on, where it was seen to leave it.
+static void orderAsEstimated(ModuleOp module, int64_t smallBytes) {
+  SizeFn size = deviceMemory(module);
+  for (auto function : module.getOps<func::FuncOp>())
+    if (function.isPublic() && function.getBody().hasOneBlock() && !isPartitioned(function.getBody().front()))
+      finishBeforePeak(function.getBody().front(), size, smallBytes);
+}
+
 LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned) {
   DecisionRemarks remarks;
   if (failed(rewrite(module, plan, cloned, remarks)))
     return failure();
+  orderAsEstimated(module, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
   remarks.emit();
   return success();
 }

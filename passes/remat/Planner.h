@@ -44,7 +44,7 @@ ForbidFn forbidFrom(const std::vector<std::string> &keep);
 /// answer is what `applyPlan` takes:
 /// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "loops": (LoopPlanner.h), "blocks": [{"path",
 /// "boundary", "cuts": [key], "segments": [null |
-/// {"recompute": [key], "offload": [key]}]}],
+/// {"recompute": [key], "offload": [key]}]}], "gathers": whether weights are gathered late (Gathers.h),
 ///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "host_bytes": sent to
 ///  host memory, "fits": bool}}
 llvm::json::Value makePlan(mlir::ModuleOp module, const PlanOptions &options);

@@ -54,17 +54,23 @@ struct Rematerialization : impl::RematerializationBase<Rematerialization>, Count
     }
     const llvm::json::Array *blocks = object->getArray("blocks");
     const llvm::json::Array *loops = object->getArray("loops");
-    if (blocks && blocks->empty() && (!loops || loops->empty()) && object->getInteger("version") == 1) {
+    bool gathers = object->getBoolean("gathers").value_or(false);
+    if (blocks && blocks->empty() && (!loops || loops->empty()) && !gathers &&
+        object->getInteger("version") == 1) {
       markAllAnalysesPreserved();
       return;
     }
     inlined += inlineCalls(module);
+    const llvm::json::Object *shards = object->getObject("shards");
+    if (shards && failed(setShards(module, *shards)))
+      return signalPassFailure();
     if (const llvm::json::Object *kernels = object->getObject("kernels"))
       setKernels(module, *kernels);
     uint64_t copies = 0;
     if (failed(applyPlan(module, *object, copies)))
       return signalPassFailure();
     dropKernels(module);
+    dropShards(module);
     cloned += copies;
   }
 

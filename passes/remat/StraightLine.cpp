@@ -1,5 +1,7 @@
 #include "passes/remat/StraightLine.h"
 
+#include "passes/remat/Gradients.h"
+
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -214,6 +216,15 @@ Segmentation StraightLine::segmentAt(std::vector<unsigned> cuts) const {
   return result;
 }
 
+double StraightLine::costOfAgain(unsigned op, double kernelSeconds) const {
+  if (!graph->isVirtual[op])
+    return kernelSeconds;
+  // It runs inside its reader's kernel: its inputs are read there anyway. What XLA does not store runs there as it is.
+  bool stored = llvm::any_of(graph->outputs[op],
+                             [&](unsigned value) { return roots->isRoot(value) && buffers->isRoot(value); });
+  return stored ? 0.3 * kernelSeconds : 0;
+}
+
 Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentation &segmentation,
                                   int which) const {
   const std::vector<bool> &crosses = segmentation.crosses;
@@ -282,8 +293,7 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
     if (fresh) {
       OpCost cost = costs.cost(operation);
       candidate.flops = cost.flops;
-      // A virtual operation runs inside its reader's kernel: its inputs are read there anyway.
-      candidate.seconds = graph->isVirtual[op] ? 0.3 * cost.seconds : cost.seconds;
+      candidate.seconds = costOfAgain(op, cost.seconds);
     }
     llvm::SmallVector<unsigned> operands;
     for (unsigned input : graph->inputs[op])
@@ -326,12 +336,6 @@ llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsi
         neededAt(input, needed);
   }
   return place;
-}
-
-static bool isPartitioned(Block &block) {
-  auto module = block.getParentOp()->getParentOfType<ModuleOp>();
-  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
-  return count && count.getInt() > 1;
 }
 
 /// A parameter that is cast again in the backward part must have been read before the optimizer overwrites it: XLA
@@ -456,11 +460,15 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   });
   std::vector<Value> current = graph->values;
   std::vector<std::pair<unsigned, Operation *>> casts;
+  bool partitioned = isPartitioned(graph->block);
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];
     unsigned stage = segment.stage;
-    auto [chain, leaves, uses] = recomputation(segmentation.uses[which], recomputed);
+    Recomputation what = recomputation(segmentation.uses[which], recomputed);
+    if (partitioned)
+      keepSmallParameters(what);
+    auto &[chain, leaves, uses] = what;
     if (uses.empty())
       continue;
 
@@ -488,7 +496,8 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, stage);
     for (unsigned op : chain) {
       builder.setInsertionPoint(graph->ops[place.lookup(op)]);
-      // Values from outside the chain are constants: `current` maps what an earlier stage replaced.
+      // Values from outside the chain are constants, or made of small parameters: `current` maps what an earlier stage
+      // replaced.
       Operation *clone = builder.clone(*graph->ops[op], mapping);
       ++cloned;
       dropMeasuredExtra(clone);
@@ -506,10 +515,15 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
         if (user >= stage && !graph->isTerminator(user))
           graph->ops[user]->walk([&](Operation *inner) { inner->replaceUsesOfWith(current[front], tied); });
       current[front] = tied;
+      if (partitioned) {
+        llvm::DenseSet<Operation *> done = productsThatLetGo(stage);
+        finishProducts(graph->ops[boundary], barrier, barrier->getOpOperands().back(),
+                       [&](Operation *product) { return done.contains(product); });
+      }
     }
   }
   // What waits on the host ties gradients itself; a partitioned program's hide communication.
-  bool tie = !isPartitioned(graph->block) &&
+  bool tie = !partitioned &&
              llvm::none_of(choices, [](const Choice *choice) { return choice && choice->hostBytes > 0; });
   for (auto [op, cast] : casts)
     if (tie)

@@ -138,6 +138,18 @@ private:
   llvm::DenseMap<unsigned, unsigned> placeClones(llvm::ArrayRef<unsigned> chain, llvm::ArrayRef<Read> uses,
                                                  unsigned stage) const;
 
+  /// Seconds of computing an operation's results again, with what it costs as a kernel of its own.
+  double costOfAgain(unsigned op, double kernelSeconds) const;
+
+  /// Takes out of a recomputation what is made of small parameters alone. In a partitioned program, computed again, it
+  /// would be gathered again, and XLA may make one collective of that gather and those of later stages, for which
+  /// everything that reads it then waits.
+  void keepSmallParameters(Recomputation &what) const;
+
+  /// Backward products before `stage` that, finished there, let go much more than they make: the estimate counts on it, and
+  /// in a partitioned program XLA puts gradients off, to hide communication, and holds the logits' through the layers.
+  llvm::DenseSet<mlir::Operation *> productsThatLetGo(unsigned stage) const;
+
   void castBeforeUpdate(unsigned op, mlir::Operation *cast) const;
 
   int64_t smallBytes;

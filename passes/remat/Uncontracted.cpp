@@ -60,12 +60,12 @@ llvm::json::Object StraightLine::uncontracted() const {
         {"operation", op},
         {"merged", joined == merged.end() ? static_cast<int64_t>(op) : static_cast<int64_t>(joined->second)},
         {"bytes", stored && !liveness->range(value).live ? 0 : graph->bytes[value]},
-        // As the planner prices it: elementwise, it runs inside its reader's kernel.
-        {"seconds", !graph->isVirtual[op] ? cost.seconds : roots->isRoot(value) ? 0.3 * cost.seconds : 0},
+        {"seconds", costOfAgain(op, cost.seconds)},
         {"recomputable", recomputable(value)},
         {"stored", stored},
         {"elementwise", bool(graph->isVirtual[op])},
         {"kept_from", lastStored[value] + 1},
+        {"last_read", stored && liveness->range(value).live ? liveness->range(value).last : graph->numOps()},
         {"beside_bytes", beside},
         {"operands", std::move(operands)}});
   }
@@ -101,7 +101,8 @@ llvm::json::Object StraightLine::uncontracted() const {
 ///  - "values" that may be kept or computed again, operands first: "key", "operation" and "merged" (the same for results
 ///    of one operation, and of products that XLA makes one), "bytes", "seconds" of computing it again, "recomputable",
 ///    "stored" (or else computed inside the kernels that read it), "elementwise", "kept_from" (the first operation from which it is there
-///    only if it is kept), "beside_bytes" while it is computed, "operands" (places in the list);
+///    only if it is kept), "last_read" (the last operation that reads it in the program as it stands, directly or through
+///    values that are not stored), "beside_bytes" while it is computed, "operands" (places in the list);
 ///  - "reads" of the backward part: [operation, the last that reads through it, value, whether it is elementwise];
 ///  - "base_bytes" during each operation, whatever is chosen, and "before_bytes": right before it, in the backward part.
 static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::Object &options) {

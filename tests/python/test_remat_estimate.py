@@ -69,6 +69,19 @@ def test_what_a_loop_reads_is_a_buffer():
     assert temp >= 16 * MB
 
 
+def test_what_a_loop_reads_is_there_beside_what_it_writes():
+    """A stack that the loop fills does not lie where another one of its size is read, though that is the last read."""
+
+    def step(x, weights):
+        half = weights.astype(jnp.bfloat16)
+        x, filled = jax.lax.scan(lambda x, w: (x @ w, w @ w), x, half)
+        return jnp.sum(filled.astype(jnp.float32), axis=0) @ x.astype(jnp.float32).T
+
+    temp, live = estimate(step, ((64, 1024), jnp.bfloat16), ((8, 1024, 1024), jnp.float32))
+    assert "convert tensor<8x1024x1024xbf16>" in live
+    assert temp >= 32 * MB
+
+
 def test_two_stacks_of_the_same_values_are_one():
     """As a scan's derivative writes what two operations keep."""
 

@@ -364,6 +364,36 @@ def test_gradients_before_loops_that_were_split_run_before_them():
         np.testing.assert_array_equal(a, b)
 
 
+def test_weight_gradients_of_a_body_run_before_its_peak():
+    """XLA would put those of the wide layer off, and hold what they read while the scores of attention are in memory."""
+
+    def build():
+        def step(x, w):
+            q = (x @ w["q"]).reshape(2, 64, 2, 8)
+            x = x + attend(q, q, q).reshape(2, 64, 16)
+            return x + jnp.tanh(x @ w["up"]) @ w["down"], None
+
+        def loss(w, x):
+            return (lax.scan(step, x, w)[0] ** 2).mean()
+
+        shapes = {"q": (4, 16, 16), "up": (4, 16, 64), "down": (4, 64, 16)}
+        return jax.value_and_grad(loss), (
+            {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())},
+            normal(9, 2, 64, 16),
+        )
+
+    text, arguments = lowered(build)
+    module = _core.Module.parse(text)
+    budget = int(0.6 * json.loads(module.query("memory.estimate"))["temp"])
+    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=1024))
+    changed = bytes(module.print()).decode()
+    waits = [line for line in changed.splitlines() if "stablehlo.optimization_barrier" in line]
+    assert len(waits) == 1
+    assert "tensor<16x64xf32>" in waits[0] and "tensor<64x16xf32>" in waits[0]
+    for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 def test_where_flops_decide_transfers_cost_next_to_nothing():
     def loss(w, x):
         return jnp.sum(lax.scan(lambda x, w: (jnp.sin(jnp.sin(x @ w) @ w), None), x, w)[0])

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import comparator
 import farrier
@@ -98,6 +99,43 @@ def test_the_gpu_compiler_moves_what_the_plan_sends(scanned, tmp_path):
     assert after.temp_bytes <= before.temp_bytes - after.host_temp_bytes + 3 * value
     assert after.temp_bytes <= 1.01 * plan["predicted"]["after"]
     assert after.flops <= 1.01 * before.flops
+
+
+def loss_with_head(weights, head, x):
+    """Layers of two products and a loss that takes more memory than all that the layers save."""
+
+    def layer(x, w):
+        return x + jnp.tanh(x @ w[0]) @ w[1], None
+
+    x, _ = jax.lax.scan(layer, x, weights)
+    return jnp.mean(jax.nn.logsumexp(x @ head, -1))
+
+
+def module_with_head(layers=LAYERS, rows=256, width=64, vocabulary=4096):
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, np.float32)
+
+    gradient = jax.jit(jax.grad(loss_with_head, argnums=(0, 1, 2)))
+    lowered = gradient.lower(shape(layers, 2, width, width), shape(width, vocabulary), shape(rows, width))
+    return interchange.to_core(lowered.compiler_ir("stablehlo"))
+
+
+def test_nothing_is_fetched_before_the_gradient_is_there(tmp_path):
+    """What the backward loop reads first of what waits on the host would else lie beside the loss."""
+    module = module_with_head()
+    plan = plan_for(module, 0.9, machine=FAST, objective="flops")
+    assert offloaded(plan)
+    text = apply(module, plan, tmp_path).print(locations=False).decode()
+    (name,) = re.findall(r"(%\w+):2 = .*optimization_barrier.* : \(tensor<256x64xf32>, tensor<i32>\)", text)
+    assert len(re.findall(rf"dynamic_slice\W+[%\w#]+, {name}#1", text)) == len(offloaded(plan))
+    assert re.search(rf"while.*{name}#0", text)
+
+
+def test_slices_under_way_do_not_count_beside_the_loss():
+    """The budget leaves no room for stacks where the loss is, and slices are not there yet: all may go to the host."""
+    predicted = plan_for(module_with_head(layers=4), 0.88, machine=FAST)["predicted"]
+    assert predicted["fits"]
+    assert predicted["flops"] == 0
 
 
 @BOTH

@@ -1,6 +1,7 @@
 """Under automatic sharding the planner counts what one device holds."""
 
 import json
+import re
 import types
 
 import farrier
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from farrier._src import interchange, oracle, sharding
+from farrier._src.drivers.remat import RematDriver
 from jax.sharding import NamedSharding, PartitionSpec
 
 LAYERS, WIDTH, HIDDEN, TOKENS = 4, 512, 2048, 65536
@@ -103,7 +105,6 @@ def test_a_program_on_one_device_has_no_shards():
 
 def test_every_pass_reads_one_propagation(partitioned, monkeypatch):
     """Shardy is asked once about a program, and again when a pipeline ran on it."""
-    from farrier._src.drivers.remat import RematDriver
     from farrier._src.fusion.driver import FusionDriver
 
     target, _, _, program = partitioned
@@ -247,3 +248,48 @@ def test_a_weight_in_parts_is_gathered_for_the_product_that_reads_it():
     assert (
         estimate == weight + json.loads(module.query("memory.estimate", json.dumps({"shards": less})))["temp"]
     )
+
+
+def test_a_heads_weight_is_gathered_when_the_logits_gradient_is_there(tmp_path):
+    """XLA gathers early, to hide it, and has the whole weight beside the logits and their gradient. The plan lets the gather
+    wait, which is all that this budget asks for, and its prediction is that of the program as rewritten.
+    """
+    target = farrier.Target("h100", topology="1x1x8")
+    mesh = target.mesh((8,), ("x",))
+
+    def array(*shape, spec, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    def split(value):
+        return jax.lax.with_sharding_constraint(value, NamedSharding(mesh, PartitionSpec("x")))
+
+    def loss(weights, x, labels):
+        up, down, head = (w.astype(jnp.bfloat16) for w in weights)
+        h = split(x + jnp.tanh(x @ up) @ down)
+        logits = split(jnp.matmul(h, head, preferred_element_type=jnp.float32))
+        return jnp.mean(jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, labels[:, None], -1)[:, 0])
+
+    def step(weights, x, labels):
+        return jax.tree.map(lambda w, g: w - g, weights, jax.grad(loss)(weights, x, labels))
+
+    rows, width, hidden, vocabulary = 16384, 512, 2048, 16384
+    weights = [array(width, hidden, spec=("x",)), array(hidden, width, spec=("x",))]
+    weights.append(array(width, vocabulary, spec=(None, "x")))
+    x = array(rows, width, spec=("x",), dtype=jnp.bfloat16)
+    program = jax.jit(step, donate_argnums=0).lower(weights, x, array(rows, spec=("x",), dtype=jnp.int32))
+    module = interchange.to_core(program.compiler_ir("stablehlo"))
+    whole = width * vocabulary * 2
+    context = types.SimpleNamespace(platform="cuda", partitions=8, target=target, objective="time")
+    driver = RematDriver(farrier.Remat(offload=False))
+    written = json.loads(module.query("memory.estimate", json.dumps(driver.sizes(module, context))))["temp"]
+    assert driver.plan(module, context, temp_budget=written) is None
+    plan = driver.plan(module, context, temp_budget=written - whole // 2)
+    assert plan["gathers"] and plan["predicted"]["fits"] and not plan["blocks"]
+    assert plan["predicted"]["after"] < written - whole // 2
+    assert driver.apply(module, plan) is None
+    text = module.print(locations=False).decode()
+    (barrier,) = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
+    assert barrier == f"tensor<{rows}x{vocabulary}xf32>, tensor<{width}x{vocabulary}xbf16>"
+    assert "farrier." not in text  # what the pass knows of shardings does not reach XLA
+    after = json.loads(module.query("memory.estimate", json.dumps(driver.sizes(module, context))))["temp"]
+    assert after == plan["predicted"]["after"]

@@ -14,9 +14,10 @@ GatheredBytes gatheredBytes(Operation *op) {
   return attribute && attribute.size() == 2 ? GatheredBytes{attribute[0], attribute[1]} : GatheredBytes();
 }
 
-/// What XLA's scheduler takes for work that hides communication.
+/// What XLA's scheduler takes for work that hides communication, or what communication waits for.
 static bool isKernel(Operation *op) {
-  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp>(op) &&
+  return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp,
+             stablehlo::OptimizationBarrierOp>(op) &&
          !placementOf(op);
 }
 

@@ -170,12 +170,15 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (unsigned op = 0; op < numOps; ++op) {
     if (!writesInPlace(graph.ops[op]))
       continue;
-    for (unsigned value : graph.outputs[op]) {
+    bool isLoop = isa<stablehlo::WhileOp>(graph.ops[op]);
+    for (auto [at, value] : llvm::enumerate(graph.outputs[op])) {
       // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands
       // for.
       if (!roots.isRoot(value) || !used[value])
         continue;
-      for (unsigned input : graph.inputs[op]) {
+      // A loop's state stays where it starts: what else it reads is there until it ends.
+      llvm::ArrayRef<unsigned> inputs = graph.inputs[op];
+      for (unsigned input : isLoop ? inputs.drop_front(std::min(at, inputs.size())).take_front() : inputs) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
           return ranges[root].live && !reused[root] && ranges[root].last == op && ranges[root].first < op &&
                  graph.bytes[root] == graph.bytes[value];

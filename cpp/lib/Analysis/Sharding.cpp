@@ -157,4 +157,17 @@ void inferShards(ModuleOp module) {
     visit(function.getBody());
 }
 
+void dropShards(ModuleOp module) {
+  if (!module->hasAttr(moduleAttr))
+    return;
+  module->removeDiscardableAttr(moduleAttr);
+  for (auto function : module.getOps<func::FuncOp>())
+    for (unsigned i = 0; i < function.getNumArguments(); ++i)
+      function.removeArgAttr(i, shardsAttr);
+  module.walk([](Operation *op) {
+    op->removeDiscardableAttr(shardsAttr);
+    op->removeDiscardableAttr(gatheredAttr);
+  });
+}
+
 } // namespace farrier

@@ -1,12 +1,14 @@
-// An embedding's gradient: rewritten, the zeros that it adds to are written when its updates are there, not before. As the
-// program stands nothing changes.
+// An embedding's gradient: rewritten, the zeros that it adds to are written when its updates are there, not before. They
+// bring the program to its peak, so what weight gradients read must be gone by then: the scatter waits for those, too. As
+// the program stands nothing changes.
 // The activation reads its operand twice, as GELU does: a product's kernel does not compute it.
 // RUN: farrier-opt %s --farrier-remat="budget=200000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s
 // RUN: farrier-opt %s --farrier-remat="budget=100000000 small-bytes=1024" --mlir-print-op-generic | FileCheck %s --check-prefix=SAME
 
 // CHECK: %[[DX:[0-9]+]] = "stablehlo.dot_general"(%{{[0-9]+}}, %arg1)
 // CHECK-NEXT: %[[ZERO:[0-9]+]] = "stablehlo.constant"
-// CHECK-NEXT: %[[LATE:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[ZERO]], %[[DX]])
+// CHECK-NEXT: %[[DONE:[0-9]+]]:4 = "stablehlo.optimization_barrier"({{.*}}, %[[DX]])
+// CHECK-NEXT: %[[LATE:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[ZERO]], %[[DONE]]#3)
 // CHECK-NEXT: %[[NX:[0-9]+]] = "stablehlo.negate"(%[[LATE]]#1)
 // CHECK: %[[ZEROS:[0-9]+]] = "stablehlo.broadcast_in_dim"(%[[LATE]]#0)
 // CHECK-NEXT: "stablehlo.scatter"(%[[ZEROS]], %arg4, %[[NX]])

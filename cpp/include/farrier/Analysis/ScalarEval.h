@@ -5,8 +5,10 @@
 
 #include "mlir/IR/Value.h"
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/SmallVector.h"
 
 #include <optional>
+#include <vector>
 
 namespace farrier {
 
@@ -23,6 +25,32 @@ public:
 private:
   std::optional<int64_t> evaluate(mlir::Value value, unsigned depth);
   llvm::DenseMap<mlir::Value, std::optional<int64_t>> known;
+};
+
+/// The same expressions, to be evaluated many times with other numbers: each operation is looked at once.
+class ScalarProgram {
+public:
+  /// A value whose number each run is given; all are bound before the first `add`. Returns its place.
+  unsigned bind(mlir::Value value);
+  /// What each run is to compute. Returns its place.
+  unsigned add(mlir::Value value) { return add(value, 0); }
+
+  void set(unsigned place, int64_t number) { numbers[place] = number; }
+  void run();
+  /// The number there after the last run, or nullopt as from `ScalarEval`.
+  std::optional<int64_t> get(unsigned place) const { return numbers[place]; }
+
+private:
+  struct Step {
+    mlir::Operation *op;
+    llvm::SmallVector<unsigned, 3> operands;
+    unsigned result;
+  };
+  unsigned add(mlir::Value value, unsigned depth);
+
+  llvm::DenseMap<mlir::Value, unsigned> places;
+  std::vector<std::optional<int64_t>> numbers;
+  std::vector<Step> steps;
 };
 
 } // namespace farrier

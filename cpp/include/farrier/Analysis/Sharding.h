@@ -48,6 +48,9 @@ mlir::LogicalResult setShards(mlir::ModuleOp module, const llvm::json::Object &s
 /// Fills in operations that lack the attribute (made by a rewriting) from what they read.
 void inferShards(mlir::ModuleOp module);
 
+/// Forgets all of it, so that nothing reaches XLA.
+void dropShards(mlir::ModuleOp module);
+
 } // namespace farrier
 
 #endif // FARRIER_ANALYSIS_SHARDING_H

@@ -162,11 +162,12 @@ class RematDriver:
                 plan = self._of_smaller_values(module, request, plan)
             if plan["loops"] and not plan["predicted"]["fits"]:
                 plan = self._nearer(module, request, plan)
-        if not plan["blocks"] and not plan["loops"]:
+        if not plan["blocks"] and not plan["loops"] and not plan.get("gathers"):
             return None
         if "kernels" in request:
             # Numbers and addresses are this process's: whoever applies the plan asks again.
             plan["wrapped_kernels"] = sorted(set(request["kernels"].values()))
+        plan["sharded"] = "shards" in request
         return plan
 
     @staticmethod
@@ -206,6 +207,8 @@ class RematDriver:
 
         if plan.get("wrapped_kernels"):
             plan = {**plan, "kernels": sharding.kernels(module)}
+        if plan.get("sharded") and (found := sharding.shards(module)):
+            plan = {**plan, "shards": found}  # decided by a device's sizes, applied by them
         # A file, because pass options cannot carry every character that a name stack may have.
         handle, path = tempfile.mkstemp(suffix=".plan.json")
         try:

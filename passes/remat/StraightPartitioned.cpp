@@ -1,0 +1,91 @@
+//===- StraightPartitioned.cpp - what is tied to stages in programs for several devices -===//
+//
+// XLA's scheduler runs ahead, and puts gradients off, to hide communication.
+//
+//===----------------------------------------------------------------------===//
+
+#include "passes/remat/StraightLine.h"
+
+#include "farrier/Analysis/OpInfo.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include <algorithm>
+
+using namespace mlir;
+
+namespace farrier::remat {
+
+/// A parameter smaller than this, all devices' parts together, is as good as free to keep gathered: a norm's.
+static constexpr int64_t freeToKeep = 256 << 10;
+
+void StraightLine::keepSmallParameters(Recomputation &what) const {
+  llvm::DenseSet<unsigned> kept;
+  auto small = [&](unsigned value) { return byteSize(graph->values[value]) < freeToKeep; };
+  for (unsigned leaf : what.leaves)
+    if (graph->definition[leaf] < 0 && small(leaf))
+      kept.insert(leaf);
+  // What is made of those alone is read where the forward part made it: small values and views of them. A parameter of which
+  // more is made alone, such as a mask of tokens, must be tied, or XLA merges what is computed again with the original.
+  llvm::DenseMap<unsigned, llvm::SmallVector<unsigned, 2>> madeOf;
+  for (bool again = !kept.empty(); again;) {
+    again = false;
+    madeOf.clear();
+    for (unsigned leaf : kept)
+      madeOf[leaf] = {leaf};
+    for (unsigned op : what.chain) {
+      llvm::SmallVector<unsigned, 2> sources;
+      bool tied = false;
+      for (unsigned input : graph->inputs[op])
+        if (auto it = madeOf.find(input); it != madeOf.end())
+          sources.append(it->second);
+        else
+          tied |= !constant[input];
+      if (tied)
+        continue;
+      bool view = isa<stablehlo::BroadcastInDimOp, stablehlo::BroadcastOp>(graph->ops[op]);
+      if (graph->isVirtual[op] && (view || llvm::all_of(graph->outputs[op], small))) {
+        for (unsigned value : graph->outputs[op])
+          madeOf[value] = sources;
+        continue;
+      }
+      for (unsigned leaf : sources)
+        again |= kept.erase(leaf);
+      if (again)
+        break;
+    }
+  }
+  llvm::erase_if(what.leaves, [&](unsigned leaf) { return kept.contains(leaf); });
+  llvm::erase_if(what.chain, [&](unsigned op) {
+    return !graph->outputs[op].empty() && madeOf.contains(graph->outputs[op].front());
+  });
+  llvm::erase_if(what.uses, [&](const Read &use) { return madeOf.contains(use.value); });
+}
+
+/// Of a partitioned program's temporaries: a product that lets go so much more than it makes is not put off.
+static constexpr int64_t muchOfAll = 16;
+
+llvm::DenseSet<Operation *> StraightLine::productsThatLetGo(unsigned stage) const {
+  std::vector<int64_t> profile = liveness->profile();
+  int64_t much = profile.empty() ? 0 : *llvm::max_element(profile) / muchOfAll;
+  llvm::DenseSet<Operation *> result;
+  for (unsigned op = boundary + 1; op < stage; ++op) {
+    if (!isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(graph->ops[op]))
+      continue;
+    llvm::SmallVector<unsigned> seen;
+    int64_t less = 0;
+    for (unsigned input : graph->inputs[op])
+      for (unsigned root : buffers->roots(input))
+        if (const Liveness::Range &range = liveness->range(root);
+            range.live && range.last < stage && !llvm::is_contained(seen, root)) {
+          seen.push_back(root);
+          less += graph->bytes[root];
+        }
+    for (unsigned value : graph->outputs[op])
+      less -= graph->bytes[value];
+    if (less >= std::max(much, smallBytes))
+      result.insert(graph->ops[op]);
+  }
+  return result;
+}
+
+} // namespace farrier::remat
