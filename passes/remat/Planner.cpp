@@ -132,6 +132,16 @@ llvm::json::Object describe(const NamedBlock &named, const StraightLine &unit,
                             {"segments", std::move(segments)}};
 }
 
+/// How one block was cut, by where the backward part was said to begin and the operations after which segments end.
+struct Cuts {
+  std::string path;
+  unsigned boundary;
+  std::vector<unsigned> ends;
+  bool operator==(const Cuts &other) const {
+    return path == other.path && boundary == other.boundary && ends == other.ends;
+  }
+};
+
 /// One pass over the program: loops first, then what is straight.
 struct Draft {
   llvm::json::Object plan; ///< "loops", "blocks" and what else applying needs
@@ -140,11 +150,13 @@ struct Draft {
   int64_t after = 0;
   double seconds = 0, flops = 0;
   int64_t hostBytes = 0;
+  std::vector<Cuts> cuts;
 };
 
 /// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each; pairs of
-/// loops one by one or together.
-Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together) {
+/// loops one by one or together; no block by cuts that were `rejected`.
+Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together,
+            llvm::ArrayRef<Cuts> rejected = {}) {
   CostModel costs(module, options.machine);
   options.budget = loopBudget;
   LoopPlan loopPlan = planLoops(module, options, together);
@@ -158,6 +170,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
   int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
   bool anySends = false;
+  std::vector<Cuts> chosen;
   // Streams of their own: what is computed again does not depend on what may wait in host memory.
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1),
       randomBoundary(options.stress.value_or(0) + 2);
@@ -184,6 +197,8 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     std::vector<unsigned> bestCuts;
     OffloadRules bestRules;
     auto consider = [&](const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine = false) {
+      if (llvm::is_contained(rejected, Cuts{named.path, unit.getBoundary(), cuts}))
+        return;
       auto segmentation = std::make_unique<Segmentation>(unit.segmentAt(cuts));
       offerSegments(unit, *segmentation, before, options.machine, rules);
       Evaluation evaluation(unit, *segmentation, fine);
@@ -281,6 +296,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
           choice = &keepingAll.emplace_back(
               segment.problem.complete(std::vector<bool>(segment.problem.candidates.size(), true)));
     blocks.push_back(describe(named, unit, *bestSegmentation, choices));
+    chosen.push_back({named.path, bestBoundary, bestCuts});
     for (const Choice *choice : choices)
       hostBytes += choice ? choice->hostBytes : 0;
     seconds += best->seconds;
@@ -297,6 +313,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
   result.seconds = seconds;
   result.flops = flops;
   result.hostBytes = hostBytes;
+  result.cuts = std::move(chosen);
   result.plan = llvm::json::Object{{"version", 1},
                                    {"small_bytes", options.smallBytes},
                                    {"machine", llvm::json::Object(options.machineFigures)},
@@ -327,11 +344,20 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
 
 /// Drafts before what is left is accepted, and the share of a budget that is not worth another.
 constexpr int maxDrafts = 5;
+/// Of small programs, drafts of which the estimate says that they take more than their segments do, before that is taken
+/// as what the budget is off by: other cuts may be right.
+constexpr size_t maxRejected = 3;
 constexpr double worthAnother = 0.01;
 /// Of the budget, by how much more or less the loops may take in further drafts, and how many of these there are with
 /// more; half as many have less.
 constexpr double sharingStep = 0.02;
 constexpr int sharingDrafts = 8;
+
+size_t numOps(ModuleOp module) {
+  size_t count = 0;
+  module.walk([&](Operation *) { ++count; });
+  return count;
+}
 
 /// Drafts with ever other shares of the budget for loops and for what is straight, each given to `consider`, which says
 /// what it is estimated to need, or nothing if it does not apply. Pairs of loops are decided `together` or one by one.
@@ -341,13 +367,16 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
   int64_t loopBudget = options.budget, blockBudget = options.budget;
   std::vector<std::pair<int64_t, int64_t>> tried;
   bool anyLoops = false;
+  bool small = !options.stress && numOps(module) <= mostWhole;
+  std::vector<Cuts> rejected;
   for (int attempt = 0; attempt < maxDrafts; ++attempt) {
     tried.push_back({loopBudget, blockBudget});
     OwningOpRef<ModuleOp> copy(module.clone());
-    Draft next = draft(*copy, options, loopBudget, blockBudget, together);
+    Draft next = draft(*copy, options, loopBudget, blockBudget, together, rejected);
     bool loops = next.loops, blocks = next.blocks;
     double seconds = next.seconds;
     int64_t chosenBy = next.after;
+    std::vector<Cuts> cuts = next.cuts;
     anyLoops |= loops;
     std::optional<int64_t> after = consider(std::move(next));
     if (!after)
@@ -356,6 +385,12 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
     // segments, which see less than the estimate of the whole.
     int64_t left = options.budget - *after;
     bool fits = left >= 0;
+    if (!fits && !loops && blocks && chosenBy <= options.budget && small && rejected.size() < maxRejected) {
+      llvm::append_range(rejected, cuts);
+      tried.pop_back();
+      --attempt;
+      continue;
+    }
     if (options.stress || (fits && left <= worthAnother * options.budget) || (!loops && !blocks))
       break;
     if (fits && !loops && seconds == 0)
