@@ -92,6 +92,44 @@ static bool isUpdate(Value value) {
   return true;
 }
 
+/// The operations that bring `value`, which nothing but results comes of, into the block's results, and what else they
+/// need that stands after `position`, in program order; empty where something of that is no elementwise operation, or where
+/// a parameter that is written over is read after `value` is made.
+static SmallVector<Operation *> updateAfter(Value value, Operation *position) {
+  Block &block = *position->getBlock();
+  Operation *product = value.getDefiningOp();
+  llvm::SetVector<Operation *> update;
+  SmallVector<Value> reached{value};
+  while (!reached.empty())
+    for (Operation *user : reached.pop_back_val().getUsers()) {
+      if (user->hasTrait<OpTrait::IsTerminator>() || !update.insert(user))
+        continue;
+      if (classify(user) != OpClass::Virtual || user->getNumRegions())
+        return {};
+      reached.append(user->result_begin(), user->result_end());
+    }
+  unsigned own = update.size();
+  for (unsigned at = 0; at < update.size(); ++at)
+    for (Value operand : update[at]->getOperands()) {
+      Operation *maker = operand.getDefiningOp();
+      if (!maker) {
+        bool readLater = at < own && llvm::any_of(operand.getUsers(), [&](Operation *user) {
+          Operation *here = block.findAncestorOpInBlock(*user);
+          return !here || (!update.contains(here) && !here->isBeforeInBlock(product));
+        });
+        if (readLater && cast<ShapedType>(operand.getType()).getRank() > 0)
+          return {};
+      } else if (maker->getBlock() == &block && !maker->isBeforeInBlock(position) && update.insert(maker) &&
+                 (classify(maker) != OpClass::Virtual || maker->getNumRegions())) {
+        return {};
+      }
+    }
+  SmallVector<Operation *> ops = update.takeVector();
+  llvm::erase_if(ops, [&](Operation *op) { return op->isBeforeInBlock(position); });
+  llvm::sort(ops, [](Operation *a, Operation *b) { return a->isBeforeInBlock(b); });
+  return ops;
+}
+
 /// Of the peak, what weight gradients must hold to be waited for.
 static constexpr double worthWaiting = 0.01;
 
@@ -158,12 +196,20 @@ public:
         for (unsigned root : roots.roots(input))
           if (liveness.range(root).live && graph.bytes[root] >= smallBytes && counted.insert(root).second)
             reads.insert({liveness.range(root).last, root});
+      unsigned gradient = graph.outputs[op][0];
+      if (liveness.range(gradient).live && graph.bytes[gradient] >= smallBytes)
+        reads.insert({liveness.range(gradient).last, gradient});
     }
     for (auto &[products, through] : waits) {
+      Operation *position = through->getOwner();
       SmallVector<Value> finished;
-      for (unsigned product : products)
-        finished.append(finishedBy(graph.ops[product], through->getOwner()));
-      waitFor(finished, through->getOwner(), *through);
+      for (unsigned product : products) {
+        SmallVector<Operation *> update = updateAfter(graph.ops[product]->getResult(0), position);
+        for (Operation *op : update)
+          op->moveBefore(position);
+        finished.append(finishedBy(graph.ops[product], position));
+      }
+      waitFor(finished, position, *through);
     }
   }
 

@@ -29,7 +29,8 @@ void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::
                     ProductFilter filter = nullptr);
 
 /// Weight gradients in `block` and the loops inside run before what comes next, where XLA could raise the estimated peak by
-/// putting them off: by what they read, of values from `smallBytes` on.
+/// putting them off: by what they read, and by themselves where an update could have read them, of values from `smallBytes`
+/// on.
 void finishBeforePeak(mlir::Block &block, const SizeFn &size, int64_t smallBytes);
 
 /// Whether the program of a block runs on several devices, so that its gradients hide communication.

@@ -394,6 +394,40 @@ def test_weight_gradients_of_a_body_run_before_its_peak():
         assert a.tobytes() == b.tobytes()
 
 
+def test_updates_run_before_a_peak_that_their_gradients_would_raise():
+    """Without a scan: the head's gradient is as wide as the vocabulary, and its update waits for nothing."""
+
+    def build():
+        def loss(w, x):
+            w, x = jax.tree.map(lambda v: v.astype(jnp.bfloat16), (w, x))
+            for each in ("first", "second"):
+                q = (x @ w[each]).reshape(2, 64, 2, 32)
+                x = x + attend(q, q, q).reshape(2, 64, 64)
+            return (jnp.tanh(x @ w["head"]).astype(jnp.float32) ** 2).mean()
+
+        def step(state, x):
+            w, momentum = state
+            value, gradient = jax.value_and_grad(loss)(w, x)
+            momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, gradient)
+            return (jax.tree.map(lambda w, m: w - 0.1 * m, w, momentum), momentum), value
+
+        shapes = {"first": (64, 64), "second": (64, 64), "head": (64, 96)}
+        w = {n: normal(i, *s) for i, (n, s) in enumerate(shapes.items())}
+        return step, ((w, jax.tree.map(jnp.zeros_like, w)), normal(9, 2, 64, 64))
+
+    text, arguments = lowered(build)
+    module = _core.Module.parse(text)
+    budget = int(0.8 * json.loads(module.query("memory.estimate"))["temp"])
+    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=1024))
+    changed = bytes(module.print()).decode()
+    lines = changed.splitlines()
+    waits = [i for i, line in enumerate(lines) if line.count("tensor<64x96xf32>") == 4 and "barrier" in line]
+    scores = [i for i, line in enumerate(lines) if "dot_general" in line and "x64x64xf32>" in line]
+    assert len(waits) == 1 and waits[0] < scores[-1]
+    for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 def test_where_flops_decide_transfers_cost_next_to_nothing():
     def loss(w, x):
         return jnp.sum(lax.scan(lambda x, w: (jnp.sin(jnp.sin(x @ w) @ w), None), x, w)[0])
