@@ -292,6 +292,29 @@ static bool movesElements(Operation *op) {
              stablehlo::ReverseOp>(op);
 }
 
+/// Whether XLA gathers in the kernels that read what is gathered: where they are few, that saves writing it.
+static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
+  constexpr size_t mostReaders = 2, mostFollowed = 16;
+  if (!isa<stablehlo::GatherOp>(graph.ops[op]) || feedsKernel[graph.outputs[op][0]])
+    return false;
+  llvm::SmallVector<unsigned> work{graph.outputs[op][0]};
+  llvm::SmallDenseSet<unsigned, 16> seen, kernels;
+  while (!work.empty()) {
+    unsigned value = work.pop_back_val();
+    if (!seen.insert(value).second)
+      continue;
+    for (unsigned user : graph.users[value]) {
+      if (!graph.isVirtual[user] || graph.outputs[user].size() != 1 || feedsKernel[graph.outputs[user][0]])
+        kernels.insert(user);
+      else
+        work.push_back(graph.outputs[user][0]);
+    }
+    if (seen.size() > mostFollowed || kernels.size() > mostReaders)
+      return false;
+  }
+  return true;
+}
+
 /// Values that several products read from one copy: they want it in the same order.
 static std::vector<bool> sharedCopies(const BlockGraph &graph, const Layouts &layouts) {
   std::vector<bool> shared(graph.numValues(), false);
@@ -384,7 +407,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       sets[graph.outputs[op][0]] = sets[graph.inputs[op][0]];
       continue;
     }
-    if (!graph.isVirtual[op]) {
+    bool isGathered = kernels && fusesGather(graph, op, feedsKernel);
+    if (!graph.isVirtual[op] && !isGathered) {
       for (unsigned value : graph.outputs[op])
         sets[value].push_back(value);
       // Two stacks of the same values are one: XLA merges them.
