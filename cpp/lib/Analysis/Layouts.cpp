@@ -137,7 +137,14 @@ struct Roles {
     ArrayRef<int64_t> sums =
         operand == 0 ? numbers.getLhsContractingDimensions() : numbers.getRhsContractingDimensions();
     batch.assign(batches.begin(), batches.end());
-    contracted.assign(sums.begin(), sums.end());
+    // XLA sorts what is summed over by the left operand's dimensions.
+    SmallVector<unsigned> sorted(sums.size());
+    std::iota(sorted.begin(), sorted.end(), 0);
+    llvm::sort(sorted, [&](unsigned a, unsigned b) {
+      return numbers.getLhsContractingDimensions()[a] < numbers.getLhsContractingDimensions()[b];
+    });
+    for (unsigned at : sorted)
+      contracted.push_back(sums[at]);
     int64_t rank = cast<RankedTensorType>(dot->getOperand(operand).getType()).getRank();
     for (int64_t dim = 0; dim < rank; ++dim)
       if (!llvm::is_contained(batches, dim) && !llvm::is_contained(sums, dim))

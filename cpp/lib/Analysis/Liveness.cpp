@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Parameters.h"
+#include "farrier/Analysis/PartialSums.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -21,6 +22,12 @@ namespace farrier {
 static bool writesInPlace(Operation *op) {
   return classify(op) == OpClass::Virtual ||
          isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
+}
+
+/// A convolution's result comes with its scratch memory: nothing is written over it, but what cuDNN itself adds.
+static bool staysWhole(Value value, Operation *reader) {
+  return isa_and_nonnull<stablehlo::ConvolutionOp>(value.getDefiningOp()) &&
+         !(isa<stablehlo::AddOp>(reader) && value.hasOneUse());
 }
 
 bool runsBlocks(Operation *op) {
@@ -162,6 +169,16 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       made += graph.bytes[value];
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
   }
+  // Parts of a sum are added up when the operands are gone.
+  for (unsigned op = 0; op < numOps; ++op)
+    if (int64_t parts = graph.outputs[op].empty() ? 0 : partialSums(graph.ops[op], graph.bytes[graph.outputs[op][0]])) {
+      int64_t dying = 0;
+      for (unsigned input : graph.inputs[op])
+        for (unsigned root : roots.roots(input))
+          if (ranges[root].live && ranges[root].last == op)
+            dying += graph.bytes[root];
+      copies[op] += std::max<int64_t>(0, parts - std::min(dying, graph.bytes[graph.outputs[op][0]]));
+    }
   for (auto [copied, masked, gathered, kept] :
        llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
     copied += masked + gathered + kept;
@@ -181,7 +198,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       for (unsigned input : isLoop ? inputs.drop_front(std::min(at, inputs.size())).take_front() : inputs) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
           return ranges[root].live && !reused[root] && ranges[root].last == op && ranges[root].first < op &&
-                 graph.bytes[root] == graph.bytes[value];
+                 graph.bytes[root] == graph.bytes[value] && !staysWhole(graph.values[root], graph.ops[op]);
         });
         if (take != roots.roots(input).end()) {
           reused[*take] = true;
