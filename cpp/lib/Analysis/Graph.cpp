@@ -77,11 +77,20 @@ static bool isVectorProduct(stablehlo::DotGeneralOp dot) {
                   numbers.getRhsContractingDimensions());
 }
 
+/// A product that sums nothing, which XLA makes a multiplication: elementwise, like any other.
+static bool isOuterProduct(Operation *op) {
+  auto dot = dyn_cast<stablehlo::DotGeneralOp>(op);
+  auto left = dot ? dyn_cast<RankedTensorType>(dot.getLhs().getType()) : RankedTensorType();
+  return left && left.hasStaticShape() &&
+         llvm::all_of(dot.getDotDimensionNumbers().getLhsContractingDimensions(),
+                      [&](int64_t dim) { return left.getDimSize(dim) == 1; });
+}
+
 /// Kernels whose operands must be buffers, and what runs other kernels: nothing is fused into a loop's operands,
 /// nor across a barrier.
 static bool readsBuffers(Operation *op) {
   if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(op))
-    return !isVectorProduct(dot);
+    return !isVectorProduct(dot) && !isOuterProduct(op);
   return isa<stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp, stablehlo::SortOp,
              stablehlo::OptimizationBarrierOp>(op);
 }
@@ -407,8 +416,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       sets[graph.outputs[op][0]] = sets[graph.inputs[op][0]];
       continue;
     }
-    bool isGathered = kernels && fusesGather(graph, op, feedsKernel);
-    if (!graph.isVirtual[op] && !isGathered) {
+    bool isFused = kernels && (isOuterProduct(operation) || fusesGather(graph, op, feedsKernel));
+    if (!graph.isVirtual[op] && !isFused) {
       for (unsigned value : graph.outputs[op])
         sets[value].push_back(value);
       // Two stacks of the same values are one: XLA merges them.

@@ -9,6 +9,7 @@
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/MapVector.h"
 
 #include <algorithm>
@@ -17,6 +18,9 @@
 using namespace mlir;
 
 namespace farrier {
+
+/// Smaller buffers are not looked at, in whatever block.
+static constexpr int64_t smallestBuffer = 256 << 10;
 
 /// An elementwise update writes where it read; a slice update writes into the buffer it updates.
 static bool writesInPlace(Operation *op) {
@@ -47,6 +51,25 @@ static int64_t peakInside(Operation *op, const SizeFn &size) {
 /// this (DotMerger in its gpu_compiler.cc): keys and values come out of the product that gives the queries.
 static constexpr int64_t mergedProduct = 32 << 20;
 
+/// Those of the operations, ascending, that wait for none of them: layers of the same weights follow each other.
+static llvm::SmallVector<unsigned> independent(const BlockGraph &graph, llvm::ArrayRef<unsigned> ops) {
+  llvm::SmallVector<unsigned> result;
+  llvm::DenseSet<unsigned> follows; // operations
+  for (unsigned op = ops.front(); !ops.empty(); ++op) {
+    bool waits = llvm::any_of(graph.inputs[op], [&](unsigned value) {
+      return graph.definition[value] >= 0 && follows.contains(graph.definition[value]);
+    });
+    bool isOne = op == ops.front();
+    if (isOne)
+      ops = ops.drop_front();
+    if (isOne && !waits)
+      result.push_back(op);
+    if (isOne || waits)
+      follows.insert(op);
+  }
+  return result;
+}
+
 std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph) {
   llvm::MapVector<std::tuple<Value, unsigned, Attribute>, llvm::SmallVector<unsigned>> same;
   for (unsigned op = 0; op < graph.numOps(); ++op)
@@ -67,6 +90,8 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
       if (!isBig || big++ == 0)
         merged.push_back(op);
     }
+    if (merged.size() > 1 && merged.size() > big)
+      merged = independent(graph, merged);
     if (merged.size() > 1 && merged.size() > big)
       result.push_back(std::move(merged));
   }
@@ -170,15 +195,17 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
   }
   // Parts of a sum are added up when the operands are gone.
-  for (unsigned op = 0; op < numOps; ++op)
-    if (int64_t parts = graph.outputs[op].empty() ? 0 : partialSums(graph.ops[op], graph.bytes[graph.outputs[op][0]])) {
+  for (unsigned op = 0; op < numOps; ++op) {
+    int64_t made = graph.outputs[op].empty() ? 0 : graph.bytes[graph.outputs[op][0]];
+    if (int64_t parts = partialSums(graph.ops[op], made); parts >= smallestBuffer) {
       int64_t dying = 0;
       for (unsigned input : graph.inputs[op])
         for (unsigned root : roots.roots(input))
           if (ranges[root].live && ranges[root].last == op)
             dying += graph.bytes[root];
-      copies[op] += std::max<int64_t>(0, parts - std::min(dying, graph.bytes[graph.outputs[op][0]]));
+      copies[op] += std::max<int64_t>(0, parts - std::min(dying, made));
     }
+  }
   for (auto [copied, masked, gathered, kept] :
        llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
     copied += masked + gathered + kept;
@@ -226,9 +253,6 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
   }
   return result;
 }
-
-/// Smaller buffers are not looked at, in whatever block.
-static constexpr int64_t smallestBuffer = 256 << 10;
 
 RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph) {
   RootSets::Options options;
