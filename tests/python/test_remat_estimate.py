@@ -82,6 +82,28 @@ def test_what_a_loop_reads_is_there_beside_what_it_writes():
     assert temp >= 32 * MB
 
 
+def test_what_is_fetched_ahead_is_there_beside_what_is_read():
+    """A loop that carries a slice from the host and fetches the next one holds both until the first is read."""
+
+    def step(x, stack):
+        host = jax.device_put(stack, jax.memory.Space.Host)
+
+        def fetch(i):
+            piece = jax.lax.dynamic_index_in_dim(host, i, keepdims=False)
+            return jax.device_put(piece, jax.memory.Space.Device)
+
+        def body(carry, i):
+            x, now = carry
+            return (x @ now, fetch(i)), None
+
+        return jax.lax.scan(body, (x, fetch(0)), jnp.arange(8))[0][0]
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 1024), (8, 1024, 1024))]
+    lowered = jax.jit(step).trace(*shapes).lower(lowering_platforms=("cuda",))
+    module = interchange.to_core(lowered.compiler_ir("stablehlo"))
+    assert 8 * MB <= json.loads(module.query("memory.estimate", "{}"))["temp"] < 10 * MB
+
+
 def test_two_stacks_of_the_same_values_are_one():
     """As a scan's derivative writes what two operations keep."""
 

@@ -11,6 +11,7 @@
 
 #include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/MapVector.h"
+#include "llvm/ADT/SetVector.h"
 
 #include <algorithm>
 #include <tuple>
@@ -98,6 +99,26 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
   return result;
 }
 
+/// The last operation of a loop's body that reads what the loop carries where `result` goes, through what is elementwise.
+static unsigned lastReadOfCarry(const BlockGraph &graph, unsigned result) {
+  Operation *terminator = graph.ops.back();
+  unsigned end = 0;
+  for (unsigned at = 0; at < std::min(terminator->getNumOperands(), graph.numArguments); ++at) {
+    if (terminator->getOperand(at) != graph.values[result])
+      continue;
+    llvm::SetVector<unsigned> reached;
+    reached.insert(at);
+    for (unsigned next = 0; next < reached.size(); ++next)
+      for (unsigned user : graph.users[reached[next]]) {
+        if (!graph.isTerminator(user))
+          end = std::max(end, user);
+        if (graph.isVirtual[user])
+          reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
+      }
+  }
+  return end;
+}
+
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts)
     : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
@@ -170,11 +191,16 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     int definition = graph.definition[value];
     range.first = definition < 0 ? 0 : definition;
     // XLA starts what the device fetches from the host as soon as it is there.
-    if (definition >= 0 && placementOf(graph.ops[definition]) == Placement::Device)
+    bool fetched = definition >= 0 && placementOf(graph.ops[definition]) == Placement::Device;
+    if (fetched)
       range.first = fetchedAt[definition];
     range.last = std::max(last[value], range.first);
-    // A result lives in an output buffer; parameters are not temporaries.
-    range.live = roots.isRoot(value) && used[value] && !isResult[value] && definition >= 0;
+    // A result lives in an output buffer; parameters are not temporaries. What is fetched for the next iteration is there
+    // beside what was fetched for this one, until that is read for the last time.
+    bool ahead = fetched && isResult[value] && isa_and_nonnull<stablehlo::WhileOp>(graph.block.getParentOp());
+    if (ahead)
+      range.last = std::max(range.first, lastReadOfCarry(graph, value));
+    range.live = roots.isRoot(value) && used[value] && (!isResult[value] || ahead) && definition >= 0;
   }
   // Copies are made before the product starts: what only they read is gone by then.
   for (unsigned op = 0; op < numOps; ++op) {

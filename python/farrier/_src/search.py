@@ -188,7 +188,7 @@ def _priced(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
     found = []
     for way in ways:
         estimate = _estimated(way.module, remat, context)
-        cost = _cost(remat.cost(way.module, context), context) if len(ways) > 1 else 0.0
+        cost = _cost(remat.cost(way.module, context), remat, context) if len(ways) > 1 else 0.0
         found.append(dataclasses.replace(way, estimate=estimate, cost=cost))
     least = min(way.cost for way in found if not way.resort)
     return [dataclasses.replace(way, cost=way.cost - least) for way in found]
@@ -234,10 +234,11 @@ def _described(measurement: Any) -> dict[str, Any]:
     return {"total_bytes": measurement.total_bytes} | measurement.to_json()
 
 
-def _cost(figures: Mapping[str, float], context: Context) -> float:
-    """ "seconds", or "flops" with seconds to tell equals apart."""
+def _cost(figures: Mapping[str, float], remat: Any, context: Context) -> float:
+    """ "seconds", or "flops" with seconds to tell equals apart: what rematerialization plans by."""
+    objective = getattr(getattr(remat, "options", None), "objective", None) or context.objective
     seconds = float(figures["seconds"])
-    return seconds if context.objective == "time" else float(figures.get("flops", 0.0)) + seconds
+    return seconds if objective == "time" else float(figures.get("flops", 0.0)) + seconds
 
 
 def _choices(
@@ -266,7 +267,7 @@ def _choices(
                 plan,
                 temp,
                 fits=bool(predicted.get("fits", True)) if plan else temp <= temp_budget,
-                cost=way.cost + (_cost(predicted, context) if plan else 0.0),
+                cost=way.cost + (_cost(predicted, remat, context) if plan else 0.0),
             )
         )
     return sorted(choices, key=lambda choice: choice.order)
