@@ -331,8 +331,11 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
   // What the estimate calls small is in the segments' figures alone, and what is under way to the host may be. What the
   // segments miss (stacks and weights that bodies read, what kernels read of values computed again) is in the estimate.
   bool onlySegments = smallBytes < defaultSmallBytes;
-  if ((!draft.loops && !draft.blocks) || (onlySegments && !draft.loops))
+  if (onlySegments && !draft.loops)
     return draft.after;
+  // Segments call other values small than the estimate does: where nothing is planned, it has the word.
+  if (!draft.loops && !draft.blocks)
+    return estimateModule(module);
   OwningOpRef<ModuleOp> copy(module.clone());
   uint64_t cloned = 0;
   DecisionRemarks unsaid;

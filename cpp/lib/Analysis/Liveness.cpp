@@ -223,7 +223,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   // Parts of a sum are added up when the operands are gone.
   for (unsigned op = 0; op < numOps; ++op) {
     int64_t made = graph.outputs[op].empty() ? 0 : graph.bytes[graph.outputs[op][0]];
-    if (int64_t parts = partialSums(graph.ops[op], made); parts >= smallestBuffer) {
+    if (int64_t parts = partialSums(graph.ops[op]); parts >= smallestBuffer) {
       int64_t dying = 0;
       for (unsigned input : graph.inputs[op])
         for (unsigned root : roots.roots(input))

@@ -3,6 +3,8 @@
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "mlir/IR/BuiltinOps.h"
+
 using namespace mlir;
 
 namespace farrier {
@@ -11,13 +13,17 @@ namespace farrier {
 // f32[32,256,256] over 16,384, f32[2,2048,512] over 4,096.
 static constexpr int64_t tileElements = 64 * 128, mostTiles = 256, leastSum = 256, bytesOfPart = 4;
 
-int64_t partialSums(Operation *op, int64_t bytes) {
+int64_t partialSums(Operation *op) {
   auto dot = dyn_cast<stablehlo::DotGeneralOp>(op);
-  if (!dot)
+  auto module = dot ? dot->getParentOfType<ModuleOp>() : ModuleOp();
+  if (!module)
+    return 0;
+  // How much of the sum a device has is not known here.
+  if (auto partitions = module->getAttrOfType<IntegerAttr>("mhlo.num_partitions"); partitions && partitions.getInt() > 1)
     return 0;
   auto type = dyn_cast<RankedTensorType>(dot.getType());
   auto left = dyn_cast<RankedTensorType>(dot.getLhs().getType());
-  if (!type || !left || !type.hasStaticShape() || !left.hasStaticShape() || byteSize(type) != bytes)
+  if (!type || !left || !type.hasStaticShape() || !left.hasStaticShape())
     return 0;
   int64_t sum = 1, elements = type.getNumElements();
   for (int64_t dim : dot.getDotDimensionNumbers().getLhsContractingDimensions())

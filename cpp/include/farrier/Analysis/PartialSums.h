@@ -13,9 +13,9 @@
 
 namespace farrier {
 
-/// Bytes of the parts that a product adds up; 0 for what is done in one piece, is partitioned (`bytes` of its result on
-/// one device are not those of its type), or is no product.
-int64_t partialSums(mlir::Operation *op, int64_t bytes);
+/// Bytes of the parts that a product adds up; 0 for what is done in one piece, stands in a program for several devices,
+/// or is no product.
+int64_t partialSums(mlir::Operation *op);
 
 } // namespace farrier
 
