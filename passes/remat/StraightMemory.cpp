@@ -156,18 +156,24 @@ std::vector<Lifetime> StraightLine::lifetimes(const Segmentation &segmentation, 
       if (isLeaf(use.value, recomputed))
         reads(use.value, reach[use.op], true);
     auto [chain, leaves, uses] = recomputation(segmentation.uses[which], recomputed);
-    llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, segment.stage), lastOfClone;
+    llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, segment.stage), lastOfClone, lastInChain;
     llvm::DenseSet<unsigned> cloned(chain.begin(), chain.end());
     for (const Read &use : uses)
       lastOfClone[use.value] = std::max(lastOfClone[use.value], reach[use.op]);
     for (unsigned op : llvm::reverse(chain)) {
-      unsigned at = place.lookup(op), readAt = at;
+      unsigned at = place.lookup(op), readAt = at, inChain = graph->isVirtual[op] ? 0 : at;
       for (unsigned value : graph->outputs[op]) {
         unsigned end = std::max(lastOfClone.lookup(value), at);
-        if (buffers->isRoot(value))
+        if (buffers->isRoot(value)) {
+          // Where the program as it stands reads it last, its memory may serve the result, as that of the original does.
+          if (const Liveness::Range &range = liveness->range(value); range.live && range.last > boundary)
+            end = std::max({at, lastInChain.lookup(value), std::min(end, range.last)});
           result.push_back({at, end, graph->bytes[value]});
-        else
+          inChain = at;
+        } else {
           readAt = std::max(readAt, end); // it runs inside its readers' kernels
+          inChain = std::max(inChain, lastInChain.lookup(value));
+        }
       }
       int64_t beside = liveness->innerPeak(op);
       for (unsigned value : buffers->copiesFor(op))
@@ -178,7 +184,7 @@ std::vector<Lifetime> StraightLine::lifetimes(const Segmentation &segmentation, 
         if (constant[input])
           continue;
         if (graph->definition[input] >= 0 && cloned.contains(graph->definition[input]))
-          lastOfClone[input] = std::max(lastOfClone[input], readAt);
+          lastOfClone[input] = std::max(lastOfClone[input], readAt), lastInChain[input] = std::max(lastInChain[input], inChain);
         else
           reads(input, readAt, false);
       }

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import workloads
 from farrier import _core
 from farrier._src import installed, interchange, oracle
 from farrier._src.drivers.remat import RematDriver
@@ -408,3 +409,12 @@ def test_another_build_of_farrier_does_not_take_the_plans_of_this_one(tmp_path, 
     assert [source(), source()] == ["search", "cache"]
     monkeypatch.setattr(installed, "digest", lambda: "another")
     assert source() == "search"
+
+
+def test_what_is_computed_again_is_written_over_as_the_original_is():
+    """Scores of attention written out, made again, make room for their gradient: they do not lie beside it."""
+    step = workloads.build("llm-1b-naive", layers=2)
+    module = interchange.to_core(step.lower().compiler_ir("stablehlo"))
+    before = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    request = {"budget": int(0.7 * before), "offload": False}
+    assert json.loads(module.query("remat.plan", json.dumps(request)))["predicted"]["fits"]
