@@ -4,7 +4,8 @@ Of each step all policies are measured; farrier is asked for the total memory of
 memory and FLOPs. Any other policy has the memory of one of those, or more, and no fewer FLOPs. Policies that use host
 memory are a frontier of their own, rivals of the searches that may use it; those searches count FLOPs before time, because
 a policy's transfers cost no FLOPs however long they take. A policy is beaten with a point of the step's
-FLOPs less within its memory, or with 3 % less memory at its FLOPs by any of farrier's plans.
+FLOPs less within its memory, or with 3 % less memory at its FLOPs by any of farrier's plans; farrier is asked for
+that, too, where the policy computes nothing again.
 
     python benchmarks/remat/policies.py --output policies.jsonl             # goes on where it was interrupted
     python benchmarks/remat/policies.py --output policies.jsonl --again     # farrier's rows anew
@@ -62,16 +63,29 @@ def run(args: argparse.Namespace, found: Lines) -> None:
         step = STEPS[case]
         for name in ("none", *policies(case)):
             found.once({"case": case, "step": name, "policy": None}, lambda s=step, n=name: s.written(n))
+        none = found.get({"case": case, "step": "none", "policy": None})["flops"]
         for host in (False, True):
             for rival in rivals(found, case, host=host):
-                budget = rival["total_bytes"]
-                found.once(
-                    {"case": case, "step": "farrier", "policy": rival["step"], "budget_bytes": budget},
-                    lambda s=step, b=budget, h=host: s.searched(
-                        b, host=h, compiles=args.max_compiles, objective="flops" if h else "time"
-                    ),
-                    again=args.again,
-                )
+                plan = searched(args, found, case, rival["step"], rival["total_bytes"], host=host)
+                # Who computes nothing again can only be beaten in memory.
+                if rival["flops"] <= (1 + POINT) * none and "beaten" not in verdict(
+                    rival, plan, [plan], none
+                ):
+                    name, less = f"{rival['step']}, less memory", int(LESS_MEMORY * rival["total_bytes"])
+                    searched(args, found, case, name, less, host=host)
+
+
+def searched(
+    args: argparse.Namespace, found: Lines, case: str, name: str, budget: int, *, host: bool
+) -> dict[str, Any]:
+    """farrier's row of that name, searched within `budget` bytes in total if it is not there."""
+    return found.once(
+        {"case": case, "step": "farrier", "policy": name, "budget_bytes": budget},
+        lambda: STEPS[case].searched(
+            budget, host=host, compiles=args.max_compiles, objective="flops" if host else "time"
+        ),
+        again=args.again,
+    )
 
 
 def verdict(rival: dict[str, Any], plan: dict[str, Any], plans: list[dict[str, Any]], none: float) -> str:

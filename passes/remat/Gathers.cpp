@@ -9,11 +9,13 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Builders.h"
 
+#include <algorithm>
+
 using namespace mlir;
 
 namespace farrier::remat {
 
-/// Of a program's temporaries: a gathered weight that is less can come when it likes.
+/// Of a program's temporaries: a gathered weight that is less can come when it likes, and any where so much is free.
 static constexpr int64_t muchOfAll = 32;
 
 /// What `value` is a view of, or a wider copy; `views` are the operations between, last first.
@@ -45,13 +47,19 @@ public:
     }
   }
 
-  unsigned gatherLate(int64_t much) {
+  unsigned gatherLate() {
+    std::vector<int64_t> live = estimate.getLiveness().profile();
+    std::vector<unsigned> from = gatheredFrom(graph);
+    int64_t much = estimate.peak() / muchOfAll;
     unsigned made = 0;
-    for (Operation *op : graph.ops) {
-      auto dot = dyn_cast<stablehlo::DotGeneralOp>(op);
-      int64_t gathered = dot ? gatheredBytes(op).operands : 0;
+    for (unsigned op = 0; op < graph.numOps(); ++op) {
+      auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]);
+      int64_t gathered = dot ? gatheredBytes(dot).operands : 0;
+      if (gathered == 0 || gathered < much ||
+          *std::max_element(live.begin() + from[op], live.begin() + op + 1) < estimate.peak() - much)
+        continue;
       for (unsigned weight : {0u, 1u})
-        if (gathered > 0 && gathered >= much && wait(dot, weight, gathered)) {
+        if (wait(dot, weight, gathered)) {
           ++made;
           break;
         }
@@ -99,8 +107,7 @@ unsigned gatherLate(ModuleOp module) {
   unsigned made = 0;
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic() && function.getBody().hasOneBlock()) {
-      mlir::Block &block = function.getBody().front();
-      made += Block(block, size).gatherLate(estimatePeak(block, size) / muchOfAll);
+      made += Block(function.getBody().front(), size).gatherLate();
     }
   if (made > 0)
     inferShards(module);

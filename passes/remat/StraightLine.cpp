@@ -317,7 +317,8 @@ llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsi
       entry->second = std::min(entry->second, op);
   };
   for (const Read &use : uses)
-    neededAt(use.value, use.op);
+    if (graph->definition[use.value] >= 0)
+      neededAt(use.value, use.op);
   llvm::DenseSet<unsigned> cloned(chain.begin(), chain.end());
   for (unsigned op : llvm::reverse(chain)) {
     unsigned &at = place.try_emplace(op, stage).first->second;
@@ -461,13 +462,18 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   std::vector<Value> current = graph->values;
   std::vector<std::pair<unsigned, Operation *>> casts;
   bool partitioned = isPartitioned(graph->block);
+  std::vector<std::vector<Read>> given = segmentation.uses;
+  if (partitioned)
+    gatherAgain(segmentation, choices, order, given);
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];
     unsigned stage = segment.stage;
-    Recomputation what = recomputation(segmentation.uses[which], recomputed);
-    if (partitioned)
+    Recomputation what = recomputation(given[which], recomputed);
+    if (partitioned) {
       keepSmallParameters(what);
+      tieGathered(which, segmentation, order, what);
+    }
     auto &[chain, leaves, uses] = what;
     if (uses.empty())
       continue;

@@ -141,6 +141,15 @@ private:
   /// Seconds of computing an operation's results again, with what it costs as a kernel of its own.
   double costOfAgain(unsigned op, double kernelSeconds) const;
 
+  /// Reads of parameters that stand in the stage of a segment without a choice: the last of `order` before them, segments with
+  /// a choice, ascending by stage, makes them again. A weight would else be gathered once, for both parts, and kept whole.
+  void gatherAgain(const Segmentation &segmentation, llvm::ArrayRef<const Choice *> choices, llvm::ArrayRef<unsigned> order,
+                   std::vector<std::vector<Read>> &uses) const;
+
+  /// Adds the parameters that products of one stage, to the next one in `order`, read as they are and gather.
+  void tieGathered(unsigned which, const Segmentation &segmentation, llvm::ArrayRef<unsigned> order,
+                   Recomputation &what) const;
+
   /// Takes out of a recomputation what is made of small parameters alone. In a partitioned program, computed again, it
   /// would be gathered again, and XLA may make one collective of that gather and those of later stages, for which
   /// everything that reads it then waits.

@@ -6,10 +6,12 @@
 
 #include "passes/remat/StraightLine.h"
 
+#include "farrier/Analysis/Gathered.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include <algorithm>
+#include <optional>
 
 using namespace mlir;
 
@@ -17,6 +19,44 @@ namespace farrier::remat {
 
 /// A parameter smaller than this, all devices' parts together, is as good as free to keep gathered: a norm's.
 static constexpr int64_t freeToKeep = 256 << 10;
+
+/// The last of `order`, segments ascending by stage, whose stage is not after `op`.
+static std::optional<unsigned> stageOf(unsigned op, const Segmentation &segmentation, llvm::ArrayRef<unsigned> order) {
+  for (unsigned which : llvm::reverse(order))
+    if (segmentation.segments[which].stage <= op)
+      return which;
+  return std::nullopt;
+}
+
+void StraightLine::gatherAgain(const Segmentation &segmentation, llvm::ArrayRef<const Choice *> choices,
+                               llvm::ArrayRef<unsigned> order, std::vector<std::vector<Read>> &uses) const {
+  for (size_t i = 0; i < choices.size(); ++i) {
+    if (choices[i])
+      continue;
+    for (const Read &read : segmentation.uses[i]) {
+      if (segmentation.owner[read.value] >= 0 || !argumentOnly[read.value])
+        continue;
+      if (std::optional<unsigned> which = stageOf(read.op, segmentation, order))
+        uses[*which].push_back(read);
+    }
+  }
+}
+
+void StraightLine::tieGathered(unsigned which, const Segmentation &segmentation, llvm::ArrayRef<unsigned> order,
+                               Recomputation &what) const {
+  for (unsigned op = segmentation.segments[which].stage; op < graph->numOps(); ++op) {
+    if (gatheredBytes(graph->ops[op]).operands == 0 || stageOf(op, segmentation, order) != which)
+      continue;
+    for (unsigned input : graph->inputs[op]) {
+      if (graph->definition[input] >= 0 || byteSize(graph->values[input]) < freeToKeep)
+        continue;
+      if (!llvm::is_contained(what.leaves, input))
+        what.leaves.push_back(input);
+      what.uses.push_back({op, input});
+    }
+  }
+  llvm::sort(what.leaves);
+}
 
 void StraightLine::keepSmallParameters(Recomputation &what) const {
   llvm::DenseSet<unsigned> kept;

@@ -21,19 +21,25 @@ static bool isKernel(Operation *op) {
          !placementOf(op);
 }
 
+std::vector<unsigned> gatheredFrom(const BlockGraph &graph) {
+  std::vector<unsigned> kernel(graph.numValues(), 0), from(graph.numOps(), 0);
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    for (unsigned value : graph.inputs[op])
+      from[op] = std::max(from[op], kernel[value]);
+    for (unsigned value : graph.outputs[op])
+      kernel[value] = isKernel(graph.ops[op]) ? op : from[op];
+  }
+  return from;
+}
+
 std::vector<int64_t> gatheredCopies(const BlockGraph &graph) {
   unsigned numOps = graph.numOps();
-  std::vector<unsigned> kernel(graph.numValues(), 0);
+  std::vector<unsigned> from = gatheredFrom(graph);
   std::vector<int64_t> operands(numOps, 0), sums(numOps, 0);
   for (unsigned op = 0; op < numOps; ++op) {
-    unsigned waitsFor = 0;
-    for (unsigned value : graph.inputs[op])
-      waitsFor = std::max(waitsFor, kernel[value]);
-    for (unsigned value : graph.outputs[op])
-      kernel[value] = isKernel(graph.ops[op]) ? op : waitsFor;
     GatheredBytes gathered = gatheredBytes(graph.ops[op]);
     sums[op] = gathered.sum;
-    for (unsigned at = waitsFor; gathered.operands && at <= op; ++at)
+    for (unsigned at = from[op]; gathered.operands && at <= op; ++at)
       operands[at] += gathered.operands;
   }
   for (unsigned op = 0; op < numOps; ++op)

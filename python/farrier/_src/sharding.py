@@ -152,11 +152,13 @@ def _sharding_of(value: Any) -> Any:
     """The sharding that propagation gave a value, None where it gave none."""
     owner = value.owner
     if isinstance(owner, ir.Block):
-        owner, number = owner.owner, ir.BlockArgument(value).arg_number
+        # As a plain operation: a function has its symbol for a name.
+        owner, number = owner.owner.operation, ir.BlockArgument(value).arg_number
         if owner.name == "func.func":
             listed = owner.attributes.get("arg_attrs", ())
-            attributes = ir.DictAttr(listed[number]) if number < len(listed) else {}
-            return attributes.get("sdy.sharding")
+            # `ir.DictAttr.get` makes a dictionary.
+            given = {entry.name: entry.attr for entry in listed[number]} if number < len(listed) else {}
+            return given.get("sdy.sharding")
         # A loop's argument is split as its result.
     else:
         number = ir.OpResult(value).result_number

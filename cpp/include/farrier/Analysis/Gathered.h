@@ -19,6 +19,9 @@ struct GatheredBytes {
 };
 GatheredBytes gatheredBytes(mlir::Operation *op);
 
+/// Of each operation of the block, the last kernel before it that it waits for: XLA starts to gather for it there.
+std::vector<unsigned> gatheredFrom(const BlockGraph &graph);
+
 /// Bytes of them that live while each operation of the block runs: what a product needs gathered arrives while the last
 /// kernel runs that it waits for. Sums are made when nothing is gathered: gradients of weights wait, those of
 /// activations do not.
