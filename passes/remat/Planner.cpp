@@ -317,7 +317,7 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
 /// Drafts before what is left is accepted, and the share of a budget that is not worth another.
 constexpr int maxDrafts = 5;
 /// Of small programs, drafts of which the estimate says that they take more than their segments do, before that is taken
-/// as what the budget is off by: other cuts may be right.
+/// as what the budget is off by: other cuts may be right. Not with transfers, of which segments know more.
 constexpr size_t maxRejected = 3;
 constexpr double worthAnother = 0.01;
 /// Of the budget, by how much more or less the loops may take in further drafts, and how many of these there are with
@@ -345,7 +345,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
     tried.push_back({loopBudget, blockBudget});
     OwningOpRef<ModuleOp> copy(module.clone());
     Draft next = draft(*copy, options, loopBudget, blockBudget, together, rejected);
-    bool loops = next.loops, blocks = next.blocks;
+    bool loops = next.loops, blocks = next.blocks, sends = next.sends;
     double seconds = next.seconds;
     int64_t chosenBy = next.after;
     std::vector<Cuts> cuts = next.cuts;
@@ -357,7 +357,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
     // segments, which see less than the estimate of the whole.
     int64_t left = options.budget - *after;
     bool fits = left >= 0;
-    if (!fits && !loops && blocks && chosenBy <= options.budget && small && rejected.size() < maxRejected) {
+    if (!fits && !loops && !sends && blocks && chosenBy <= options.budget && small && rejected.size() < maxRejected) {
       llvm::append_range(rejected, cuts);
       tried.pop_back();
       --attempt;
