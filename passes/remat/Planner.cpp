@@ -55,7 +55,8 @@ namespace {
 constexpr size_t mostFine = 12;
 
 /// Operations of a block up to which it is tried as one segment, too, which keeps nothing at borders: what is kept
-/// there matters where there are few layers, and the time to decide grows faster than the block.
+/// there matters where there are few layers, and the time to decide grows faster than the block. Not where it runs on
+/// several devices: with one stage nothing holds XLA's scheduler, which runs ahead there, from computing all again at once.
 constexpr unsigned mostWhole = 4096;
 
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
@@ -229,7 +230,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
         unit.setBoundary(boundary);
         std::vector<std::vector<unsigned>> seen;
         std::vector<int64_t> sizes = segmentSizes(unit, options.smallBytes);
-        if (unit.getGraph().numOps() <= mostWhole)
+        if (unit.getGraph().numOps() <= mostWhole && !isPartitioned(*named.block))
           sizes.insert(sizes.begin(), unit.residualBytes());
         for (int64_t segmentBytes : sizes)
           for (bool tail : {false, true}) {
