@@ -64,30 +64,33 @@ def estimated(module, request: dict) -> int:
     return json.loads(module.query("memory.estimate", json.dumps(request)))["temp"]
 
 
-def row(tag: str, module, measured: int, held) -> dict:
-    """One result; bytes, and how much of the measured bytes the estimate is off by without and with corrections.
+def judged(module, request: dict, measured: int, held) -> dict:
+    """The estimate beside the compile, bytes: how much of the measured it is off by without and with corrections.
 
     Args:
       module: the program, a `farrier._core.Module`.
+      request: what the query is told of a device's sizes.
       measured: temporary bytes of its compile.
       held: what the compile held (`corrections.held`).
     """
-    name, topology, options = PROGRAMS[tag]
-    request = sizes(module, 8 if topology.endswith("8") else 1)
     estimate = estimated(module, request)
     found = corrections.corrections(module, request, held, measured)
     corrected = estimated(module, {**request, "measured": found})
     return {
-        "program": tag,
-        "workload": name,
-        "topology": topology,
-        "options": options,
         "estimated_temp_bytes": estimate,
         "measured_temp_bytes": measured,
         "error": round(estimate / measured - 1, 5),
         "corrected_temp_bytes": corrected,
         "corrected_error": round(corrected / measured - 1, 5),
     }
+
+
+def row(tag: str, module, measured: int, held) -> dict:
+    """One result: the program, and what `judged` says of it."""
+    name, topology, options = PROGRAMS[tag]
+    request = sizes(module, 8 if topology.endswith("8") else 1)
+    program = {"program": tag, "workload": name, "topology": topology, "options": options}
+    return program | judged(module, request, measured, held)
 
 
 def main() -> None:

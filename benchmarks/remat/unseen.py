@@ -16,14 +16,14 @@ import sys
 import farrier
 import jax
 import jax.numpy as jnp
-from farrier._src import corrections, interchange, oracle
+from farrier._src import interchange, oracle
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import unseen
-from estimate import estimated
+from estimate import judged
 from unseen.steps import state_of, step_of
 
 
@@ -37,21 +37,6 @@ def lowered(name: str, target: farrier.Target):
 
     state = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(lambda: state_of(parameters())))
     return step_of(loss).lower(state, {key: placed(shape) for key, shape in shapes.items()})
-
-
-def row(part: str, name: str, module, measured: int, held) -> dict:
-    """One result; bytes, and how much of the measured bytes the estimate is off by without and with corrections."""
-    estimate = estimated(module, {})
-    corrected = estimated(module, {"measured": corrections.corrections(module, {}, held, measured)})
-    return {
-        "part": part,
-        "program": name,
-        "estimated_temp_bytes": estimate,
-        "measured_temp_bytes": measured,
-        "error": round(estimate / measured - 1, 5),
-        "corrected_temp_bytes": corrected,
-        "corrected_error": round(corrected / measured - 1, 5),
-    }
 
 
 def main() -> None:
@@ -70,7 +55,7 @@ def main() -> None:
             program = lowered(name, target).compiler_ir("stablehlo")
             module = interchange.to_core(program)
             measured = oracle.measure(program, target, held=True)
-            each = row(part, name, module, measured.temp_bytes, measured.held)
+            each = {"part": part, "program": name} | judged(module, {}, measured.temp_bytes, measured.held)
             found.append(each)
             bytes_ = (each["estimated_temp_bytes"], each["measured_temp_bytes"])
             off = (each["error"], each["corrected_error"])
