@@ -25,9 +25,9 @@ def ask(module, **request):
 
 
 def chain(x, w):
-    """Elementwise work between two products that XLA does not store on its way."""
+    """Elementwise work between two products that XLA does not store on its way, nor compute in the second one's kernel."""
     y = jnp.tanh(x @ w)
-    return jnp.sin(y + 1.0) @ w
+    return (jnp.sin(y + 1.0) * y) @ w
 
 
 def test_a_value_that_was_seen_stored_counts():
@@ -37,11 +37,11 @@ def test_a_value_that_was_seen_stored_counts():
     number, _, line, element, elements, stored, copies = tanh
     assert (line.split(":")[0], element, elements) == ("test_corrections.py", "f32", 2048 * 2048)
     assert not stored and not copies
-    (sine,) = [row for row in rows if row[1].endswith("/sin")]
-    assert sine[5]  # what the product reads
-    again = ask(module, elementwise=True, measured={"stored": {str(number): True, str(sine[0]): False}})
+    (product,) = [row for row in rows if row[1].endswith("/mul")]
+    assert product[5]  # what the matrix product reads
+    again = ask(module, elementwise=True, measured={"stored": {str(number): True, str(product[0]): False}})
     assert {row[0]: row[5] for row in again["elementwise"]}[number]
-    assert not {row[0]: row[5] for row in again["elementwise"]}[sine[0]]
+    assert not {row[0]: row[5] for row in again["elementwise"]}[product[0]]
 
 
 def test_complex_numbers_and_predicates_are_counted_in_elements():
@@ -101,20 +101,21 @@ def test_bytes_are_compared_between_points_that_both_have():
     assert corrections._extra({**curve, "bytes": [50] * 5}, anchors, 5) == {}
 
 
-def attention(q, k, v):
-    """One head of keys for all queries: XLA keeps the probabilities, the rules take them for copies."""
+def recurrence(x, w, u):
+    """What XLA holds beside both loops the rules do not see."""
 
-    def loss(q, k, v):
-        for _ in range(2):
-            p = jax.nn.softmax(jnp.einsum("bthd,bsd->bhts", q, k), axis=-1)
-            q = jnp.einsum("bhts,bsd->bthd", p, v)
-        return jnp.sum(q)
+    def loss(x, w, u):
+        def step(state, now):
+            state = jnp.tanh(state @ w + now @ u)
+            return state, state
 
-    return jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+        return jnp.sum(jax.nn.softmax(jax.lax.scan(step, jnp.zeros((256, 512)), x)[1], axis=-1) ** 2)
+
+    return jax.grad(loss, argnums=(1, 2))(x, w, u)
 
 
 def test_after_its_compile_a_program_is_estimated_as_measured(tmp_path):
-    module = core(attention, (2, 1024, 4, 64), (2, 1024, 64), (2, 1024, 64))
+    module = core(recurrence, (32, 256, 512), (512, 512), (512, 512))
     cache = metrics_cache.MeasurementCache(tmp_path)
     measured = oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache, held=True)
     context = types.SimpleNamespace(partitions=1, target=TARGET, platform="cuda", objective="time")
@@ -158,6 +159,8 @@ def test_what_was_held_beside_stacks_goes_with_them():
         return json.loads(module.query("remat.plan", json.dumps(request)))["predicted"]["after"]
 
     much, little = 12 * 4096 * 512 * 4, 4096 * 512 * 4  # of stacks of 16 such values or more
+    half = little // 2
     assert ask(module, **measured(much))["temp"] == before + much
     assert after() <= after(**measured(much)) < after() + much // 2
-    assert after(**measured(little)) == after() + little
+    # The least plan's own peak is elsewhere, by less than half of it.
+    assert after(**measured(little)) == after(**measured(half)) + half > after()
