@@ -136,11 +136,12 @@ def main(arguments: list[str] | None = None) -> int:
         "workload", "iterations", "values", "share", "GB", "planned ms", "exact ms", "ratio", "solver s"
     )
     everything = []
+    target = farrier.Target(options.target)
+    request = json.dumps({"shares": SHARES, "machine": remat.machine(target)})
     for name in options.workloads:
-        built = workloads.build(name, farrier.Target(options.target))
+        built = workloads.build(name, target)
         module = built.lower().compiler_ir("stablehlo")
         text = module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
-        request = json.dumps({"shares": SHARES, "machine": remat.machine(farrier.Target(options.target))})
         pairs = json.loads(_core.Module.parse(text).query("remat.loops", request))["pairs"]
         for row in compare(pairs):
             everything.append({"workload": name, **row})

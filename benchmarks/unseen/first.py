@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unseen.steps import rnd
+from unseen.steps import lstm_cell, rnd
 
 
 def s5(D=512, N=256, L=1024, B=8, layers=2):
@@ -197,17 +197,10 @@ def lstm(D=512, T=256, B=64):
     def params():
         return dict(w=rnd(2 * D, 4 * D), w2=rnd(2 * D, 4 * D), o=rnd(D, D))
 
-    def cell(w, c, x):
-        h, s = c
-        i, f, g, o = jnp.split(jnp.concatenate([h, x], -1) @ w, 4, -1)
-        s = jax.nn.sigmoid(f) * s + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(s)
-        return (h, s), h
-
     def loss(ps, b):
         z = jnp.zeros((B, D))
-        (c, ys) = lax.scan(functools.partial(cell, ps["w"]), (z, z), b["x"])
-        (_, ys) = lax.scan(functools.partial(cell, ps["w2"]), c, ys, reverse=True)
+        (c, ys) = lax.scan(functools.partial(lstm_cell, ps["w"]), (z, z), b["x"])
+        (_, ys) = lax.scan(functools.partial(lstm_cell, ps["w2"]), c, ys, reverse=True)
         return jnp.mean((ys @ ps["o"] - b["y"]) ** 2)
 
     return loss, params, dict(x=(T, B, D), y=(T, B, D))

@@ -34,3 +34,12 @@ def state_of(p):
 def rnd(*shape):
     """Small random parameters."""
     return jax.random.normal(jax.random.key(sum(shape)), shape) * 0.05
+
+
+def lstm_cell(w, carry, x):
+    """One step of an LSTM: ((state, cell), input) -> ((state, cell), state), all of one width."""
+    h, s = carry
+    i, f, g, o = jnp.split(jnp.concatenate([h, x], -1) @ w, 4, -1)
+    s = jax.nn.sigmoid(f) * s + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(s)
+    return (h, s), h

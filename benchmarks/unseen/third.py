@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unseen.steps import rnd
+from unseen.steps import lstm_cell, rnd
 
 
 def norm(x):
@@ -129,26 +129,19 @@ def attlstm(D=256, T=64, S=96, B=64, V=2048):
             o=rnd(2 * D, V),
         )
 
-    def cell(w, c, x):
-        h, s = c
-        i, f, g, o = jnp.split(jnp.concatenate([h, x], -1) @ w, 4, -1)
-        s = jax.nn.sigmoid(f) * s + jax.nn.sigmoid(i) * jnp.tanh(g)
-        h = jax.nn.sigmoid(o) * jnp.tanh(s)
-        return (h, s), h
-
     def loss(ps, b):
         def ix(t):
             return jnp.abs(t * 1e4).astype(jnp.int32) % V
 
         src, tgt = ix(b["src"]), ix(b["tgt"])
         z = jnp.zeros((B, D))
-        c, enc = lax.scan(functools.partial(cell, ps["w"]), (z, z), ps["e"][src].swapaxes(0, 1))
+        c, enc = lax.scan(functools.partial(lstm_cell, ps["w"]), (z, z), ps["e"][src].swapaxes(0, 1))
         keys = enc @ ps["k"]
 
         def step(c, x):
             a = jax.nn.softmax(jnp.tanh(keys + (c[0] @ ps["q"])[None]) @ ps["v"], 0)
             ctx = jnp.einsum("sb,sbd->bd", a, enc)
-            c, h = cell(ps["w2"], c, jnp.concatenate([x, ctx], -1))
+            c, h = lstm_cell(ps["w2"], c, jnp.concatenate([x, ctx], -1))
             return c, jnp.concatenate([h, ctx], -1)
 
         _, hs = lax.scan(step, c, ps["e"][tgt].swapaxes(0, 1))

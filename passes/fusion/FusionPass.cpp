@@ -112,8 +112,7 @@ public:
     fusion::Settings settings;
     if (failed(read(settings)))
       return signalPassFailure();
-    if (auto partitions = module->getAttrOfType<IntegerAttr>("mhlo.num_partitions"))
-      settings.partitions = std::max<int64_t>(1, partitions.getInt());
+    settings.partitions = partitionsOf(module);
 
     if (enabled("ragged-dot"))
       raggedDot += fusion::rewriteRaggedDot(module, settings);

@@ -14,11 +14,7 @@ using namespace mlir;
 
 namespace farrier::remat {
 
-bool isPartitioned(Block &block) {
-  auto module = block.getParentOp()->getParentOfType<ModuleOp>();
-  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
-  return count && count.getInt() > 1;
-}
+bool isPartitioned(Block &block) { return partitionsOf(block.getParentOp()) > 1; }
 
 /// What crosses `position` of what the product `op` gives, if no kernel before `position` reads it. Layout changes, casts
 /// and sums over devices that follow come along.

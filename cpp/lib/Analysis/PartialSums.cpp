@@ -1,6 +1,7 @@
 #include "farrier/Analysis/PartialSums.h"
 
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinOps.h"
@@ -15,11 +16,8 @@ static constexpr int64_t tileElements = 64 * 128, mostTiles = 256, leastSum = 25
 
 int64_t partialSums(Operation *op) {
   auto dot = dyn_cast<stablehlo::DotGeneralOp>(op);
-  auto module = dot ? dot->getParentOfType<ModuleOp>() : ModuleOp();
-  if (!module)
-    return 0;
-  // How much of the sum a device has is not known here.
-  if (auto partitions = module->getAttrOfType<IntegerAttr>("mhlo.num_partitions"); partitions && partitions.getInt() > 1)
+  // How much of the sum a device of several has is not known here.
+  if (!dot || partitionsOf(op) > 1)
     return 0;
   auto type = dyn_cast<RankedTensorType>(dot.getType());
   auto left = dyn_cast<RankedTensorType>(dot.getLhs().getType());

@@ -157,6 +157,14 @@ void inferShards(ModuleOp module) {
     visit(function.getBody());
 }
 
+int64_t partitionsOf(Operation *op) {
+  auto module = dyn_cast<ModuleOp>(op);
+  if (!module)
+    module = op->getParentOfType<ModuleOp>();
+  auto count = module ? module->getAttrOfType<IntegerAttr>("mhlo.num_partitions") : IntegerAttr();
+  return count ? std::max<int64_t>(1, count.getInt()) : 1;
+}
+
 void dropShards(ModuleOp module) {
   if (!module->hasAttr(moduleAttr))
     return;

@@ -48,6 +48,9 @@ mlir::LogicalResult setShards(mlir::ModuleOp module, const llvm::json::Object &s
 /// Fills in operations that lack the attribute (made by a rewriting) from what they read.
 void inferShards(mlir::ModuleOp module);
 
+/// Devices that the program around `op` is partitioned over; 1 where it does not say.
+int64_t partitionsOf(mlir::Operation *op);
+
 /// Forgets all of it, so that nothing reaches XLA.
 void dropShards(mlir::ModuleOp module);
 
