@@ -301,13 +301,14 @@ static bool movesElements(Operation *op) {
              stablehlo::ReverseOp>(op);
 }
 
-/// Whether XLA gathers in the kernels that read what is gathered: where they are few, that saves writing it.
-static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
-  constexpr size_t mostReaders = 2, mostFollowed = 16;
-  if (!isa<stablehlo::GatherOp>(graph.ops[op]) || feedsKernel[graph.outputs[op][0]])
-    return false;
-  llvm::SmallVector<unsigned> work{graph.outputs[op][0]};
-  llvm::SmallDenseSet<unsigned, 16> seen, kernels;
+/// The kernels that read a value, as operations that are in them: at most `mostReaders` of those that are found within
+/// `mostFollowed` elementwise values, or nothing where there are more.
+static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGraph &graph, unsigned from,
+                                                                 const std::vector<bool> &feedsKernel,
+                                                                 size_t mostReaders, size_t mostFollowed) {
+  llvm::SmallVector<unsigned> work{from};
+  llvm::SmallDenseSet<unsigned, 16> seen;
+  llvm::SmallSetVector<unsigned, 16> kernels;
   while (!work.empty()) {
     unsigned value = work.pop_back_val();
     if (!seen.insert(value).second)
@@ -319,9 +320,26 @@ static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<
         work.push_back(graph.outputs[user][0]);
     }
     if (seen.size() > mostFollowed || kernels.size() > mostReaders)
-      return false;
+      return std::nullopt;
   }
-  return true;
+  return llvm::SmallVector<unsigned>(kernels.begin(), kernels.end());
+}
+
+/// Whether XLA gathers in the kernels that read what is gathered: where they are few, that saves writing it.
+static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
+  return isa<stablehlo::GatherOp>(graph.ops[op]) && !feedsKernel[graph.outputs[op][0]] &&
+         readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16);
+}
+
+/// Whether the operation takes longer than writing its result and reading it again, on the GPUs that are known here: XLA
+/// does not compute it again in each kernel that reads it. Which do is read off compiled programs (deviceless, H100, two
+/// readers): in bf16 the hyperbolic tangent and powers, sines and the complementary error function also in f32;
+/// exponentials, logarithms, logistics, roots and the error function in neither.
+static bool isDear(Operation *op) {
+  int64_t bits = op->getNumResults() == 1 ? elementBits(op->getResult(0).getType()) : 0;
+  StringRef name = op->getName().getStringRef();
+  return isa<stablehlo::SineOp, stablehlo::CosineOp>(op) || name == "chlo.erfc" ||
+         (bits <= 16 && isa<stablehlo::TanhOp, stablehlo::PowOp>(op));
 }
 
 /// Values that several products read from one copy: they want it in the same order.
@@ -389,6 +407,13 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     needs.emplace(graph, feedsKernel);
     kernels.emplace(graph, feedsKernel);
   }
+  // Kernels beside products', which compute what needs one operand: no two of them need be found.
+  auto readInSeveral = [&](unsigned value) {
+    auto found = readingKernels(graph, value, feedsKernel, /*mostReaders=*/8, /*mostFollowed=*/64);
+    return !found || llvm::count_if(*found, [&](unsigned op) {
+                       return !isa<stablehlo::DotGeneralOp>(graph.ops[op]) && !graph.isTerminator(op);
+                     }) > 1;
+  };
   // Bytes of the big roots that a joined value, stored, lets go before its own last reader.
   auto freed = [&](unsigned value, llvm::ArrayRef<unsigned> joined) {
     auto root = [&](unsigned other) { return isRoot(other); };
@@ -467,6 +492,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= isPart && big == 1 && 2 * bytes <= bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
         root |= layouts && layouts->reordered(value);
+        root |= kernels && isDear(operation) && !joined.empty() && readInSeveral(value);
         if (options.materialiseKernelOperands)
           root = measuredStored(operation).value_or(root);
       }
