@@ -1,7 +1,7 @@
 """How far the estimator is from XLA:GPU on training steps that are none of the project's workloads (`benchmarks/unseen`):
-the part that its rules were found on, and two parts that the rules were then tried on.
+the part that its rules were found on, and those that the rules were then tried on.
 
-    python benchmarks/remat/unseen.py                           # all, deviceless, about five minutes
+    python benchmarks/remat/unseen.py                           # all, deviceless, about eight minutes
     python benchmarks/remat/unseen.py --only vqvae gat
 """
 
@@ -24,19 +24,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import unseen
 from estimate import judged
-from unseen.steps import state_of, step_of
+from unseen.steps import ADAM, state_of, step_of
 
 
 def lowered(name: str, target: farrier.Target):
     """The training step of a program, lowered for one device."""
     (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
-    loss, parameters, shapes = program()
+    loss, parameters, shapes, *how = program()
+    (training,) = how or (ADAM,)
 
     def placed(shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=target.sharding())
 
-    state = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(lambda: state_of(parameters())))
-    return step_of(loss).lower(state, {key: placed(shape) for key, shape in shapes.items()})
+    state = jax.tree.map(
+        lambda x: placed(x.shape, x.dtype), jax.eval_shape(lambda: state_of(parameters(), training.moments))
+    )
+    return step_of(loss, training).lower(state, {key: placed(shape) for key, shape in shapes.items()})
 
 
 def main() -> None:

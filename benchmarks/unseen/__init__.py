@@ -1,9 +1,10 @@
 """Training steps of kinds that the project's own workloads do not have, one H100 each, f32 unless said.
 
-A program is a function that gives its loss, its parameters and the shapes of its batch.
+A program is a function that gives its loss, its parameters, the shapes of its batch and, where that is not Adam over
+the whole batch, how it is trained (`steps.Training`).
 """
 
-from unseen import first, fourth, second, third
+from unseen import fifth, first, fourth, second, third
 
-PARTS = {"first": first.ALL | second.ALL, "second": third.ALL, "third": fourth.ALL}
-"""Name to function, by part: the one that rules were found on, and two that they were then tried on."""
+PARTS = {"first": first.ALL | second.ALL, "second": third.ALL, "third": fourth.ALL, "fourth": fifth.ALL}
+"""Name to function, by part: the one that rules were found on, and those that they were then tried on."""

@@ -1,6 +1,8 @@
-"""What makes a training step of a loss: Adam in f32, the state donated."""
+"""What makes a training step of a loss: an optimizer in f32, the state donated."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +16,32 @@ def adam(p, g, m, v, lr=1e-3):
     return p, m, v
 
 
-def step_of(loss):
+class Training(NamedTuple):
+    """How a loss is trained: (state, gradients) -> state, the moments in a state, loss -> (parameters, batch) -> (loss,
+    gradients)."""
+
+    update: Callable = lambda state, g: adam(state[0], g, *state[1:])
+    moments: int = 2
+    gradients: Callable = jax.value_and_grad
+
+
+ADAM = Training()
+
+
+def step_of(loss, training=ADAM):
     """The jitted step (state, batch) -> (state, loss)."""
 
     @functools.partial(jax.jit, donate_argnums=(0,))
     def step(state, batch):
-        p, m, v = state
-        value, g = jax.value_and_grad(loss)(p, batch)
-        return adam(p, g, m, v), value
+        value, g = training.gradients(loss)(state[0], batch)
+        return training.update(state, g), value
 
     return step
 
 
-def state_of(p):
+def state_of(p, moments=2):
     """Parameters with the moments that training starts from."""
-    return (p, jax.tree.map(jnp.zeros_like, p), jax.tree.map(jnp.zeros_like, p))
+    return (p, *(jax.tree.map(jnp.zeros_like, p) for _ in range(moments)))
 
 
 def rnd(*shape):

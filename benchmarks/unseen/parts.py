@@ -1,0 +1,112 @@
+"""What language models of the fifth and sixth part share: norms, positions, losses, optimizers."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unseen.steps import Training
+
+
+def bf(a):
+    """Computed in bf16."""
+    return a.astype(jnp.bfloat16)
+
+
+def rms(x, g):
+    """Root mean square norm, statistics in f32, the result in x's type."""
+    h = x.astype(jnp.float32)
+    h = h * lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + 1e-6)
+    return (h * g).astype(x.dtype)
+
+
+def layer_norm(x, g, b):
+    """Layer norm with statistics in f32, the result in x's type."""
+    h = x.astype(jnp.float32)
+    m = h.mean(-1, keepdims=True)
+    v = jnp.square(h - m).mean(-1, keepdims=True)
+    return ((h - m) * lax.rsqrt(v + 1e-5) * g + b).astype(x.dtype)
+
+
+def rope(x, base=10000.0):
+    """Rotary positions of x [batch, time, heads, width]."""
+    half = x.shape[-1] // 2
+    angle = jnp.arange(x.shape[1])[:, None] / base ** (jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def tokens(x, vocabulary):
+    """Whole numbers below `vocabulary` of a float array."""
+    return jnp.abs(x * 1e4).astype(jnp.int32) % vocabulary
+
+
+def cross_entropy(logits, labels, smoothing=0.0, z=0.0):
+    """Mean over all positions, in f32, with label smoothing and the square of the normaliser."""
+    logits = logits.astype(jnp.float32)
+    norm = jax.nn.logsumexp(logits, -1)
+    found = jnp.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    loss = norm - (1 - smoothing) * found
+    if smoothing:
+        loss = loss - smoothing * logits.mean(-1)
+    return jnp.mean(loss + z * norm**2)
+
+
+def clipped(g, most=1.0):
+    """Gradients scaled down to a global norm."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(g)))
+    return jax.tree.map(lambda a: a * jnp.minimum(1.0, most / (norm + 1e-6)), g)
+
+
+def _adamw(state, g, lr=1e-3):
+    """AdamW behind a clipped global norm; state (parameters, two moments)."""
+    p, m, v = state
+    g = clipped(g)
+    m = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, m, g)
+    v = jax.tree.map(lambda a, b: 0.95 * a + 0.05 * b * b, v, g)
+    p = jax.tree.map(lambda p, a, b: p - lr * (a / (jnp.sqrt(b) + 1e-8) + 0.1 * p), p, m, v)
+    return p, m, v
+
+
+def _lion(state, g, lr=1e-4):
+    """Lion; state (parameters, momentum)."""
+    p, m = state
+    p = jax.tree.map(lambda p, a, b: p - lr * (jnp.sign(0.9 * a + 0.1 * b) + 0.1 * p), p, m, g)
+    return p, jax.tree.map(lambda a, b: 0.99 * a + 0.01 * b, m, g)
+
+
+def _momentum(state, g, lr=1e-2):
+    """SGD with Nesterov's momentum; state (parameters, momentum)."""
+    p, m = state
+    m = jax.tree.map(lambda a, b: 0.9 * a + b, m, g)
+    return jax.tree.map(lambda p, a, b: p - lr * (b + 0.9 * a), p, m, g), m
+
+
+def _nadam(state, g, lr=1e-3):
+    """NAdam; state (parameters, two moments)."""
+    p, m, v = state
+    m = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, m, g)
+    v = jax.tree.map(lambda a, b: 0.999 * a + 0.001 * b * b, v, g)
+    p = jax.tree.map(lambda p, a, b, c: p - lr * (0.9 * a + 0.1 * c) / (jnp.sqrt(b) + 1e-8), p, m, v, g)
+    return p, m, v
+
+
+def accumulated(parts):
+    """Gradients of a loss summed over so many parts of the batch in a scan."""
+
+    def of(loss):
+        def gradients(p, batch):
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(p, part)), None
+
+            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, p))
+            split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
+            return jax.tree.map(lambda a: a / parts, lax.scan(add, start, split)[0])
+
+        return gradients
+
+    return of
+
+
+ADAMW, NADAM = Training(_adamw), Training(_nadam)
+MOMENTUM, LION = Training(_momentum, 1), Training(_lion, 1)
