@@ -294,6 +294,24 @@ def test_a_filter_is_copied_as_cudnn_reads_it(kernel):
     assert (temp >= 9 * MB) == (kernel == "HWIO")
 
 
+@pytest.mark.parametrize("computed", [True, False])
+def test_what_cudnn_does_not_pad_is_copied(computed):
+    """Once, for the filter and its gradient; an elementwise value that nothing else stores is computed as it is padded."""
+
+    def temp(padding):
+        def loss(w, x):
+            y = jnp.sin(x) if computed else x
+            y = jax.lax.conv_general_dilated(
+                y, w, (2, 2), padding, dimension_numbers=("NHWC", "OHWI", "NHWC")
+            )
+            return jnp.sum(jnp.square(y))
+
+        return estimate(jax.grad(loss), ((64, 3, 3, 64), jnp.float32), ((16, 64, 64, 64), jnp.float32))[0]
+
+    even = 0 if not computed else 16 * 64 * 64 * 64 * 4
+    assert temp([(0, 1), (0, 1)]) - temp([(1, 1), (1, 1)]) == 16 * 65 * 65 * 64 * 4 - even
+
+
 @pytest.mark.parametrize("read_elsewhere", [True, False])
 def test_a_convolution_adds_what_it_is_added_to(read_elsewhere):
     """In cuDNN's kernel, where nothing reads the result without the sum."""

@@ -4,6 +4,7 @@
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/PaddedInputs.h"
 #include "farrier/Analysis/Parameters.h"
 #include "farrier/Analysis/PartialSums.h"
 #include "farrier/Analysis/RaggedDot.h"
@@ -158,6 +159,13 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
                  return graph.bytes[value] == 0 ||
                         llvm::all_of(graph.users[value], [&](unsigned user) { return dead[user]; });
                });
+  // What is padded for several convolutions is read once.
+  std::vector<PaddedInput> padded = paddedInputs(graph, roots);
+  llvm::DenseSet<std::pair<unsigned, unsigned>> readsPadded; // operations and what they read a copy of
+  for (const PaddedInput &copy : padded)
+    if (copy.isStored)
+      for (unsigned user : llvm::ArrayRef(copy.users).drop_front())
+        readsPadded.insert({user, copy.value});
   std::vector<unsigned> last(graph.numValues(), 0), lastFused(graph.numValues(), 0);
   std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
@@ -168,7 +176,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       isWhole[value] = roots.isRoot(value) || (layout && !graph.inputs[op].empty() && isWhole[graph.inputs[op][0]]);
     for (unsigned value : graph.inputs[op])
       for (unsigned root : roots.roots(value)) {
-        if (!graph.isTerminator(op)) {
+        if (!graph.isTerminator(op) && !readsPadded.contains({op, value})) {
           last[root] = std::max(last[root], runsAt[op]);
           if (!isWhole[value] || (graph.isVirtual[op] && !layout))
             lastFused[root] = std::max(lastFused[root], runsAt[op]);
@@ -235,6 +243,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (auto [copied, masked, gathered, kept] :
        llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
     copied += masked + gathered + kept;
+  for (const PaddedInput &copy : padded)
+    for (unsigned op = copy.users.front(); op <= copy.users.back(); ++op)
+      copies[op] += copy.bytes;
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {

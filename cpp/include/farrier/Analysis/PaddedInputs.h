@@ -1,0 +1,31 @@
+//===- PaddedInputs.h - what convolutions read that cuDNN does not pad -----===//
+//
+// cuDNN pads both ends of a dimension alike. Where a convolution wants otherwise (stride 2 over an even size, causal
+// convolutions), XLA:GPU writes a padded copy of its input, which every convolution that pads it so reads, the gradient
+// of the filter included: the copy is there from the first to the last of them.
+//
+//===----------------------------------------------------------------------===//
+
+#ifndef FARRIER_ANALYSIS_PADDEDINPUTS_H
+#define FARRIER_ANALYSIS_PADDEDINPUTS_H
+
+#include "farrier/Analysis/Graph.h"
+
+#include <vector>
+
+namespace farrier {
+
+/// A padded copy.
+struct PaddedInput {
+  unsigned value;                       ///< what is padded
+  int64_t bytes;                        ///< of the copy, beside those of the value where nothing else stores that
+  llvm::SmallVector<unsigned, 4> users; ///< operations that read the copy, ascending
+  bool isStored;                        ///< whether the value is a buffer, too, rather than computed as it is padded
+};
+
+/// The padded copies of a block, in the order in which they are made.
+std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &roots);
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_PADDEDINPUTS_H
