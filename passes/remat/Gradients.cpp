@@ -269,7 +269,7 @@ private:
 } // namespace
 
 static void finishBelow(int64_t limit, Block &block, const SizeFn &size, int64_t smallBytes) {
-  MemoryEstimate estimate(block, size);
+  MemoryEstimate estimate(block, size, Order::Program);
   const Liveness &liveness = estimate.getLiveness();
   std::vector<int64_t> profile = liveness.profile();
   for (unsigned op = 0; op < profile.size(); ++op)
@@ -281,7 +281,7 @@ static void finishBelow(int64_t limit, Block &block, const SizeFn &size, int64_t
 }
 
 void finishBeforePeak(Block &block, const SizeFn &size, int64_t smallBytes) {
-  int64_t peak = estimatePeak(block, size);
+  int64_t peak = estimatePeak(block, size, Order::Program);
   finishBelow(peak + std::max(smallBytes, static_cast<int64_t>(worthWaiting * peak)), block, size, smallBytes);
 }
 

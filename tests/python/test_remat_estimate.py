@@ -82,6 +82,26 @@ def test_what_a_loop_reads_is_there_beside_what_it_writes():
     assert temp >= 32 * MB
 
 
+@pytest.mark.parametrize("kept", ["stacked", "summed", "handed on"])
+def test_weight_gradients_end_an_iteration(kept):
+    """What they read is there until the computation that they branch off is done; not where that goes on from them."""
+
+    def body(carry, w):
+        x, total = carry
+        x = x @ w
+        product = x.T @ x
+        x = x @ (w + product if kept == "handed on" else w)
+        for _ in range(2):
+            x = x @ w
+        return (x, total + product if kept == "summed" else total), product if kept == "stacked" else None
+
+    def step(x, weights):
+        return jax.lax.scan(body, (x, jnp.zeros((512, 512))), weights)
+
+    temp, _ = estimate(step, ((16384, 512), jnp.float32), ((4, 512, 512), jnp.float32))
+    assert (temp >= 3 * 32 * MB) == (kept != "handed on")
+
+
 def test_what_is_fetched_ahead_is_there_beside_what_is_read():
     """A loop that carries a slice from the host and fetches the next one holds both until the first is read."""
 

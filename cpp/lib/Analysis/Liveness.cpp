@@ -41,11 +41,11 @@ bool runsBlocks(Operation *op) {
                                      stablehlo::SortOp, stablehlo::SelectAndScatterOp>(op);
 }
 
-static int64_t peakInside(Operation *op, const SizeFn &size) {
+static int64_t peakInside(Operation *op, const SizeFn &size, Order order) {
   int64_t peak = 0;
   for (Region &region : op->getRegions())
     for (Block &inner : region)
-      peak = std::max(peak, estimatePeak(inner, size));
+      peak = std::max(peak, estimatePeak(inner, size, order));
   return peak;
 }
 
@@ -101,7 +101,7 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
 }
 
 /// The last operation of a loop's body that reads what the loop carries where `result` goes, through what is elementwise.
-static unsigned lastReadOfCarry(const BlockGraph &graph, unsigned result) {
+static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, unsigned result) {
   Operation *terminator = graph.ops.back();
   unsigned end = 0;
   for (unsigned at = 0; at < std::min(terminator->getNumOperands(), graph.numArguments); ++at) {
@@ -112,7 +112,7 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, unsigned result) {
     for (unsigned next = 0; next < reached.size(); ++next)
       for (unsigned user : graph.users[reached[next]]) {
         if (!graph.isTerminator(user))
-          end = std::max(end, user);
+          end = std::max(end, time[user]);
         if (graph.isVirtual[user])
           reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
       }
@@ -120,13 +120,13 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, unsigned result) {
   return end;
 }
 
-Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts)
-    : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
+Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
+    : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
     if (runsBlocks(graph.ops[op]))
-      inner[op] = peakInside(graph.ops[op], size);
+      inner[op] = peakInside(graph.ops[op], size, order);
 
   // Which values feed nothing but results, and when each op can run at the earliest.
   std::vector<bool> isResult(graph.numValues(), false);
@@ -146,10 +146,10 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       earliest = std::max(earliest, ready[value]);
     bool update = graph.isVirtual[op] &&
                   llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
-    runsAt[op] = update ? earliest : op;
+    runsAt[op] = update ? earliest : time[op];
     fetchedAt[op] = earliest;
     for (unsigned value : graph.outputs[op])
-      ready[value] = graph.isVirtual[op] ? earliest : op;
+      ready[value] = graph.isVirtual[op] ? earliest : time[op];
   }
 
   // What only empty slices read, as JAX writes them for the remainder of a loop that is unrolled fully, XLA drops.
@@ -197,7 +197,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (unsigned value = 0; value < graph.numValues(); ++value) {
     Range &range = ranges[value];
     int definition = graph.definition[value];
-    range.first = definition < 0 ? 0 : definition;
+    range.first = definition < 0 ? 0 : time[definition];
     // XLA starts what the device fetches from the host as soon as it is there.
     bool fetched = definition >= 0 && placementOf(graph.ops[definition]) == Placement::Device;
     if (fetched)
@@ -207,7 +207,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     // beside what was fetched for this one, until that is read for the last time.
     bool ahead = fetched && isResult[value] && isa_and_nonnull<stablehlo::WhileOp>(graph.block.getParentOp());
     if (ahead)
-      range.last = std::max(range.first, lastReadOfCarry(graph, value));
+      range.last = std::max(range.first, lastReadOfCarry(graph, time, value));
     range.live = roots.isRoot(value) && used[value] && (!isResult[value] || ahead) && definition >= 0;
   }
   // Copies are made before the product starts: what only they read is gone by then.
@@ -219,7 +219,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     for (unsigned value : roots.copiesFor(op)) {
       copies[op] += graph.bytes[value];
       for (unsigned root : roots.roots(value))
-        if (ranges[root].live && ranges[root].last == op && !llvm::is_contained(seen, root)) {
+        if (ranges[root].live && ranges[root].last == time[op] && !llvm::is_contained(seen, root)) {
           seen.push_back(root);
           dying += graph.bytes[root];
         }
@@ -235,7 +235,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       int64_t dying = 0;
       for (unsigned input : graph.inputs[op])
         for (unsigned root : roots.roots(input))
-          if (ranges[root].live && ranges[root].last == op)
+          if (ranges[root].live && ranges[root].last == time[op])
             dying += graph.bytes[root];
       copies[op] += std::max<int64_t>(0, parts - std::min(dying, made));
     }
@@ -244,8 +244,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
        llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
     copied += masked + gathered + kept;
   for (const PaddedInput &copy : padded)
-    for (unsigned op = copy.users.front(); op <= copy.users.back(); ++op)
-      copies[op] += copy.bytes;
+    for (unsigned op = 0; op < numOps; ++op)
+      if (time[copy.users.front()] <= time[op] && time[op] <= time[copy.users.back()])
+        copies[op] += copy.bytes;
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
@@ -261,8 +262,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       llvm::ArrayRef<unsigned> inputs = graph.inputs[op];
       for (unsigned input : isLoop ? inputs.drop_front(std::min(at, inputs.size())).take_front() : inputs) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
-          return ranges[root].live && !reused[root] && ranges[root].last == op && ranges[root].first < op &&
-                 graph.bytes[root] == graph.bytes[value] && !staysWhole(graph.values[root], graph.ops[op]);
+          return ranges[root].live && !reused[root] && ranges[root].last == time[op] &&
+                 ranges[root].first < time[op] && graph.bytes[root] == graph.bytes[value] && !staysWhole(graph.values[root], graph.ops[op]);
         });
         if (take != roots.roots(input).end()) {
           reused[*take] = true;
@@ -282,12 +283,12 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
     delta[ranges[value].first] += graph.bytes[value];
     delta[ranges[value].last + 1] -= graph.bytes[value];
   }
-  std::vector<int64_t> result(graph.numOps(), 0);
+  std::vector<int64_t> live(graph.numOps(), 0), result(graph.numOps(), 0);
   int64_t current = 0;
-  for (unsigned op = 0; op < graph.numOps(); ++op) {
-    current += delta[op];
-    result[op] = current + copies[op] + measuredExtra(graph.ops[op]) + (withInner ? inner[op] : 0);
-  }
+  for (unsigned at = 0; at < graph.numOps(); ++at)
+    live[at] = current += delta[at];
+  for (unsigned op = 0; op < graph.numOps(); ++op)
+    result[op] = live[time[op]] + copies[op] + measuredExtra(graph.ops[op]) + (withInner ? inner[op] : 0);
   return result;
 }
 
@@ -303,8 +304,9 @@ RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph) {
   return options;
 }
 
-MemoryEstimate::MemoryEstimate(Block &block, SizeFn size)
-    : graph(block, size), roots(graph, bufferOptions(graph)), liveness(graph, roots, size) {
+MemoryEstimate::MemoryEstimate(Block &block, SizeFn size, Order order)
+    : graph(block, size), roots(graph, bufferOptions(graph)),
+      liveness(graph, roots, size, /*mergeProducts=*/true, order) {
   std::vector<int64_t> profile = liveness.profile();
   for (unsigned op = 0; op < profile.size(); ++op)
     if (profile[op] > peakBytes) {
@@ -317,7 +319,7 @@ std::vector<unsigned> MemoryEstimate::liveAtPeak() const {
   std::vector<unsigned> live;
   for (unsigned value = 0; value < graph.numValues(); ++value) {
     const Liveness::Range &range = liveness.range(value);
-    if (range.live && range.first <= peakOp && peakOp <= range.last)
+    if (range.live && range.first <= liveness.runsAt(peakOp) && liveness.runsAt(peakOp) <= range.last)
       live.push_back(value);
   }
   llvm::stable_sort(live, [&](unsigned a, unsigned b) { return graph.bytes[a] > graph.bytes[b]; });

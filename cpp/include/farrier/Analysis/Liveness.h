@@ -3,6 +3,7 @@
 #ifndef FARRIER_ANALYSIS_LIVENESS_H
 #define FARRIER_ANALYSIS_LIVENESS_H
 
+#include "farrier/Analysis/BodyOrder.h"
 #include "farrier/Analysis/Graph.h"
 
 #include <vector>
@@ -22,11 +23,12 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
 class Liveness {
 public:
   /// Without `mergeProducts` as if XLA left products that share an operand apart.
-  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = deviceSize, bool mergeProducts = true);
+  Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size = deviceSize, bool mergeProducts = true,
+           Order order = Order::Program);
 
   struct Range {
-    unsigned first = 0; ///< op that defines the root (0 for arguments)
-    unsigned last = 0;  ///< last op during which the root is live
+    unsigned first = 0; ///< when the op runs that defines the root (0 for arguments)
+    unsigned last = 0;  ///< when the last op runs during which the root is live
     bool live = false;  ///< whether the root occupies temporary memory at all
   };
   const Range &range(unsigned root) const { return ranges[root]; }
@@ -42,11 +44,15 @@ public:
   /// update, not something the computation waits for.
   bool onlyFeedsResults(unsigned value) const { return onlyResults[value]; }
 
+  /// When the operation runs: its number, where none is taken to run in another place.
+  unsigned runsAt(unsigned op) const { return time[op]; }
+
   /// Whether XLA drops the operation: nothing reads what it makes, or only parts without elements.
   bool isDead(unsigned op) const { return dead[op]; }
 
 private:
   const BlockGraph &graph;
+  std::vector<unsigned> time; ///< of each op
   std::vector<Range> ranges;
   std::vector<int64_t> inner;
   /// Of operands, while each op runs: in another order, masked for ragged products, gathered for partitioned ones.
@@ -58,7 +64,7 @@ private:
 /// The estimate of one block: what XLA:GPU's buffer assignment will need beside arguments and results.
 class MemoryEstimate {
 public:
-  explicit MemoryEstimate(mlir::Block &block, SizeFn size = deviceSize);
+  explicit MemoryEstimate(mlir::Block &block, SizeFn size = deviceSize, Order order = Order::Scheduled);
 
   int64_t peak() const { return peakBytes; }
   /// Roots live during the operation where the peak is, the biggest first.
@@ -94,8 +100,8 @@ void visitBuffers(mlir::Block &block, llvm::function_ref<void(mlir::Value, int64
                   const SizeFn &size = deviceSize);
 
 /// Predicted temporary bytes of running `block` once.
-inline int64_t estimatePeak(mlir::Block &block, SizeFn size = deviceSize) {
-  return MemoryEstimate(block, std::move(size)).peak();
+inline int64_t estimatePeak(mlir::Block &block, SizeFn size = deviceSize, Order order = Order::Scheduled) {
+  return MemoryEstimate(block, std::move(size), order).peak();
 }
 
 } // namespace farrier

@@ -1,0 +1,25 @@
+//===- BodyOrder.h - the order in which XLA:GPU runs a loop's body ---------===//
+//
+// XLA:GPU's scheduler hides copies in a loop's body, of slices at its start and into stacks at its end. Products that give
+// weight gradients run after what the iteration hands on, so that all they read is there until then.
+//
+//===----------------------------------------------------------------------===//
+
+#ifndef FARRIER_ANALYSIS_BODYORDER_H
+#define FARRIER_ANALYSIS_BODYORDER_H
+
+#include "farrier/Analysis/Graph.h"
+
+#include <vector>
+
+namespace farrier {
+
+/// In which order operations are taken to run: as they stand, or as XLA:GPU schedules loops' bodies.
+enum class Order { Program, Scheduled };
+
+/// When each operation runs, a permutation of their numbers that keeps the terminator last.
+std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order);
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_BODYORDER_H

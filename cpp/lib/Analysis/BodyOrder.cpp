@@ -1,0 +1,85 @@
+#include "farrier/Analysis/BodyOrder.h"
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "llvm/ADT/SetVector.h"
+
+#include <numeric>
+
+using namespace mlir;
+
+namespace farrier {
+
+/// Whether the block is what a loop runs in each iteration.
+static bool isBody(const BlockGraph &graph) {
+  auto loop = dyn_cast_or_null<stablehlo::WhileOp>(graph.block.getParentOp());
+  return loop && graph.numOps() > 0 && graph.block.getParent() == &loop.getBody();
+}
+
+/// Elementwise, or a write into a stack.
+static bool accumulates(const BlockGraph &graph, unsigned op) {
+  return graph.isVirtual[op] || isa<stablehlo::DynamicUpdateSliceOp>(graph.ops[op]);
+}
+
+/// Whether the loop only adds to what it carries at `at`, or writes into it: nothing else comes of it.
+static bool isAccumulator(const BlockGraph &graph, unsigned at) {
+  Operation *end = graph.ops.back();
+  if (at >= graph.numArguments || end->getOperand(at) == graph.values[at])
+    return false;
+  llvm::SetVector<unsigned> reached;
+  reached.insert(at);
+  for (unsigned next = 0; next < reached.size(); ++next)
+    for (unsigned user : graph.users[reached[next]]) {
+      if (graph.isTerminator(user)) {
+        for (OpOperand &use : end->getOpOperands())
+          if (use.get() == graph.values[reached[next]] && use.getOperandNumber() != at)
+            return false;
+      } else if (accumulates(graph, user)) {
+        reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
+      } else {
+        return false;
+      }
+    }
+  return reached.contains(graph.id(end->getOperand(at)));
+}
+
+/// Of each value, whether nothing comes of it but sums and stacks that the loop carries.
+static std::vector<bool> onlyAccumulated(const BlockGraph &graph) {
+  std::vector<bool> result(graph.numValues(), false), elsewhere(graph.numValues(), false);
+  for (OpOperand &use : graph.ops.back()->getOpOperands())
+    (isAccumulator(graph, use.getOperandNumber()) ? result : elsewhere)[graph.id(use.get())] = true;
+  for (unsigned value = graph.numValues(); value-- > graph.numArguments;) {
+    bool isCarried = result[value] && !elsewhere[value];
+    bool only = !graph.users[value].empty();
+    for (unsigned user : graph.users[value])
+      only &= graph.isTerminator(user)
+                  ? isCarried
+                  : accumulates(graph, user) &&
+                        llvm::all_of(graph.outputs[user], [&](unsigned out) { return result[out]; });
+    result[value] = only;
+  }
+  return result;
+}
+
+std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order) {
+  std::vector<unsigned> time(graph.numOps());
+  std::iota(time.begin(), time.end(), 0);
+  if (order == Order::Program || !isBody(graph))
+    return time;
+  std::vector<bool> accumulated = onlyAccumulated(graph), waits(graph.numOps(), false);
+  unsigned late = 0;
+  for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
+    waits[op] = (isa<stablehlo::DotGeneralOp>(graph.ops[op]) &&
+                 accumulated[graph.outputs[op][0]]) ||
+                llvm::any_of(graph.inputs[op], [&](unsigned value) {
+                  return graph.definition[value] >= 0 && waits[graph.definition[value]];
+                });
+    late += waits[op];
+  }
+  unsigned early = 0, last = graph.numOps() - 1 - late;
+  for (unsigned op = 0; op + 1 < graph.numOps(); ++op)
+    time[op] = waits[op] ? last++ : early++;
+  return time;
+}
+
+} // namespace farrier
