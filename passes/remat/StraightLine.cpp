@@ -477,6 +477,9 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     auto &[chain, leaves, uses] = what;
     if (uses.empty())
       continue;
+    llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, stage);
+    Late late = partitioned ? gatheredAfterPeak(stage, what, place) : Late();
+    llvm::erase_if(leaves, [&](unsigned leaf) { return llvm::is_contained(late.leaves, leaf); });
 
     // Without this the recomputation could run as early as its leaves exist. The gradient that reaches this
     // stage is the latest big value the backward part has made that is not merely an update.
@@ -489,17 +492,33 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
 
     Operation *position = graph->ops[stage];
     OpBuilder builder(position);
-    SmallVector<Value> operands;
-    for (unsigned leaf : leaves)
-      operands.push_back(current[leaf]);
-    if (front >= 0)
-      operands.push_back(current[front]);
-    auto barrier = stablehlo::OptimizationBarrierOp::create(
-        builder, position->getLoc(), TypeRange(ValueRange(operands)), ValueRange(operands), DictionaryAttr());
     IRMapping mapping;
-    for (auto [leaf, result] : llvm::zip(leaves, barrier->getResults()))
-      mapping.map(graph->values[leaf], result);
-    llvm::DenseMap<unsigned, unsigned> place = placeClones(chain, uses, stage);
+    // `leaves` wait, where the builder stands, for what is made before (-1: nothing), and its readers from `from` on for both.
+    auto wait = [&](llvm::ArrayRef<unsigned> leaves, int made, unsigned from) {
+      SmallVector<Value> operands;
+      for (unsigned leaf : leaves)
+        operands.push_back(current[leaf]);
+      if (made >= 0)
+        operands.push_back(current[made]);
+      auto barrier = stablehlo::OptimizationBarrierOp::create(
+          builder, position->getLoc(), TypeRange(ValueRange(operands)), ValueRange(operands), DictionaryAttr());
+      for (auto [leaf, result] : llvm::zip(leaves, barrier->getResults()))
+        mapping.map(graph->values[leaf], result);
+      if (made < 0)
+        return barrier;
+      Value tied = barrier->getResults().back();
+      for (unsigned user : graph->users[made])
+        if (user >= from && !graph->isTerminator(user))
+          graph->ops[user]->walk([&](Operation *inner) { inner->replaceUsesOfWith(current[made], tied); });
+      current[made] = tied;
+      return barrier;
+    };
+    auto barrier = wait(leaves, front, stage);
+    if (!late.leaves.empty()) {
+      unsigned made = graph->definition[late.front];
+      builder.setInsertionPointAfter(graph->ops[made]);
+      wait(late.leaves, late.front, made + 1);
+    }
     for (unsigned op : chain) {
       builder.setInsertionPoint(graph->ops[place.lookup(op)]);
       // Values from outside the chain are constants, or made of small parameters: `current` maps what an earlier stage
@@ -515,17 +534,10 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
       Operation *user = graph->ops[use.op];
       user->walk([&](Operation *inner) { inner->replaceUsesOfWith(graph->values[use.value], replacement); });
     }
-    if (front >= 0) {
-      Value tied = barrier->getResults().back();
-      for (unsigned user : graph->users[front])
-        if (user >= stage && !graph->isTerminator(user))
-          graph->ops[user]->walk([&](Operation *inner) { inner->replaceUsesOfWith(current[front], tied); });
-      current[front] = tied;
-      if (partitioned) {
-        llvm::DenseSet<Operation *> done = productsThatLetGo(stage);
-        finishProducts(graph->ops[boundary], barrier, barrier->getOpOperands().back(),
-                       [&](Operation *product) { return done.contains(product); });
-      }
+    if (front >= 0 && partitioned) {
+      llvm::DenseSet<Operation *> done = productsThatLetGo(stage);
+      finishProducts(graph->ops[boundary], barrier, barrier->getOpOperands().back(),
+                     [&](Operation *product) { return done.contains(product); });
     }
   }
   // What waits on the host ties gradients itself; a partitioned program's hide communication.

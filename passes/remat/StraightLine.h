@@ -150,6 +150,14 @@ private:
   void tieGathered(unsigned which, const Segmentation &segmentation, llvm::ArrayRef<unsigned> order,
                    Recomputation &what) const;
 
+  /// Of the parameters that a stage is tied to, those that are first read (by a clone at its place, or a product) after most is
+  /// in memory, where the stage stands before that; and what is made there, for which their gathers can wait.
+  struct Late {
+    int front = -1;
+    std::vector<unsigned> leaves;
+  };
+  Late gatheredAfterPeak(unsigned stage, const Recomputation &what, const llvm::DenseMap<unsigned, unsigned> &place) const;
+
   /// Takes out of a recomputation what is made of small parameters alone. In a partitioned program, computed again, it
   /// would be gathered again, and XLA may make one collective of that gather and those of later stages, for which
   /// everything that reads it then waits.

@@ -58,6 +58,40 @@ void StraightLine::tieGathered(unsigned which, const Segmentation &segmentation,
   llvm::sort(what.leaves);
 }
 
+StraightLine::Late StraightLine::gatheredAfterPeak(unsigned stage, const Recomputation &what,
+                                                   const llvm::DenseMap<unsigned, unsigned> &place) const {
+  Late result;
+  std::vector<int64_t> profile = liveness->profile();
+  auto most = std::max_element(profile.rbegin(), profile.rend());
+  unsigned peak = most == profile.rend() ? 0 : profile.rend() - most - 1;
+  if (peak < stage)
+    return result;
+  // A barrier stores what it joins.
+  for (unsigned op = peak; op < graph->numOps() && result.front < 0; ++op)
+    for (unsigned value : graph->outputs[op])
+      if (graph->bytes[value] >= smallBytes && buffers->isRoot(value) && !liveness->onlyFeedsResults(value) &&
+          !graph->users[value].empty() && !graph->isTerminator(graph->users[value].back()))
+        result.front = static_cast<int>(value);
+  if (result.front < 0)
+    return result;
+  llvm::DenseMap<unsigned, unsigned> firstRead;
+  auto readAt = [&](unsigned value, unsigned op) {
+    auto [entry, fresh] = firstRead.try_emplace(value, op);
+    if (!fresh)
+      entry->second = std::min(entry->second, op);
+  };
+  for (unsigned op : what.chain)
+    for (unsigned input : graph->inputs[op])
+      readAt(input, place.lookup(op));
+  for (const Read &use : what.uses)
+    readAt(use.value, use.op);
+  for (unsigned leaf : what.leaves)
+    if (graph->definition[leaf] < 0 && byteSize(graph->values[leaf]) >= freeToKeep &&
+        firstRead.lookup(leaf) > static_cast<unsigned>(graph->definition[result.front]))
+      result.leaves.push_back(leaf);
+  return result;
+}
+
 void StraightLine::keepSmallParameters(Recomputation &what) const {
   llvm::DenseSet<unsigned> kept;
   auto small = [&](unsigned value) { return byteSize(graph->values[value]) < freeToKeep; };

@@ -8,6 +8,7 @@ import farrier
 import jax
 import jax.numpy as jnp
 import pytest
+import workloads
 from farrier._src import interchange, oracle, sharding
 from farrier._src.drivers.remat import RematDriver
 from jax.sharding import NamedSharding, PartitionSpec
@@ -328,3 +329,20 @@ def test_a_heads_weight_is_gathered_when_the_logits_gradient_is_there(tmp_path):
     assert "farrier." not in text  # what the pass knows of shardings does not reach XLA
     after = json.loads(module.query("memory.estimate", json.dumps(driver.sizes(module, context))))["temp"]
     assert after == pytest.approx(plan["predicted"]["after"], rel=0.01)
+
+
+def test_a_stage_before_the_loss_gathers_its_weights_after_it():
+    """The last layer's stage stands where its norm's result is read, before the loss. The weights that its gradients read
+    were gathered beside the logits and their gradient: they wait for that.
+    """
+    target = farrier.Target("h100", topology="1x1x8")
+    built = workloads.build("fsdp", target, layers=3)
+    module = interchange.to_core(built.lower().compiler_ir("stablehlo"))
+    context = types.SimpleNamespace(platform="cuda", partitions=8, target=target, objective="time")
+    driver = RematDriver(farrier.Remat(offload=False))
+    written = json.loads(module.query("memory.estimate", json.dumps(driver.sizes(module, context))))["temp"]
+    assert driver.apply(module, driver.plan(module, context, temp_budget=int(0.9 * written))) is None
+    text = module.print(locations=False).decode()
+    barriers = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
+    first = next(each for each in barriers if "tensor<5632x2048xf32>" in each)
+    assert first.endswith("tensor<8x4096x32768xf32>")
