@@ -440,6 +440,21 @@ static void initialiseLate(Block &block, Operation *boundary, int64_t smallBytes
   }
 }
 
+void StraightLine::leaveFused(const llvm::DenseSet<unsigned> &recomputed, std::vector<std::vector<Read>> &uses) const {
+  std::vector<bool> fused(graph->numValues(), false);
+  for (unsigned value = 0; value < graph->numValues(); ++value) {
+    if (isLeaf(value, recomputed) || constant[value]) {
+      fused[value] = true;
+      continue;
+    }
+    int op = graph->definition[value];
+    fused[value] = graph->isVirtual[op] && !buffers->isRoot(value) && !recomputed.contains(value) &&
+                   llvm::all_of(graph->inputs[op], [&](unsigned input) { return fused[input]; });
+  }
+  for (std::vector<Read> &of : uses)
+    llvm::erase_if(of, [&](const Read &read) { return fused[read.value]; });
+}
+
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
   const std::vector<Segment> &segments = segmentation.segments;
   unsigned cloned = 0;
@@ -465,6 +480,11 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   std::vector<std::vector<Read>> given = segmentation.uses;
   if (partitioned)
     gatherAgain(segmentation, choices, order, given);
+  // What waits on the host is read through the barrier before which it is fetched.
+  else if (llvm::none_of(choices, [](const Choice *choice) {
+             return choice && llvm::is_contained(choice->onHost, true);
+           }))
+    leaveFused(recomputed, given);
 
   for (unsigned which : order) {
     const Segment &segment = segments[which];

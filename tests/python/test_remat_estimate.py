@@ -277,6 +277,39 @@ def test_products_that_want_one_order_share_the_copy():
     assert "divide tensor<4x8x512x512xf32>" in live
 
 
+@pytest.mark.parametrize(("hidden", "values"), [(1408, 3), (8192, 2)])
+def test_nothing_is_written_over_a_part_of_one_product(hidden, values):
+    """Small products of one operand are one, in one buffer; where they are apart what is made of both takes the place
+    of one."""
+
+    def step(x, gate, up, down):
+        return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+    rows, width = 4096, 512
+    shapes = [(rows, width), (width, hidden), (width, hidden), (hidden, width)]
+    temp, _ = estimate(step, *[(shape, jnp.bfloat16) for shape in shapes])
+    assert round(temp / (rows * hidden * 2)) == values
+
+
+@pytest.mark.parametrize("passing", [(), (0,), (0, 1)])
+def test_a_part_of_one_product_that_passes_a_barrier_is_a_copy(passing):
+    """Who reads it reads the copy. The whole is there as long as a part is read that passes none."""
+
+    def step(x, gate, up, down):
+        parts = [x @ gate, x @ up]
+        h = (parts[0] * parts[1]) @ down
+        if passing:
+            *passed, h = jax.lax.optimization_barrier((*[parts[i] for i in passing], h))
+            for i, part in zip(passing, passed, strict=True):
+                parts[i] = part
+        return (parts[0] * h.sum() + parts[1] * h.max()) @ down
+
+    rows, width, hidden = 4096, 512, 1408
+    shapes = [(rows, width), (width, hidden), (width, hidden), (hidden, width)]
+    temp, _ = estimate(step, *[(shape, jnp.bfloat16) for shape in shapes])
+    assert temp // (rows * hidden * 2) == {(): 3, (0,): 4, (0, 1): 5}[passing]
+
+
 @pytest.mark.parametrize("donated", [True, False])
 def test_a_donated_weight_is_copied_for_who_reads_it_after_its_gradient(donated):
     """Nothing orders the product that reads it before the update; of two of a size one copy is left."""

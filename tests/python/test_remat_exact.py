@@ -1,5 +1,6 @@
 """The exact reference of the benchmarks, against brute force and against the planner."""
 
+import collections
 import itertools
 import json
 import math
@@ -196,6 +197,16 @@ def test_a_result_may_take_the_place_of_what_it_is_made_of():
     assert straight.Reference(block, 32 * MIB).solve(limit=30)["exact_seconds"] is None
 
 
+def keeps_a_part(plan: dict, blocks: list) -> bool:
+    """Whether the plan computes some, but not all, of the products again that XLA makes one."""
+    segments = [segment for block in plan["blocks"] for segment in block["segments"] if segment]
+    recomputed = {name for segment in segments for name in segment["recompute"]}
+    again = collections.defaultdict(set)
+    for value in blocks[0]["values"]:
+        again[value["merged"]].add(value["key"] in recomputed)
+    return any(len(kinds) > 1 for kinds in again.values())
+
+
 @pytest.mark.parametrize("share", [0.85, 0.8, 0.6])
 def test_the_planner_is_near_the_reference(share):
     def loss(weights, x):
@@ -211,14 +222,16 @@ def test_the_planner_is_near_the_reference(share):
     program = _core.Module.parse(module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
     machine = {"machine": remat.machine(farrier.Target("h100"))}
     budget = int(share * json.loads(program.query("memory.estimate"))["temp"])
-    plan = json.loads(program.query("remat.plan", json.dumps({"budget": budget, **machine})))["predicted"]
+    plan = json.loads(program.query("remat.plan", json.dumps({"budget": budget, **machine})))
     blocks = json.loads(program.query("remat.blocks", json.dumps(machine)))["blocks"]
     exact = min(
         straight.Reference(block, budget).solve(limit=30)["exact_seconds"] or math.inf for block in blocks
     )
-    assert plan["fits"]
-    assert 0 < exact <= plan["seconds"] * (1 + 1e-6)
-    assert plan["seconds"] <= 1.02 * exact
+    seconds = plan["predicted"]["seconds"]
+    assert plan["predicted"]["fits"]
+    assert 0 < seconds <= 1.02 * exact
+    # The reference keeps all of the products that XLA makes one, or none; a plan that keeps a part may be cheaper.
+    assert keeps_a_part(plan, blocks) or exact <= seconds * (1 + 1e-6)
 
 
 def test_loops_are_decided_near_the_reference():

@@ -100,6 +100,18 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
   return result;
 }
 
+/// The operation that gives the result of the first kernel that computes with the value, else the number of operations.
+static unsigned firstKernel(const BlockGraph &graph, const RootSets &roots, unsigned value) {
+  unsigned first = graph.numOps();
+  for (unsigned user : graph.users[value]) {
+    while (graph.isVirtual[user] && !roots.isRoot(graph.outputs[user][0]) && !graph.users[graph.outputs[user][0]].empty())
+      user = graph.users[graph.outputs[user][0]].front();
+    if (!isa<stablehlo::OptimizationBarrierOp>(graph.ops[user]) && !graph.isTerminator(user))
+      first = std::min(first, user);
+  }
+  return first;
+}
+
 /// The last operation of a loop's body that reads what the loop carries where `result` goes, through what is elementwise.
 static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, unsigned result) {
   Operation *terminator = graph.ops.back();
@@ -167,11 +179,12 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       for (unsigned user : llvm::ArrayRef(copy.users).drop_front())
         readsPadded.insert({user, copy.value});
   std::vector<unsigned> last(graph.numValues(), 0), lastFused(graph.numValues(), 0);
-  std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false);
+  std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false), passes(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
     if (dead[op])
       continue;
     bool layout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(graph.ops[op]);
+    bool barrier = isa<stablehlo::OptimizationBarrierOp>(graph.ops[op]);
     for (unsigned value : graph.outputs[op])
       isWhole[value] = roots.isRoot(value) || (layout && !graph.inputs[op].empty() && isWhole[graph.inputs[op][0]]);
     for (unsigned value : graph.inputs[op])
@@ -180,18 +193,36 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
           last[root] = std::max(last[root], runsAt[op]);
           if (!isWhole[value] || (graph.isVirtual[op] && !layout))
             lastFused[root] = std::max(lastFused[root], runsAt[op]);
+          else if (barrier)
+            passes[root] = true;
         }
         used[root] = true;
       }
   }
 
-  // Kernels read their part of a merged product from a copy; what is elementwise reads the whole.
-  for (llvm::ArrayRef<unsigned> ops : mergeProducts ? mergedProducts(graph) : std::vector<llvm::SmallVector<unsigned>>()) {
-    unsigned end = 0;
+  // Kernels read their part of a merged product from a copy; what is elementwise reads the whole, and is not written over a
+  // part. A part that passes a barrier is a copy for all who read it, made by the first kernel that reads the whole.
+  std::vector<bool> isPart(graph.numValues(), false);
+  std::vector<int64_t> parts(numOps + 1, 0); // copies that begin and end
+  for (llvm::ArrayRef<unsigned> ops :
+       mergeProducts ? mergedProducts(graph) : std::vector<llvm::SmallVector<unsigned>>()) {
+    unsigned end = 0, copied = numOps;
     for (unsigned op : ops)
-      end = std::max(end, lastFused[graph.outputs[op][0]]);
-    for (unsigned op : ops)
-      last[graph.outputs[op][0]] = std::max(last[graph.outputs[op][0]], end);
+      if (unsigned part = graph.outputs[op][0]; passes[part])
+        copied = std::min(copied, firstKernel(graph, roots, part));
+      else
+        end = std::max(end, lastFused[part]);
+    if (copied < numOps)
+      end = std::max(end, time[copied]);
+    for (unsigned op : ops) {
+      unsigned part = graph.outputs[op][0];
+      isPart[part] = !passes[part];
+      if (unsigned until = std::min(end, last[part]); passes[part] && until > time[op]) {
+        parts[time[op] + 1] += graph.bytes[part];
+        parts[until + 1] -= graph.bytes[part];
+      }
+      last[part] = std::max(last[part], end);
+    }
   }
 
   for (unsigned value = 0; value < graph.numValues(); ++value) {
@@ -247,6 +278,12 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     for (unsigned op = 0; op < numOps; ++op)
       if (time[copy.users.front()] <= time[op] && time[op] <= time[copy.users.back()])
         copies[op] += copy.bytes;
+  std::vector<int64_t> apart(numOps, 0);
+  int64_t held = 0;
+  for (unsigned at = 0; at < numOps; ++at)
+    apart[at] = held += parts[at];
+  for (unsigned op = 0; op < numOps; ++op)
+    copies[op] += apart[time[op]];
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
@@ -262,8 +299,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       llvm::ArrayRef<unsigned> inputs = graph.inputs[op];
       for (unsigned input : isLoop ? inputs.drop_front(std::min(at, inputs.size())).take_front() : inputs) {
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
-          return ranges[root].live && !reused[root] && ranges[root].last == time[op] &&
-                 ranges[root].first < time[op] && graph.bytes[root] == graph.bytes[value] && !staysWhole(graph.values[root], graph.ops[op]);
+          return ranges[root].live && !reused[root] && !isPart[root] && ranges[root].last == time[op] &&
+                 ranges[root].first < time[op] && graph.bytes[root] == graph.bytes[value] &&
+                 !staysWhole(graph.values[root], graph.ops[op]);
         });
         if (take != roots.roots(input).end()) {
           reused[*take] = true;
