@@ -102,6 +102,26 @@ def test_weight_gradients_end_an_iteration(kept):
     assert (temp >= 3 * 32 * MB) == (kept != "handed on")
 
 
+@pytest.mark.parametrize("computed", [True, False])
+def test_weight_gradients_end_only_an_iteration_that_copies_a_slice(computed):
+    """There is something to hide then. What is computed with a slice reads it where it lies."""
+
+    def loss(weights, x):
+        x = x + x * jnp.sin(x) if computed else x
+        for w in weights:
+            x = x + jnp.sin(x @ w) @ w
+        return jnp.mean(x**2)
+
+    def step(x, *weights):
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(weights, part)), None
+
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), x)[0]
+
+    temp, _ = estimate(step, ((4, 8192, 512), jnp.float32), *[((512, 512), jnp.float32)] * 4)
+    assert (temp < 12 * 16 * MB) == computed
+
+
 def test_what_is_fetched_ahead_is_there_beside_what_is_read():
     """A loop that carries a slice from the host and fetches the next one holds both until the first is read."""
 

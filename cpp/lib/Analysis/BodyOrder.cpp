@@ -61,10 +61,34 @@ static std::vector<bool> onlyAccumulated(const BlockGraph &graph) {
   return result;
 }
 
+/// Whether there are copies to hide: writes into stacks, or slices that kernels read as they are, such as products, which
+/// compute no more than what needs one operand. Other kernels read a slice where it lies, as they do the tokens of a part of
+/// a batch.
+static bool copiesSlices(const BlockGraph &graph) {
+  for (unsigned op = 0; op < graph.numOps(); ++op) {
+    if (isa<stablehlo::DynamicUpdateSliceOp>(graph.ops[op]))
+      return true;
+    if (!isa<stablehlo::DynamicSliceOp>(graph.ops[op]))
+      continue;
+    llvm::SetVector<unsigned> same;
+    same.insert(graph.outputs[op][0]);
+    for (unsigned next = 0; next < same.size(); ++next)
+      for (unsigned user : graph.users[same[next]]) {
+        if (isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp, stablehlo::CustomCallOp, stablehlo::WhileOp>(
+                graph.ops[user]))
+          return true;
+        if (graph.isVirtual[user] && graph.inputs[user].size() == 1 &&
+            graph.bytes[graph.outputs[user][0]] >= graph.bytes[same[next]])
+          same.insert(graph.outputs[user][0]);
+      }
+  }
+  return false;
+}
+
 std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order) {
   std::vector<unsigned> time(graph.numOps());
   std::iota(time.begin(), time.end(), 0);
-  if (order == Order::Program || !isBody(graph))
+  if (order == Order::Program || !isBody(graph) || !copiesSlices(graph))
     return time;
   std::vector<bool> accumulated = onlyAccumulated(graph), waits(graph.numOps(), false);
   unsigned late = 0;
