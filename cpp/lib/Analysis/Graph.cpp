@@ -114,11 +114,17 @@ static bool isSpread(Value value) {
                   : isa<stablehlo::ConstantOp>(from.getDefiningOp());
 }
 
+/// What XLA makes of several operations, or of one that reads its operand twice (a square).
+static bool isComposite(Operation *op) {
+  StringRef name = op->getName().getStringRef();
+  return name.starts_with("chlo.") && name != "chlo.erf";
+}
+
 /// The operand that a product reads in the place of what this operation makes of it, null where it reads the
 /// result: its kernel computes what needs one operand, no wider than the result (IsInputWorthFusing and what stands
 /// around it in XLA's triton_tiling_propagation.cc).
 static Value computedInProduct(Operation *op) {
-  if (!op || op->getNumResults() != 1 || !isElementwise(op))
+  if (!op || op->getNumResults() != 1 || !isElementwise(op) || isComposite(op))
     return Value();
   Value from;
   for (Value operand : op->getOperands())
