@@ -82,6 +82,19 @@ def test_what_a_loop_reads_is_there_beside_what_it_writes():
     assert temp >= 32 * MB
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_a_part_is_stored_where_that_is_less_than_half_of_the_whole(parts):
+    """Both halves of a gated product are read where the whole lies."""
+
+    def step(x, w):
+        h = x @ w
+        kept, gate = jnp.split(h, [h.shape[1] // parts], axis=1)
+        return jnp.sort(kept * 2, axis=0), jnp.sum(jnp.sin(kept)), jnp.sum(gate, axis=0)
+
+    _, live = estimate(step, ((2048, 1024), jnp.float32), ((1024, parts * 2048), jnp.float32))
+    assert ("slice tensor<2048x2048xf32>" in live) == (parts > 2)
+
+
 @pytest.mark.parametrize("kept", ["stacked", "summed", "handed on"])
 def test_weight_gradients_end_an_iteration(kept):
     """What they read is there until the computation that they branch off is done; not where that goes on from them."""

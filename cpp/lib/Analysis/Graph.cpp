@@ -495,7 +495,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
                 !(isCopied[value] &&
                   llvm::none_of(graph.users[value], [&](unsigned user) { return graph.isVirtual[user]; }));
         // To keep a part must not mean to keep the whole.
-        root |= isPart && big == 1 && 2 * bytes <= bigBytes;
+        root |= isPart && big == 1 && 2 * bytes < bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
         root |= layouts && layouts->reordered(value);
         root |= kernels && isDear(operation) && !joined.empty() && readInSeveral(value);
