@@ -99,6 +99,8 @@ def test_bytes_are_compared_between_points_that_both_have():
     # No more than what is missing of the whole, and nothing where the estimate has more.
     assert corrections._extra(curve, anchors, 5) == {"0": 2, "1": 5, "2": 5, "4": 1}
     assert corrections._extra({**curve, "bytes": [50] * 5}, anchors, 5) == {}
+    # What is missing still is taken to be where the estimate's peak is: from b on.
+    assert corrections._at_peak(curve, anchors, {"0": 2, "4": 1}, 50) == {"0": 2, "4": 11}
 
 
 def recurrence(x, w, u):

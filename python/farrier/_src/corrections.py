@@ -13,7 +13,7 @@ import collections
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from farrier._src import hlo
@@ -129,8 +129,13 @@ def corrections(
     if now["temp"] >= measured:
         # What is estimated too high keeps a budget. A plan may have given up what is wrong about it.
         return best
-    found = {**found, "extra": _extra(now["curve"], seen["anchors"], measured - now["temp"])}
-    return found if abs(ask(measured=found)["temp"] - measured) < error else best
+    extra = _extra(now["curve"], seen["anchors"], measured - now["temp"])
+    found = {**found, "extra": extra}
+    temp = ask(measured=found)["temp"]
+    if temp < (1 - _CLOSE) * measured:
+        found["extra"] = _at_peak(now["curve"], seen["anchors"], extra, measured)
+        temp = ask(measured=found)["temp"]
+    return found if abs(temp - measured) < error else best
 
 
 def _stored_otherwise(rows: Sequence[Sequence[Any]], buffers: Sequence[Sequence[Any]]) -> dict[str, bool]:
@@ -152,24 +157,50 @@ def _stored_otherwise(rows: Sequence[Sequence[Any]], buffers: Sequence[Sequence[
     return result
 
 
+def _between(
+    curve: Mapping[str, Any], anchors: Sequence[Sequence[Any]]
+) -> Iterator[tuple[range, Sequence[Sequence[Any]]]]:
+    """The parts of the program between points that the compile has, too: operations, and what it has there."""
+    names = curve["names"]
+    ours = [(_name(names[name]), at) for at, name in enumerate(curve["name"]) if name >= 0]
+    theirs = [(name, at) for at, (name, _) in enumerate(anchors)]
+    ends = (len(curve["bytes"]), len(anchors))
+    points = [(0, 0), *(p for p in estimate.common(ours, theirs) if p[0] > 0), ends]
+    for (first, a), (last, b) in itertools.pairwise(points):
+        if first < last:
+            yield range(first, last), anchors[a:b]
+
+
 def _extra(curve: Mapping[str, Any], anchors: Sequence[Sequence[Any]], missing: int) -> dict[str, int]:
     """For each operation the bytes that were live between the same two points of the compiled program, beside those
     that the estimate has; by the operation's number.
 
     Away from the peak XLA's order differs more than at it: never more is taken than the whole is `missing`.
     """
-    names, live, numbers = curve["names"], curve["bytes"], curve["number"]
-    ours = [(_name(names[name]), at) for at, name in enumerate(curve["name"]) if name >= 0]
-    theirs = [(name, at) for at, (name, _) in enumerate(anchors)]
-    points = [(0, 0), *(p for p in estimate.common(ours, theirs) if p[0] > 0), (len(live), len(anchors))]
+    live, numbers = curve["bytes"], curve["number"]
     result: dict[str, int] = {}
-    for (first, a), (last, b) in itertools.pairwise(points):
-        if first == last:
-            continue
-        more = max((most for _, most in anchors[a:b]), default=0) - max(live[first:last])
+    for operations, there in _between(curve, anchors):
+        more = max((most for _, most in there), default=0) - max(live[k] for k in operations)
         more = min(more, missing)
-        result.update({str(numbers[k]): more for k in range(first, last) if more > 0 and numbers[k] >= 0})
+        result.update({str(numbers[k]): more for k in operations if more > 0 and numbers[k] >= 0})
     return result
+
+
+def _at_peak(
+    curve: Mapping[str, Any], anchors: Sequence[Sequence[Any]], extra: Mapping[str, int], measured: int
+) -> dict[str, int]:
+    """`extra`, and what is missing then where the estimate has its peak: XLA's is between other points, which it has in
+    another order.
+    """
+    numbers = curve["number"]
+    with_extra = [size + extra.get(str(n), 0) for size, n in zip(curve["bytes"], numbers, strict=True)]
+    peak = max(with_extra)
+    missing = measured - peak
+    for operations, _ in _between(curve, anchors):
+        if max(with_extra[k] for k in operations) == peak:
+            at_peak = {str(numbers[k]) for k in operations if numbers[k] >= 0}
+            return {**extra, **{number: extra.get(number, 0) + missing for number in at_peak}}
+    return dict(extra)
 
 
 def _name(name: str) -> str:
