@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -461,6 +462,26 @@ def test_the_order_of_what_is_summed_over_is_no_matter():
 
     temp, _ = estimate(step, ((2048, 32, 256), jnp.float32), ((32, 256, 2048), jnp.float32))
     assert temp == 2048 * 32 * 256 * 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "stored"),
+    [
+        ((16, 4096, 128), 1, True),
+        ((16, 4096, 32, 4), (1, 3), True),
+        ((64, 4096, 128), 1, False),
+        ((16, 8192, 128), 1, False),
+        ((16, 4096, 128), 2, False),
+    ],
+)
+def test_what_a_sum_of_few_columns_reads_another_kernel_makes(shape, axes, stored):
+    """There are too few of them to occupy the GPU with more than reading."""
+
+    def step(x, y):
+        return jnp.sum(jnp.exp(x.astype(jnp.float32) * y.astype(jnp.float32)), axis=axes)
+
+    temp, _ = estimate(step, *[(shape, jnp.bfloat16)] * 2)
+    assert temp // (4 * math.prod(shape)) == stored
 
 
 def test_a_product_that_sums_nothing_is_elementwise():

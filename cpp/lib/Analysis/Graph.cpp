@@ -348,6 +348,37 @@ static bool isDear(Operation *op) {
          (bits <= 16 && isa<stablehlo::TanhOp, stablehlo::PowOp>(op));
 }
 
+/// Whether a sum over rows has fewer columns than a GPU has multiprocessors to give 32 of them to each, and few enough rows
+/// that XLA does not sum parts of them first: what it sums is then made by another kernel, if it is more than a product of
+/// two. (Read off compiled sums of f32[16,4096,128] and [4,4096,128] against [64,4096,128], [16,4096,512], [16,8192,128];
+/// group norms reduce so.)
+static bool sumsFewColumns(stablehlo::ReduceOp reduce) {
+  constexpr int64_t multiprocessors = 128, columnsOfOne = 32, rowsInParts = 8192, leastRows = 256;
+  auto type = dyn_cast<RankedTensorType>(reduce.getInputs().front().getType());
+  if (!type || !type.hasStaticShape())
+    return false;
+  // Where what is summed over is not in one piece, the first is summed over first.
+  int64_t outer = 1, rows = 1, columns = 1;
+  for (int64_t dim = 0; dim < type.getRank(); ++dim) {
+    bool summed = llvm::is_contained(reduce.getDimensions(), dim);
+    int64_t extent = type.getDimSize(dim);
+    (columns > 1 || (rows > 1 && !summed) ? columns : summed ? rows : outer) *= extent;
+  }
+  return columns > 1 && rows >= leastRows && rows < rowsInParts &&
+         outer * llvm::divideCeil(columns, columnsOfOne) <= multiprocessors;
+}
+
+/// Whether the value is computed by at least two operations that do arithmetic, one after the other.
+static bool isComputed(Value value, unsigned least = 2) {
+  Operation *op = value.getDefiningOp();
+  if (!op || op->getNumOperands() == 0 || classify(op) != OpClass::Virtual)
+    return least == 0;
+  bool passes = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::ConvertOp>(op);
+  if (!passes && (!isElementwise(op) || least == 0))
+    return least == 0;
+  return llvm::any_of(op->getOperands(), [&](Value operand) { return isComputed(operand, passes ? least : least - 1); });
+}
+
 /// Values that several products read from one copy: they want it in the same order.
 static std::vector<bool> sharedCopies(const BlockGraph &graph, const Layouts &layouts) {
   std::vector<bool> shared(graph.numValues(), false);
@@ -393,6 +424,11 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       } else if (readsBuffers(graph.ops[op])) {
         for (unsigned value : graph.inputs[op])
           feedsKernel[reversedFilter(graph, op, value)] = true;
+      }
+      else if (auto reduce = dyn_cast<stablehlo::ReduceOp>(graph.ops[op]); reduce && sumsFewColumns(reduce)) {
+        for (Value operand : reduce.getInputs())
+          if (graph.contains(operand) && isComputed(operand))
+            feedsKernel[graph.id(operand)] = true;
       }
       // What is added to a convolution's result cuDNN adds in the same kernel.
       else if (addsToConvolution(graph.ops[op]))
