@@ -497,6 +497,19 @@ def test_a_product_that_sums_nothing_is_elementwise():
     assert "dot_general tensor<8192x2048xf32>" not in live and temp < MB
 
 
+def test_both_gradients_of_a_product_with_itself_are_one():
+    """As pairs of features are multiplied: the sum of the two is made where it is read, of the whole."""
+
+    def step(z, at):
+        gradient = jax.grad(lambda z: jnp.sum(jnp.sin(jnp.einsum("bid,bjd->bij", z, z))))(z)
+        table = jnp.zeros((1 << 18, 64)).at[at].add(gradient[:, 1:])
+        return jnp.sum(jnp.sin(table), axis=0), jnp.sum(gradient[:, 0], axis=0)
+
+    _, live = estimate(step, ((4096, 17, 64), jnp.float32), ((4096, 16), jnp.int32))
+    assert live.count("dot_general tensor<4096x17x64xf32>") == 2
+    assert not [value for value in live if value.startswith(("add", "slice"))]
+
+
 def test_products_that_follow_each_other_are_not_one():
     """Layers of the same weights: each result is gone when the next layer has read it."""
 

@@ -2,6 +2,7 @@
 
 #include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/Layouts.h"
+#include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -10,6 +11,7 @@
 #include "mlir/Interfaces/FunctionInterfaces.h"
 #include "mlir/Transforms/RegionUtils.h"
 #include "llvm/ADT/DenseSet.h"
+#include "llvm/ADT/SmallSet.h"
 
 #include <algorithm>
 #include <optional>
@@ -456,6 +458,12 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
                        return !isa<stablehlo::DotGeneralOp>(graph.ops[op]) && !graph.isTerminator(op);
                      }) > 1;
   };
+  // Of parts of one product, the first: what reads them elementwise reads the whole.
+  llvm::DenseMap<unsigned, unsigned> wholeOf;
+  if (options.materialiseKernelOperands)
+    for (llvm::ArrayRef<unsigned> ops : mergedProducts(graph))
+      for (unsigned op : ops)
+        wholeOf[graph.outputs[op][0]] = graph.outputs[ops.front()][0];
   // Bytes of the big roots that a joined value, stored, lets go before its own last reader.
   auto freed = [&](unsigned value, llvm::ArrayRef<unsigned> joined) {
     auto root = [&](unsigned other) { return isRoot(other); };
@@ -510,11 +518,15 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     joined.erase(std::unique(joined.begin(), joined.end()), joined.end());
     int64_t bigBytes = 0;
     unsigned big = 0;
+    llvm::SmallSet<unsigned, 4> wholes;
     for (unsigned root : joined)
       if (graph.bytes[root] >= options.smallBytes) {
         bigBytes += graph.bytes[root];
         ++big;
+        auto part = wholeOf.find(root);
+        wholes.insert(part == wholeOf.end() ? root : part->second);
       }
+    bool joinsParts = big > 1 && wholes.size() == 1;
     bool isMoved =
         movesElements(operation) || llvm::any_of(graph.inputs[op], [&](unsigned in) { return moved[in]; });
     bool isLayout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(operation);
@@ -523,7 +535,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       int64_t bytes = graph.bytes[value];
       bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
-        if (big >= 2 && bytes < bigBytes)
+        if (big >= 2 && bytes < bigBytes && !joinsParts)
           root |= !needs || isMoved || joined.size() > mostJoined ||
                   (!kernels->isInside(value) && freed(value, joined) >= bytes);
         // What products copy anyway is converted in the kernels that copy it.

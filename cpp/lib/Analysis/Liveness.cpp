@@ -72,12 +72,21 @@ static llvm::SmallVector<unsigned> independent(const BlockGraph &graph, llvm::Ar
   return result;
 }
 
+/// What a product does with the dimensions of an operand: XLA writes the other one so that only this matters.
+static Attribute readsAs(stablehlo::DotGeneralOp dot, unsigned side) {
+  auto numbers = dot.getDotDimensionNumbers();
+  SmallVector<int64_t> dims(side == 0 ? numbers.getLhsBatchingDimensions() : numbers.getRhsBatchingDimensions());
+  dims.push_back(-1);
+  llvm::append_range(dims, side == 0 ? numbers.getLhsContractingDimensions() : numbers.getRhsContractingDimensions());
+  return DenseI64ArrayAttr::get(dot.getContext(), dims);
+}
+
 std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph) {
   llvm::MapVector<std::tuple<Value, unsigned, Attribute>, llvm::SmallVector<unsigned>> same;
   for (unsigned op = 0; op < graph.numOps(); ++op)
     if (auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]))
       for (unsigned side : {0u, 1u})
-        same[{dot->getOperand(side), side, dot.getDotDimensionNumbersAttr()}].push_back(op);
+        same[{dot->getOperand(side), side, readsAs(dot, side)}].push_back(op);
   std::vector<llvm::SmallVector<unsigned>> result;
   for (auto &[key, ops] : same) {
     unsigned other = 1 - std::get<1>(key);
