@@ -21,6 +21,9 @@ namespace farrier::remat {
 /// the smaller ones: each gives a boundary to try.
 static constexpr double longLived[] = {0.03, 0.003};
 
+/// Of what a program holds: a value that is less may be stored where XLA would not, for a barrier.
+static constexpr int64_t muchToStore = 32;
+
 StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, SizeFn size, ForbidFn forbid)
     : smallBytes(smallBytes), size(size), forbid(std::move(forbid)), costs(costs),
       graph(std::make_unique<BlockGraph>(block, size)), keys(std::make_unique<ValueKeys>(block)) {
@@ -477,6 +480,8 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
   std::vector<Value> current = graph->values;
   std::vector<std::pair<unsigned, Operation *>> casts;
   bool partitioned = isPartitioned(graph->block);
+  std::vector<int64_t> live = liveness->profile();
+  int64_t much = live.empty() ? 0 : *llvm::max_element(live) / muchToStore;
   std::vector<std::vector<Read>> given = segmentation.uses;
   if (partitioned)
     gatherAgain(segmentation, choices, order, given);
@@ -502,12 +507,14 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     llvm::erase_if(leaves, [&](unsigned leaf) { return llvm::is_contained(late.leaves, leaf); });
 
     // Without this the recomputation could run as early as its leaves exist. The gradient that reaches this
-    // stage is the latest big value the backward part has made that is not merely an update.
+    // stage is the latest big value the backward part has made that is not merely an update. A barrier stores what it joins:
+    // where that is much, one that is stored anyway.
     int front = -1;
     for (unsigned op = stage; op-- > boundary + 1 && front < 0;)
       for (unsigned value : graph->outputs[op])
         if (graph->bytes[value] >= smallBytes && !liveness->onlyFeedsResults(value) &&
-            !graph->users[value].empty() && graph->users[value].back() >= stage)
+            (graph->bytes[value] < much || buffers->isRoot(value)) && !graph->users[value].empty() &&
+            graph->users[value].back() >= stage)
           front = value;
 
     Operation *position = graph->ops[stage];

@@ -418,3 +418,20 @@ def test_what_is_computed_again_is_written_over_as_the_original_is():
     before = json.loads(module.query("memory.estimate", "{}"))["temp"]
     request = {"budget": int(0.7 * before), "offload": False}
     assert json.loads(module.query("remat.plan", json.dumps(request)))["predicted"]["fits"]
+
+
+def test_a_stage_waits_for_what_is_stored_anyway():
+    """The last that stands before the first layer's stage is the gradient of the scores in f32, which XLA makes inside the
+    products' operands: joined by the stage's barrier it was stored, 4.3 GB.
+    """
+    target = farrier.Target("h100")
+    built = workloads.build("llm-1b-naive", target, layers=2)
+    module = interchange.to_core(built.lower().compiler_ir("stablehlo"))
+    context = types.SimpleNamespace(platform="cuda", partitions=1, target=target, objective="time")
+    driver = RematDriver(farrier.Remat(offload=False))
+    written = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    plan = driver.plan(module, context, temp_budget=int(0.98 * written))
+    assert plan["predicted"]["flops"] == 0 and driver.apply(module, plan) is None
+    text = module.print(locations=False).decode()
+    joined = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
+    assert joined and not any("4096x4096" in types for types in joined)
