@@ -18,13 +18,14 @@ namespace farrier::remat {
 /// Of a program's temporaries: a gathered weight that is less can come when it likes, and any where so much is free.
 static constexpr int64_t muchOfAll = 32;
 
-/// What `value` is a view of, or a wider copy; `views` are the operations between, last first.
+/// What `value` is a view of, or a wider copy, or of a parameter any copy: that is there anyway. `views` are the operations
+/// between, last first.
 static Value viewed(Value value, SmallVectorImpl<Operation *> &views) {
   while (Operation *op = value.getDefiningOp()) {
-    bool widens = false;
+    bool copies = false;
     if (auto convert = dyn_cast<stablehlo::ConvertOp>(op))
-      widens = byteSize(convert.getOperand()) <= byteSize(value);
-    if (!widens && !isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op))
+      copies = isa<BlockArgument>(convert.getOperand()) || byteSize(convert.getOperand()) <= byteSize(value);
+    if (!copies && !isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(op))
       break;
     views.push_back(op);
     value = op->getOperand(0);
