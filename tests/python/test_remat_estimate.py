@@ -283,6 +283,39 @@ def test_what_is_dear_is_kept_for_whoever_reads_it_again(activation, dtype, stor
     assert any(value.startswith(f"{name} ") for value in live) == (stored and again)
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_norm_makes_a_tangent_dear_in_any_type(normed):
+    """Its derivative reads it in two more kernels."""
+
+    def step(x, w, v):
+        def loss(w, v):
+            h = x @ w
+            h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + 1e-6) if normed else h
+            return jnp.sum(jnp.sin(jax.nn.gelu(h) @ v))
+
+        return jax.grad(loss, argnums=(0, 1))(w, v)
+
+    _, live = estimate(step, *[(shape, jnp.float32) for shape in [(4096, 1024), (1024, 1024), (1024, 1024)]])
+    assert any(value.startswith("tanh ") for value in live) == normed
+
+
+def test_what_one_kernel_reads_through_a_pad_is_inside_it():
+    """Logits that a tangent caps, without the last position's: its derivative joins the padded gradient and the tangent, and
+    is written as bf16 beside both."""
+
+    def step(x, w, labels):
+        def loss(w):
+            logits = 30.0 * jnp.tanh((x @ w).astype(jnp.float32) / 30.0)[:, :-1]
+            found = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - found)
+
+        return jax.grad(loss)(w)
+
+    shapes = [((4, 1024, 256), jnp.bfloat16), ((256, 8192), jnp.bfloat16), ((4, 1023), jnp.int32)]
+    temp, _ = estimate(step, *shapes)
+    assert 2.4 < temp / (4 * 1024 * 8192 * 4) < 2.6
+
+
 def test_small_is_what_is_small_beside_the_rest():
     """A program of a few MB has buffers, too."""
 

@@ -309,6 +309,22 @@ static bool movesElements(Operation *op) {
              stablehlo::ReverseOp>(op);
 }
 
+/// Whether nothing reads what the operation makes, as a loss of which only the gradient is asked for; looks `depth` deep.
+static bool isUnused(const BlockGraph &graph, unsigned op, unsigned depth = 4) {
+  return !graph.isTerminator(op) && llvm::all_of(graph.outputs[op], [&](unsigned value) {
+    return llvm::all_of(graph.users[value],
+                        [&](unsigned user) { return depth > 0 && isUnused(graph, user, depth - 1); });
+  });
+}
+
+/// A sum with what a kernel has just made for it alone, as of gradients or of a residual block: it is stored.
+static bool addsToResult(const BlockGraph &graph, unsigned op) {
+  return isa<stablehlo::AddOp>(graph.ops[op]) && llvm::any_of(graph.inputs[op], [&](unsigned value) {
+           return graph.definition[value] >= 0 && isa<stablehlo::DotGeneralOp>(graph.ops[graph.definition[value]]) &&
+                  graph.users[value].size() == 1;
+         });
+}
+
 /// The kernels that read a value, as operations that are in them: at most `mostReaders` of those that are found within
 /// `mostFollowed` elementwise values, or nothing where there are more.
 static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGraph &graph, unsigned from,
@@ -322,7 +338,8 @@ static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGrap
     if (!seen.insert(value).second)
       continue;
     for (unsigned user : graph.users[value]) {
-      if (!graph.isVirtual[user] || graph.outputs[user].size() != 1 || feedsKernel[graph.outputs[user][0]])
+      if (!graph.isVirtual[user] || graph.outputs[user].size() != 1 || feedsKernel[graph.outputs[user][0]] ||
+          addsToResult(graph, user))
         kernels.insert(user);
       else
         work.push_back(graph.outputs[user][0]);
@@ -339,15 +356,17 @@ static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<
          readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16);
 }
 
-/// Whether the operation takes longer than writing its result and reading it again, on the GPUs that are known here: XLA
-/// does not compute it again in each kernel that reads it. Which do is read off compiled programs (deviceless, H100, two
-/// readers): in bf16 the hyperbolic tangent and powers, sines and the complementary error function also in f32;
-/// exponentials, logarithms, logistics, roots and the error function in neither.
-static bool isDear(Operation *op) {
+/// From how many kernels on that read it computing the operation again in each takes longer than writing its result and
+/// reading it again, on the GPUs that are known here; 0 for never. Read off compiled programs (deviceless, H100): with two
+/// readers sines and the complementary error function, in bf16 hyperbolic tangents and powers, too; with three, as where a
+/// norm's derivative reads it, these also in f32. Exponentials, logarithms, logistics, roots and the error function never.
+static unsigned leastReadersOfDear(Operation *op) {
   int64_t bits = op->getNumResults() == 1 ? elementBits(op->getResult(0).getType()) : 0;
-  StringRef name = op->getName().getStringRef();
-  return isa<stablehlo::SineOp, stablehlo::CosineOp>(op) || name == "chlo.erfc" ||
-         (bits <= 16 && isa<stablehlo::TanhOp, stablehlo::PowOp>(op));
+  if (isa<stablehlo::SineOp, stablehlo::CosineOp>(op) || op->getName().getStringRef() == "chlo.erfc")
+    return 2;
+  if (isa<stablehlo::TanhOp, stablehlo::PowOp>(op))
+    return bits <= 16 ? 2 : 3;
+  return 0;
 }
 
 /// Whether a sum over rows has fewer columns than a GPU has multiprocessors to give 32 of them to each, and few enough rows
@@ -404,7 +423,7 @@ static std::vector<bool> sharedCopies(const BlockGraph &graph, const Layouts &la
 
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
   std::vector<bool> feedsKernel(graph.numValues(), false), isCopied(graph.numValues(), false),
-      moved(graph.numValues(), false);
+      moved(graph.numValues(), false), padded(graph.numValues(), false);
   std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
     layouts.emplace(graph);
@@ -452,11 +471,12 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     kernels.emplace(graph, feedsKernel);
   }
   // Kernels beside products', which compute what needs one operand: no two of them need be found.
-  auto readInSeveral = [&](unsigned value) {
+  auto readInAtLeast = [&](unsigned value, unsigned least) {
     auto found = readingKernels(graph, value, feedsKernel, /*mostReaders=*/8, /*mostFollowed=*/64);
     return !found || llvm::count_if(*found, [&](unsigned op) {
-                       return !isa<stablehlo::DotGeneralOp>(graph.ops[op]) && !graph.isTerminator(op);
-                     }) > 1;
+                       return !isa<stablehlo::DotGeneralOp, stablehlo::DynamicUpdateSliceOp>(graph.ops[op]) &&
+                              !graph.isTerminator(op) && !isUnused(graph, op);
+                     }) >= least;
   };
   // Of parts of one product, the first: what reads them elementwise reads the whole.
   llvm::DenseMap<unsigned, unsigned> wholeOf;
@@ -527,8 +547,10 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         wholes.insert(part == wholeOf.end() ? root : part->second);
       }
     bool joinsParts = big > 1 && wholes.size() == 1;
-    bool isMoved =
-        movesElements(operation) || llvm::any_of(graph.inputs[op], [&](unsigned in) { return moved[in]; });
+    bool isPad = isa<stablehlo::PadOp>(operation);
+    bool isMoved = (movesElements(operation) && !isPad) ||
+                   llvm::any_of(graph.inputs[op], [&](unsigned in) { return moved[in] || (isPad && padded[in]); });
+    bool isPadded = isPad || llvm::any_of(graph.inputs[op], [&](unsigned in) { return padded[in]; });
     bool isLayout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(operation);
     bool isPart = isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(operation);
     for (unsigned value : graph.outputs[op]) {
@@ -536,7 +558,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
         if (big >= 2 && bytes < bigBytes && !joinsParts)
-          root |= !needs || isMoved || joined.size() > mostJoined ||
+          root |= !needs || isMoved || (isPadded && !kernels->isInside(value)) || joined.size() > mostJoined ||
                   (!kernels->isInside(value) && freed(value, joined) >= bytes);
         // What products copy anyway is converted in the kernels that copy it.
         root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes &&
@@ -546,11 +568,13 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= isPart && big == 1 && 2 * bytes < bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
         root |= layouts && layouts->reordered(value);
-        root |= kernels && isDear(operation) && !joined.empty() && readInSeveral(value);
+        if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
+          root |= readInAtLeast(value, least);
         if (options.materialiseKernelOperands)
           root = measuredStored(operation).value_or(root);
       }
       moved[value] = isMoved && !root;
+      padded[value] = isPadded && !root;
       if (root)
         sets[value].push_back(value);
       else
