@@ -227,7 +227,7 @@ def test_what_one_kernel_reads_is_no_buffer():
         def loss(x, weights):
             for w, v in weights:
                 x = x + jax.nn.gelu(x @ w) @ v
-            return jnp.sum(x)
+            return jnp.sum(jnp.sin(x))
 
         return jax.grad(loss, argnums=(0, 1))(x, weights)
 
@@ -528,6 +528,21 @@ def test_a_product_that_sums_nothing_is_elementwise():
         step, *[((size, 1), jnp.float32) for size in (8192, 2048)], ((8192, 2048), jnp.float32)
     )
     assert "dot_general tensor<8192x2048xf32>" not in live and temp < MB
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_kernels_that_read_one_value_run_at_a_time(waits):
+    """Both results are there together, where neither waits for the other."""
+
+    def step(x, w, wide):
+        h = x @ w
+        first = jnp.sum(jnp.sin((jnp.sin(h) * h) @ wide))
+        y = (x + first if waits else x) @ w.T
+        return first, jnp.sum(jnp.sort(jnp.cos(h) * y, axis=0), axis=0)
+
+    square = (2048, 2048), jnp.float32
+    _, live = estimate(step, square, square, ((2048, 8192), jnp.float32))
+    assert (live.count("multiply tensor<2048x2048xf32>") == 2) == (not waits)
 
 
 def test_both_gradients_of_a_product_with_itself_are_one():

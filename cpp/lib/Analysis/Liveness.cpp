@@ -8,6 +8,7 @@
 #include "farrier/Analysis/Parameters.h"
 #include "farrier/Analysis/PartialSums.h"
 #include "farrier/Analysis/RaggedDot.h"
+#include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "llvm/ADT/DenseSet.h"
@@ -144,6 +145,8 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
     : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
+  if (order == Order::Scheduled)
+    time = joinSiblings(graph, roots, std::move(time));
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
     if (runsBlocks(graph.ops[op]))

@@ -1,0 +1,178 @@
+#include "farrier/Analysis/SiblingKernels.h"
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/IR/BuiltinTypes.h"
+#include "llvm/ADT/SmallSet.h"
+
+#include <numeric>
+
+using namespace mlir;
+
+namespace farrier {
+
+/// Kernels of one value that are compared with each other, and kernels that become one, at most.
+static constexpr size_t mostReaders = 16, mostJoined = 8;
+
+/// Smaller results do not count.
+static constexpr int64_t leastBytes = 256 << 10;
+
+namespace {
+
+class Siblings {
+public:
+  Siblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time)
+      : graph(graph), roots(roots), numOps(graph.numOps()), group(numOps), members(numOps), position(std::move(time)),
+        order(numOps), seen(numOps, 0), leadsTo(numOps, 0), comesFrom(numOps, 0) {
+    for (unsigned op = 0; op < numOps; ++op) {
+      group[op] = op;
+      members[op].push_back(op);
+      order[position[op]] = op;
+    }
+    findMarks();
+  }
+
+  void join() {
+    std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
+    for (unsigned op = 0; op + 1 < numOps; ++op) {
+      if (!isKernel(op))
+        continue;
+      llvm::SmallSet<unsigned, 8> read;
+      for (unsigned input : graph.inputs[op])
+        for (unsigned root : roots.roots(input))
+          if (graph.bytes[root] >= leastBytes && read.insert(root).second)
+            readers[root].push_back(op);
+    }
+    for (llvm::ArrayRef<unsigned> kernels : readers)
+      if (kernels.size() <= mostReaders)
+        for (; !kernels.empty(); kernels = kernels.drop_front())
+          for (unsigned other : kernels.drop_front())
+            if (elements(kernels.front()) == elements(other))
+              join(group[kernels.front()], group[other]);
+  }
+
+  std::vector<unsigned> times() const {
+    std::vector<unsigned> result(numOps);
+    unsigned at = 0;
+    for (unsigned first : order)
+      if (first != none)
+        for (unsigned op : members[first])
+          result[op] = at++;
+    return result;
+  }
+
+private:
+  static constexpr unsigned none = ~0u;
+
+  bool isKernel(unsigned op) const {
+    return graph.isVirtual[op] && graph.outputs[op].size() == 1 && roots.isRoot(graph.outputs[op][0]) &&
+           graph.bytes[graph.outputs[op][0]] >= leastBytes &&
+           !isa<stablehlo::ConcatenateOp, stablehlo::BroadcastInDimOp>(graph.ops[op]);
+  }
+
+  int64_t elements(unsigned op) const {
+    auto type = dyn_cast<RankedTensorType>(graph.values[graph.outputs[op][0]].getType());
+    return type && type.hasStaticShape() ? type.getNumElements() : -static_cast<int64_t>(op);
+  }
+
+  /// Operations spread over the block, and which of them each operation leads to and comes from: what most pairs that wait
+  /// for each other are told by.
+  void findMarks() {
+    constexpr unsigned marks = 64;
+    std::vector<uint64_t> mark(numOps, 0);
+    for (unsigned i = 0; i < marks && numOps > 0; ++i)
+      mark[order[static_cast<uint64_t>(i) * numOps / marks]] |= uint64_t(1) << i;
+    for (unsigned at = 0; at < numOps; ++at) {
+      unsigned op = order[at];
+      comesFrom[op] |= mark[op];
+      for (unsigned out : graph.outputs[op])
+        for (unsigned user : graph.users[out])
+          comesFrom[user] |= comesFrom[op];
+    }
+    for (unsigned at = numOps; at-- > 0;) {
+      unsigned op = order[at];
+      leadsTo[op] |= mark[op];
+      for (unsigned out : graph.outputs[op])
+        for (unsigned user : graph.users[out])
+          leadsTo[op] |= leadsTo[user];
+    }
+  }
+
+  /// Marks what follows from the group `from` before `to`; whether that itself does.
+  bool reaches(unsigned from, unsigned to) {
+    for (unsigned a : members[from])
+      for (unsigned b : members[to])
+        if (leadsTo[a] & comesFrom[b])
+          return true;
+    ++stamp;
+    llvm::SmallVector<unsigned> work{from};
+    seen[from] = stamp;
+    while (!work.empty())
+      for (unsigned op : members[work.pop_back_val()])
+        for (unsigned out : graph.outputs[op])
+          for (unsigned user : graph.users[out]) {
+            unsigned next = group[user];
+            if (next == to)
+              return true;
+            if (seen[next] != stamp && position[next] < position[to]) {
+              seen[next] = stamp;
+              work.push_back(next);
+            }
+          }
+    return false;
+  }
+
+  /// Makes two groups one, unless one waits for the other: where the later one stands, with what follows from the earlier
+  /// one behind it.
+  void join(unsigned first, unsigned second) {
+    if (first == second || members[first].size() + members[second].size() > mostJoined)
+      return;
+    if (position[first] > position[second])
+      std::swap(first, second);
+    if (reaches(first, second))
+      return;
+    llvm::SmallVector<unsigned> before, after;
+    for (unsigned at = position[first]; at < position[second]; ++at)
+      if (order[at] != none && order[at] != first)
+        (seen[order[at]] == stamp ? after : before).push_back(order[at]);
+    unsigned at = position[second];
+    auto place = [&](unsigned each) {
+      order[at] = each;
+      position[each] = at--;
+    };
+    unsigned start = position[first];
+    for (unsigned each : llvm::reverse(after))
+      place(each);
+    place(second);
+    for (unsigned each : llvm::reverse(before))
+      place(each);
+    for (unsigned hole = start; hole <= at; ++hole)
+      order[hole] = none;
+    for (unsigned op : members[first])
+      group[op] = second;
+    members[second].append(members[first]);
+    llvm::sort(members[second]);
+    members[first].clear();
+  }
+
+  const BlockGraph &graph;
+  const RootSets &roots;
+  unsigned numOps;
+  std::vector<unsigned> group; ///< of each operation, the one that stands for all that run with it
+  std::vector<llvm::SmallVector<unsigned, 1>> members;
+  std::vector<unsigned> position; ///< of groups
+  std::vector<unsigned> order;    ///< groups, and holes where others were
+  std::vector<unsigned> seen;
+  unsigned stamp = 0;
+  std::vector<uint64_t> leadsTo, comesFrom;
+};
+
+} // namespace
+
+std::vector<unsigned> joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time) {
+  Siblings siblings(graph, roots, std::move(time));
+  siblings.join();
+  return siblings.times();
+}
+
+} // namespace farrier
