@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unseen.steps import Training
+from unseen.steps import Training, adam
 
 
 def bf(a):
@@ -91,6 +91,28 @@ def _nadam(state, g, lr=1e-3):
     return p, m, v
 
 
+def _averaged(state, g, lr=1e-4):
+    """Adam with averaged weights; state (parameters, two moments, average)."""
+    *state, average = state
+    state = adam(state[0], g, *state[1:], lr=lr)
+    return *state, jax.tree.map(lambda a, p: 0.999 * a + 0.001 * p, average, state[0])
+
+
+def _adafactor(state, g, lr=1e-3):
+    """Second moments by rows and columns, computed anew; state (parameters, momentum)."""
+
+    def scaled(g):
+        if g.ndim < 2:
+            return g * lax.rsqrt(g * g + 1e-30)
+        square = g * g + 1e-30
+        rows, columns = square.mean(-1, keepdims=True), square.mean(-2, keepdims=True)
+        return g * lax.rsqrt(rows / rows.mean(-2, keepdims=True)) * lax.rsqrt(columns)
+
+    p, m = state
+    m = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * scaled(b), m, g)
+    return jax.tree.map(lambda p, a: p - lr * a, p, m), m
+
+
 def accumulated(parts):
     """Gradients of a loss summed over so many parts of the batch in a scan."""
 
@@ -109,4 +131,5 @@ def accumulated(parts):
 
 
 ADAMW, NADAM = Training(_adamw), Training(_nadam)
+AVERAGED, ADAFACTOR = Training(_averaged, 3), Training(_adafactor, 1)
 MOMENTUM, LION = Training(_momentum, 1), Training(_lion, 1)

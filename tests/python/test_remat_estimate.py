@@ -316,6 +316,38 @@ def test_what_one_kernel_reads_through_a_pad_is_inside_it():
     assert 2.4 < temp / (4 * 1024 * 8192 * 4) < 2.6
 
 
+def test_a_product_of_which_a_part_is_read_is_one_of_the_part():
+    """The padded gradient of all logits but the last position's is not written over them, and is made in one kernel of
+    them and of what is scattered."""
+
+    def step(x, w, labels):
+        def loss(w):
+            lp = jax.nn.log_softmax((x @ w).astype(jnp.float32)[:, :-1])
+            return -jnp.mean(jnp.take_along_axis(lp, labels[..., None], axis=-1))
+
+        return jax.grad(loss)(w)
+
+    shapes = [((4, 1024, 256), jnp.bfloat16), ((256, 8192), jnp.bfloat16), ((4, 1023), jnp.int32)]
+    temp, _ = estimate(step, *shapes)
+    assert 1.95 < temp / (4 * 1024 * 8192 * 4) < 2.05
+
+
+def test_what_a_scatter_is_added_to_is_scattered_onto():
+    """The gradient of the normaliser is stored, and the logits are gone when it is cast."""
+
+    def step(x, w, labels):
+        def loss(w):
+            logits = (x @ w).astype(jnp.float32)[:, :-1]
+            found = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - found)
+
+        return jax.grad(loss)(w)
+
+    shapes = [((4, 1024, 256), jnp.bfloat16), ((256, 8192), jnp.bfloat16), ((4, 1023), jnp.int32)]
+    temp, _ = estimate(step, *shapes)
+    assert 1.45 < temp / (4 * 1024 * 8192 * 4) < 1.55
+
+
 def test_small_is_what_is_small_beside_the_rest():
     """A program of a few MB has buffers, too."""
 
@@ -483,9 +515,18 @@ def test_a_convolution_is_not_written_over():
 
 @pytest.mark.parametrize(("rows", "parts"), [(16384, 16), (2048, 8), (512, 2), (256, 0)])
 def test_a_product_of_few_tiles_is_summed_in_parts(rows, parts):
-    """No more than 256 tiles of 64 x 128, each over 256 and more."""
+    """At least 256 tiles of 64 x 128, each over 256 and more."""
     temp, _ = estimate(lambda x, y: x.T @ y, ((rows, 512), jnp.float32), ((rows, 256), jnp.float32))
     assert temp == parts * 512 * 256 * 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts"),
+    [((768, 768), 4), ((1792, 768), 2), ((1280, 128), 16), ((5120, 64), 4), ((64, 5120), 4)],
+)
+def test_tiles_are_counted_whole(sizes, parts):
+    temp, _ = estimate(lambda x, y: x.T @ y, *[((8192, size), jnp.float32) for size in sizes])
+    assert temp == parts * math.prod(sizes) * 4
 
 
 def test_the_order_of_what_is_summed_over_is_no_matter():

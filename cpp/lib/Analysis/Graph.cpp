@@ -176,6 +176,13 @@ static bool addsToConvolution(Operation *op) {
          });
 }
 
+/// Whether the operation adds what is scattered for it alone: XLA scatters onto what it is added to.
+static bool addsScattered(Operation *op) {
+  return isa<stablehlo::AddOp>(op) && llvm::any_of(op->getOperands(), [](Value operand) {
+           return isa_and_nonnull<stablehlo::ScatterOp>(operand.getDefiningOp()) && operand.hasOneUse();
+         });
+}
+
 /// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros.
 static bool isSplat(Operation *op) {
   if (auto broadcast = dyn_cast<stablehlo::BroadcastInDimOp>(op))
@@ -305,6 +312,14 @@ static constexpr size_t mostJoined = 8;
 /// Operations that read elsewhere than they write. XLA does not compute again through several of them: each level
 /// of an associative scan is stored.
 static bool movesElements(Operation *op) {
+  // A part of a product that nothing else reads is a product of a part.
+  if (auto slice = dyn_cast<stablehlo::SliceOp>(op)) {
+    Value whole = slice.getOperand();
+    while (whole.hasOneUse() && isa_and_nonnull<stablehlo::ConvertOp>(whole.getDefiningOp()))
+      whole = whole.getDefiningOp()->getOperand(0);
+    if (whole.hasOneUse() && isa_and_nonnull<stablehlo::DotGeneralOp>(whole.getDefiningOp()))
+      return false;
+  }
   return isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp, stablehlo::ConcatenateOp, stablehlo::PadOp,
              stablehlo::ReverseOp>(op);
 }
@@ -567,7 +582,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         // To keep a part must not mean to keep the whole.
         root |= isPart && big == 1 && 2 * bytes < bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
-        root |= layouts && layouts->reordered(value);
+        root |= layouts && (layouts->reordered(value) || addsScattered(operation));
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
           root |= readInAtLeast(value, least);
         if (options.materialiseKernelOperands)

@@ -31,10 +31,20 @@ static bool writesInPlace(Operation *op) {
          isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
-/// A convolution's result comes with its scratch memory: nothing is written over it, but what cuDNN itself adds.
+/// Whether only a part of a product is read, which XLA makes a product of that part.
+static bool isCut(Value value) {
+  if (!isa_and_nonnull<stablehlo::DotGeneralOp>(value.getDefiningOp()))
+    return false;
+  while (value.hasOneUse() && isa<stablehlo::ConvertOp>(*value.user_begin()))
+    value = value.user_begin()->getResult(0);
+  return value.hasOneUse() && isa<stablehlo::SliceOp>(*value.user_begin());
+}
+
+/// A convolution's result comes with its scratch memory: nothing is written over it, but what cuDNN itself adds. Nor over a
+/// product that is smaller than it looks.
 static bool staysWhole(Value value, Operation *reader) {
-  return isa_and_nonnull<stablehlo::ConvolutionOp>(value.getDefiningOp()) &&
-         !(isa<stablehlo::AddOp>(reader) && value.hasOneUse());
+  return isCut(value) || (isa_and_nonnull<stablehlo::ConvolutionOp>(value.getDefiningOp()) &&
+                          !(isa<stablehlo::AddOp>(reader) && value.hasOneUse()));
 }
 
 bool runsBlocks(Operation *op) {
