@@ -1,9 +1,11 @@
 #include "farrier/Analysis/SiblingKernels.h"
 
+#include "farrier/Analysis/Liveness.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinTypes.h"
-#include "llvm/ADT/SmallSet.h"
+#include "llvm/ADT/DenseSet.h"
+#include "llvm/ADT/SetVector.h"
 
 #include <numeric>
 
@@ -34,14 +36,25 @@ public:
 
   void join() {
     std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
+    // What reads a part of a merged product stays a kernel of its own.
+    llvm::DenseSet<unsigned> parts;
+    for (llvm::ArrayRef<unsigned> products : mergedProducts(graph))
+      for (unsigned op : products)
+        parts.insert(graph.outputs[op][0]);
     for (unsigned op = 0; op + 1 < numOps; ++op) {
       if (!isKernel(op))
         continue;
-      llvm::SmallSet<unsigned, 8> read;
+      llvm::SmallSetVector<unsigned, 8> read;
+      bool readsPart = false;
       for (unsigned input : graph.inputs[op])
-        for (unsigned root : roots.roots(input))
-          if (graph.bytes[root] >= leastBytes && read.insert(root).second)
-            readers[root].push_back(op);
+        for (unsigned root : roots.roots(input)) {
+          readsPart |= parts.contains(root);
+          if (graph.bytes[root] >= leastBytes)
+            read.insert(root);
+        }
+      if (!readsPart)
+        for (unsigned root : read)
+          readers[root].push_back(op);
     }
     for (llvm::ArrayRef<unsigned> kernels : readers)
       if (kernels.size() <= mostReaders)
