@@ -137,6 +137,10 @@ def test_a_close_estimate_is_left_alone_and_a_silent_measurement_teaches_nothing
     temp = ask(module)["temp"]
     seen = {"anchors": [["", temp]], "buffers": []}
     assert corrections.corrections(module, {}, seen, temp) == {}
+    # Of what is missing at no point that both have, plans are told nothing: they order anew.
+    more = int(1.2 * temp)
+    assert corrections.corrections(module, {}, seen, more)["extra"]
+    assert corrections.corrections(module, {}, seen, more, of_plans=True) == {}
     silent = metrics.Measurement(argument_bytes=0, output_bytes=0, alias_bytes=0, temp_bytes=temp)
     assert RematDriver().learn(module, types.SimpleNamespace(partitions=1), silent) is None
     assert dataclasses.replace(silent, held=seen) == silent

@@ -98,7 +98,12 @@ def _stored(assignment: Any, program: Program, allocations: set[int]):
 
 
 def corrections(
-    module: Any, request: Mapping[str, Any], seen: Mapping[str, Any], measured: int
+    module: Any,
+    request: Mapping[str, Any],
+    seen: Mapping[str, Any],
+    measured: int,
+    *,
+    of_plans: bool = False,
 ) -> dict[str, Any]:
     """What to correct the estimate of a program by, given what its own compile held.
 
@@ -107,6 +112,8 @@ def corrections(
       request: what queries are told about its sizes.
       seen: what `held` gave.
       measured: temporary bytes of the compile.
+      of_plans: plans for the program are to be estimated by it, too. Of what is missing where orders differ nothing is
+        known but how much it is, and a plan orders anew: it stays out.
 
     Returns:
       The request entry "measured" of the estimator's and the planner's queries; empty where the estimate is close
@@ -132,7 +139,7 @@ def corrections(
     extra = _extra(now["curve"], seen["anchors"], measured - now["temp"])
     found = {**found, "extra": extra}
     temp = ask(measured=found)["temp"]
-    if temp < (1 - _CLOSE) * measured:
+    if temp < (1 - _CLOSE) * measured and not of_plans:
         found["extra"] = _at_peak(now["curve"], seen["anchors"], extra, measured)
         temp = ask(measured=found)["temp"]
     return found if abs(temp - measured) < error else best

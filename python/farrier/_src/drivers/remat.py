@@ -107,7 +107,9 @@ class RematDriver:
         if measurement.held is None:
             return None
         sizes = self.sizes(module, context)
-        found = corrections.corrections(module, sizes, measurement.held, measurement.temp_bytes)
+        found = corrections.corrections(
+            module, sizes, measurement.held, measurement.temp_bytes, of_plans=True
+        )
         if not found:
             return None
         request = json.dumps({**sizes, "measured": found})
