@@ -138,7 +138,7 @@ FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object
 /// those whose results are buffers, "name", the place of its name stack in "names" (-1 for the others), and
 /// "number" (-1 for what runs others, and for what the estimate made itself).
 /// "manual": the program is partitioned by hand, so sizes inside are a device's.
-llvm::json::Object curve(Block &block, const SizeFn &size) {
+llvm::json::Object curve(Block &block, const SizeFn &size, Order order) {
   llvm::json::Array bytes, name, names, number;
   llvm::StringMap<int64_t> seen;
   bool manual = false;
@@ -156,7 +156,7 @@ llvm::json::Object curve(Block &block, const SizeFn &size) {
           names.push_back(stack);
         name.push_back(entry->second);
       },
-      size);
+      size, order);
   return llvm::json::Object{{"bytes", std::move(bytes)},
                             {"name", std::move(name)},
                             {"names", std::move(names)},
@@ -232,12 +232,14 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
   SizeFn size = deviceMemory(**copy);
+  // Plans, and what corrects them, are estimated without: their recomputation is joined less.
+  Order order = options.get("plan") || options.get("measured") ? Order::Scheduled : Order::Joined;
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
     fixed = std::max(fixed, fixedBytes(function));
-    MemoryEstimate estimate(function.getBody().front(), size);
+    MemoryEstimate estimate(function.getBody().front(), size, order);
     if (estimate.peak() <= peak)
       continue;
     peak = estimate.peak();
@@ -257,7 +259,7 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   }
   llvm::json::Object answer{{"temp", peak}, {"fixed", fixed}, {"live", std::move(live)}};
   if (largest && asksCurve)
-    answer["curve"] = curve(*largest, size);
+    answer["curve"] = curve(*largest, size, order);
   if (largest && asksElementwise)
     answer["elementwise"] =
         elementwise(*largest, size, options.getInteger("small_bytes").value_or(defaultSmallBytes));

@@ -155,7 +155,7 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
     : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
-  if (order == Order::Scheduled)
+  if (order == Order::Joined)
     time = joinSiblings(graph, roots, std::move(time));
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
@@ -386,16 +386,16 @@ std::vector<unsigned> MemoryEstimate::liveAtPeak() const {
   return live;
 }
 
-static void visitBlock(Block &block, int64_t around, const SizeFn &size,
+static void visitBlock(Block &block, int64_t around, const SizeFn &size, Order order,
                        llvm::function_ref<void(Operation *, int64_t, bool)> visit) {
-  MemoryEstimate estimate(block, size);
+  MemoryEstimate estimate(block, size, order);
   const BlockGraph &graph = estimate.getGraph();
   std::vector<int64_t> outer = estimate.getLiveness().profile(nullptr, /*inner=*/false);
   for (unsigned op = 0; op < graph.numOps(); ++op) {
     if (runsBlocks(graph.ops[op]))
       for (Region &region : graph.ops[op]->getRegions())
         for (Block &inner : region)
-          visitBlock(inner, around + outer[op], size, visit);
+          visitBlock(inner, around + outer[op], size, order, visit);
     visit(graph.ops[op], around + outer[op], !graph.isVirtual[op]);
   }
 }
@@ -419,8 +419,8 @@ void visitBuffers(Block &block, llvm::function_ref<void(Value, int64_t, bool, un
 }
 
 void visitEstimate(Block &block, llvm::function_ref<void(Operation *, int64_t, bool)> visit,
-                   const SizeFn &size) {
-  visitBlock(block, 0, size, visit);
+                   const SizeFn &size, Order order) {
+  visitBlock(block, 0, size, order, visit);
 }
 
 } // namespace farrier

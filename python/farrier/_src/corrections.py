@@ -121,7 +121,8 @@ def corrections(
     """
 
     def ask(**more: Any) -> dict[str, Any]:
-        return json.loads(module.query("memory.estimate", json.dumps({**request, **more})))
+        # As plans are estimated, with nothing measured, too.
+        return json.loads(module.query("memory.estimate", json.dumps({**request, "measured": {}, **more})))
 
     before = ask(curve=True, elementwise=True)
     if abs(before["temp"] - measured) <= _CLOSE * measured or "curve" not in before:

@@ -14,8 +14,9 @@
 
 namespace farrier {
 
-/// In which order operations are taken to run: as they stand, or as XLA:GPU schedules loops' bodies.
-enum class Order { Program, Scheduled };
+/// In which order operations are taken to run: as they stand; as XLA:GPU schedules loops' bodies; and where kernels that
+/// read the same value are one, too.
+enum class Order { Program, Scheduled, Joined };
 
 /// When each operation runs, a permutation of their numbers that keeps the terminator last.
 std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order);

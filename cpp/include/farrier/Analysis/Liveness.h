@@ -92,7 +92,7 @@ bool runsBlocks(mlir::Operation *op);
 /// block's peak. `materialised` says whether the operation's results are buffers, rather than parts of a
 /// fusion.
 void visitEstimate(mlir::Block &block, llvm::function_ref<void(mlir::Operation *, int64_t, bool)> visit,
-                   const SizeFn &size = deviceSize);
+                   const SizeFn &size = deviceSize, Order order = Order::Scheduled);
 
 /// Calls `visit(value, bytes, stored, copies)` for every result of `block` and of the loops and branches inside: whether
 /// the estimate counts a buffer for it, and how many products it expects to read it from a copy of their own.
