@@ -558,6 +558,15 @@ def test_what_a_sum_of_few_columns_reads_another_kernel_makes(shape, axes, store
     assert temp // (4 * math.prod(shape)) == stored
 
 
+def test_what_is_widened_for_a_sum_of_few_columns_is_stored_narrow():
+    def step(x, y):
+        return jnp.sum(jnp.exp(x * y), axis=1)
+
+    shape = (16, 4096, 128)
+    temp, live = estimate(step, *[(shape, jnp.bfloat16)] * 2)
+    assert "exponential tensor<16x4096x128xbf16>" in live and temp < 3 * math.prod(shape)
+
+
 def test_a_product_that_sums_nothing_is_elementwise():
     """As the gradient of a layer with one output: written nowhere but where it is read."""
 

@@ -462,9 +462,14 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
           feedsKernel[reversedFilter(graph, op, value)] = true;
       }
       else if (auto reduce = dyn_cast<stablehlo::ReduceOp>(graph.ops[op]); reduce && sumsFewColumns(reduce)) {
-        for (Value operand : reduce.getInputs())
+        for (Value operand : reduce.getInputs()) {
+          // What is widened for the sum is stored as it is.
+          if (auto wide = operand.getDefiningOp<stablehlo::ConvertOp>();
+              wide && byteSize(wide.getOperand().getType()) < byteSize(operand.getType()))
+            operand = wide.getOperand();
           if (graph.contains(operand) && isComputed(operand))
             feedsKernel[graph.id(operand)] = true;
+        }
       }
       // What is added to a convolution's result cuDNN adds in the same kernel.
       else if (addsToConvolution(graph.ops[op]))
