@@ -30,6 +30,7 @@ n[v,t]: t or what comes later reads v; m[v,t]: v takes memory then; e[v,t]: and 
 
 from __future__ import annotations
 
+import bisect
 import collections
 import itertools
 import json
@@ -43,7 +44,14 @@ from rich.table import Table
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_matrix
 
-MIB, MICROSECOND = 2**20, 1e-6
+try:
+    from ortools.sat.python import cp_model
+except ImportError:  # HiGHS takes longer, with more than two layers
+    cp_model = None
+
+SOLVERS = ("highs", "cp-sat") if cp_model else ("highs",)
+# Costs are in microseconds.
+MIB, MICROSECOND, NANOSECOND = 2**20, 1e-6, 1e-3
 # What the planner keeps whatever is chosen (`defaultSmallBytes`).
 SMALL = 4 * MIB
 
@@ -54,7 +62,9 @@ class Program:
     def __init__(self):
         self._cost, self._upper, self._integer = [], [], []
         self._rows, self._columns, self._factors, self._low = [], [], [], []
-        self.variable(integer=False)  # the solver wants one
+        # The solver wants one; and the numbers 0.0 and 1.0, where there is nothing to choose, are no variable's index.
+        self.variable(integer=False)
+        self.variable(integer=False)
 
     def variable(self, *, integer: bool = True, cost: float = 0.0) -> int:
         self._cost.append(cost)
@@ -78,19 +88,63 @@ class Program:
         """Variables and rows."""
         return len(self._cost), len(self._low)
 
-    def solve(self, limit: float, gap: float):
-        """Scipy's result of minimising the cost in at most `limit` seconds."""
+    def solve(self, limit: float, gap: float, solver: str) -> tuple[np.ndarray | None, float]:
+        """What minimises the cost, if anything was found in `limit` seconds, and what no cost is below: infinity if there is
+        nothing.
+        """
+        return (self._search if solver == "cp-sat" else self._branch)(limit, gap)
+
+    def _branch(self, limit: float, gap: float) -> tuple[np.ndarray | None, float]:
         count = len(self._cost)
         matrix = coo_matrix(
             (self._factors, (self._rows, self._columns)), shape=(len(self._low), count)
         ).tocsr()
-        return milp(
+        result = milp(
             self._cost,
             constraints=LinearConstraint(matrix, self._low),
             integrality=self._integer,
             bounds=Bounds(0, np.ones(count)),
             options={"time_limit": limit, "mip_rel_gap": gap},
         )
+        infeasible = 2
+        return result.x, math.inf if result.status == infeasible else float(result.mip_dual_bound or 0)
+
+    def _search(self, limit: float, gap: float) -> tuple[np.ndarray | None, float]:
+        """In whole bytes and nanoseconds, the latter rounded down, so that the bound is one. What is continuous is one or zero
+        in some optimum: each is as small as sums and differences of the others let it be.
+        """
+        model = cp_model.CpModel()
+        variables = [model.new_bool_var("") for _ in self._cost]
+        rows = [collections.Counter() for _ in self._low]
+        for row, column, factor in zip(self._rows, self._columns, self._factors, strict=True):
+            rows[row][column] += round(factor * MIB)
+        for row, low in zip(rows, self._low, strict=True):
+            divisor = math.gcd(*row.values()) or 1
+            terms = sum(factor // divisor * variables[column] for column, factor in row.items())
+            model.add(terms >= math.ceil((low * MIB - 0.5) / divisor))
+        model.minimize(
+            sum(math.floor(cost / NANOSECOND) * x for cost, x in zip(self._cost, variables, strict=True))
+        )
+        solver = cp_model.CpSolver()
+        solver.parameters.num_workers = 1
+        # Relaxations of all rows: memory decides, not logic.
+        solver.parameters.linearization_level = 2
+        solver.parameters.max_time_in_seconds = limit
+        solver.parameters.relative_gap_limit = gap
+        status = solver.solve(model)
+        if status == cp_model.INFEASIBLE:
+            return None, math.inf
+        bound = solver.best_objective_bound * NANOSECOND
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return None, bound
+        return np.array([solver.value(x) for x in variables]), bound
+
+    def at_most(self, cost: float) -> None:
+        """Nothing dearer is looked for."""
+        self.at_least([(i, -each) for i, each in enumerate(self._cost) if each], -cost)
+
+    def costs(self, chosen: np.ndarray) -> float:
+        return float(np.dot(self._cost, np.round(chosen)))
 
 
 def simplified(block: dict) -> dict:
@@ -115,11 +169,50 @@ def simplified(block: dict) -> dict:
             place[v] = len(kept)
             kept.append({**value, "operands": [place[u] for u in operands]})
     reads = {
-        (op, until, place[u], fused or instead[v] != [v])
+        (op, max(op, min(until, _reach(block, u))), place[u], fused or instead[v] != [v])
         for op, until, v, fused in block["reads"]
         for u in instead[v]
     }
     return {**block, "values": kept, "reads": sorted(reads)}
+
+
+def never_kept(block: dict) -> set[int]:
+    """Values that some optimum does not keep. Two exchanges, each of which gives back memory and costs nothing:
+
+    * what is made of nothing, for nothing, and needs nothing beside (a weight's cast) is made where it is first asked for,
+      and takes what it would have taken from there on only;
+    * what only serves to compute x, is no smaller than x and is kept no shorter by the forward part: x is kept instead, which
+      lets go of it, and takes until it would have been computed no more and from there on as much.
+    """
+    values = block["values"]
+    sizes = collections.Counter(v["merged"] for v in values)
+    read = {v for _, _, v, _ in block["reads"]}
+    readers = collections.defaultdict(list)
+    for w, value in enumerate(values):
+        if value["recomputable"]:
+            for u in value["operands"]:
+                readers[u].append(w)
+    never, through = (
+        set(),
+        [None] * len(values),
+    )  # what everything made of a value is made through, nearest first
+    for v in range(len(values) - 1, -1, -1):
+        value = values[v]
+        through[v] = []
+        if v not in read and readers[v]:
+            common = [[w, *through[w]] for w in readers[v]]
+            through[v] = [x for x in common[0] if all(x in other for other in common[1:])]
+        if not value["recomputable"] or sizes[value["merged"]] > 1:
+            continue
+        free = not value["operands"] and not value["seconds"] and not value["beside_bytes"]
+        if (free and value["stored"]) or any(
+            sizes[values[x]["merged"]] == 1
+            and values[x]["bytes"] <= value["bytes"]
+            and values[x]["kept_from"] >= value["kept_from"]
+            for x in through[v]
+        ):
+            never.add(v)
+    return never
 
 
 def _reach(block: dict, u: int) -> float:
@@ -171,26 +264,61 @@ class Reference:
     def __init__(self, block: dict, budget: int):
         self.block = block = simplified(block)
         self.values = block["values"]
+        self.never = never_kept(block)
         self.program = Program()
         self.first, self.last, self.earliest, self.latest = _spans(block)
         self.begin = block["boundary"] + 1
-        self._make_times()
+        self._make_times(budget)
         self._make_variables()
         for w, value in enumerate(self.values):
             self._readers(w, value)
         self._together()
         self._memory(budget)
 
-    def _make_times(self):
-        """Positions of the backward part at which anything changes, and the most of `base_bytes` until the next."""
+    def _make_times(self, budget: int):
+        """Positions of the backward part at which anything changes, and the most of `base_bytes` until the next. Where nothing
+        that may be there can exceed the budget, a whole run of them is one: it does not matter when in it something is
+        computed again.
+        """
         end = len(self.block["base_bytes"])
         changes = {self.begin}
         for op, until, _, _ in self.block["reads"]:
             changes |= {op, op + 1, until + 1}
-        changes |= {until + 1 for until in self.last if until >= 0}
-        self.times = sorted(t for t in changes if self.begin <= t < end)
-        stops = [*self.times[1:], end]
-        self.base = [max(self.block["base_bytes"][a:b]) for a, b in zip(self.times, stops, strict=True)]
+        changes |= {until + 1 for until in (*self.last, *self.latest) if until >= 0}
+        times = sorted(t for t in changes if self.begin <= t < end)
+        self.times, self.before, self.base, slack = [], [], [], False
+        for before, t, stop in zip([-1, *times[:-1]], times, [*times[1:], end], strict=True):
+            base = max(self.block["base_bytes"][t:stop])
+            most = max(base, self.block["before_bytes"][t] + self._most_beside(t)) + self._most_there(t)
+            # What is computed again at the first time of the backward part had no place before.
+            if most > budget or not slack:
+                self.times.append(t)
+                self.before.append(before)
+                self.base.append(base if most > budget else None)
+            slack = most <= budget
+
+    def _most_there(self, t: int) -> int:
+        """No choice has more bytes of values at a time."""
+        return sum(
+            value["bytes"]
+            for v, value in enumerate(self.values)
+            if t <= max(self.last[v], self.latest[v])
+            and (value["stored"] or value["recomputable"])
+            and (v not in self.never or (value["stored"] and t >= self.earliest[v]))
+        )
+
+    def _most_beside(self, t: int) -> int:
+        """Nothing that is computed again at a time takes more, with what it reads."""
+        return max(
+            (
+                value["bytes"]
+                + value["beside_bytes"]
+                + sum(self.values[u]["bytes"] for u in set(value["operands"]))
+                for v, value in enumerate(self.values)
+                if self.earliest[v] is not None and self.earliest[v] <= t <= max(self.last[v], self.latest[v])
+            ),
+            default=0,
+        )
 
     def _make_variables(self):
         """k, q and n: a variable, or a number where there is nothing to choose."""
@@ -200,13 +328,16 @@ class Reference:
             asked = self.earliest[v] is not None
             # Part of a merged product may be there although nothing reads it.
             keep = program.variable() if value["recomputable"] and (asked or self.last[v] >= 0) else 1.0
+            if v in self.never and keep != 1.0:
+                keep = 0.0
             placed, needed = [], []
             # From its first backward read on nothing changes.
             done = None if not asked else self.latest[v] if self.first[v] is None else self.first[v]
             for i, t in enumerate(self.times):
-                if not asked or not value["recomputable"] or t < self.earliest[v]:
+                stop = self.times[i + 1] if i + 1 < count else math.inf
+                if not asked or not value["recomputable"] or stop <= self.earliest[v]:
                     placed.append(0.0)
-                elif i and self.times[i - 1] >= done and not isinstance(placed[-1], float):
+                elif self.before[i] >= done and not isinstance(placed[-1], float):
                     placed.append(placed[-1])
                 else:
                     placed.append(program.variable(integer=value["stored"]))
@@ -219,9 +350,9 @@ class Reference:
             for before, after in itertools.pairwise(placed):
                 if before != after:
                     program.at_least([(after, 1), (before, -1)], 0)
-            if self.first[v] is not None and not isinstance(keep, float):
+            if self.first[v] is not None and keep != 1.0:
                 program.at_least([(placed[-1], 1), (keep, 1)], 1)
-                at = next(i for i, t in enumerate(self.times) if t >= self.first[v])
+                at = bisect.bisect_right(self.times, self.first[v]) - 1
                 if placed[at] != placed[-1]:
                     program.at_least([(placed[at], 1), (keep, 1)], 1)
             self.keep.append(keep)
@@ -247,7 +378,7 @@ class Reference:
             asked = None
             for i in range(len(self.times)):
                 if not isinstance(placed[i], float) and placed[i] != asked:
-                    if not isinstance(self.keep[u], float):
+                    if self.keep[u] != 1.0:
                         program.at_least([(self.placed[u][i], 1), (self.keep[u], 1), (placed[i], -1)], 0)
                     asked = placed[i]
                 # There anyway, or for nothing.
@@ -289,7 +420,7 @@ class Reference:
             placed = 0.0
         if needed == 0.0 or not value["bytes"]:
             return 0.0
-        if isinstance(keep, float):
+        if keep == 1.0:
             return needed if value["stored"] else 0.0
         if needed == 1.0 and placed == self.placed[v][-1] and self.first[v] is not None and value["stored"]:
             return 1.0
@@ -307,6 +438,8 @@ class Reference:
         self.made = {}
         count = len(self.values)
         for i, t in enumerate(self.times):
+            if self.base[i] is None:
+                continue
             terms = [(self._there(v, i, before=False), self.values[v]["bytes"]) for v in range(count)]
             self._within(terms, self.base[i], budget)
             new = [v for v in range(count) if self.values[v]["stored"] and self._begins(v, i)]
@@ -348,7 +481,7 @@ class Reference:
                     continue
                 if not isinstance(self.keep[v], float):
                     terms.append((self.keep[v], value["bytes"]))
-                elif value["stored"]:
+                elif self.keep[v] and value["stored"]:
                     terms.append((self.needed[v][0], value["bytes"]))
             self._within(terms, sure, budget)
 
@@ -362,28 +495,38 @@ class Reference:
         """sum of bytes and what is `sure` <= budget."""
         self.program.at_least([(there, -size / MIB) for there, size in terms if size], (sure - budget) / MIB)
 
-    def solve(self, limit: float, gap: float = 1e-3) -> dict:
+    def solve(
+        self, limit: float, gap: float = 1e-3, *, known: float | None = None, solver: str = SOLVERS[-1]
+    ) -> dict:
         """The optimum, and what the solver has proven it cannot be below when its time is up.
 
+        Args:
+          known: the seconds of some plan; nothing dearer is looked for.
+
         Returns:
-          ``exact_seconds`` (None if nothing was found), ``bound_seconds``, sizes, and ``again``: the keys of the values
-          that cost something to compute again and are.
+          ``exact_seconds`` (None if nothing was found), ``bound_seconds`` (`known` if everything is dearer), sizes, and
+          ``again``: the keys of the values that cost something to compute again and are.
         """
         start = time.perf_counter()
-        result = self.program.solve(limit, gap)
+        if known is not None:
+            # Sums of the same costs in another order, or rounded down, may differ by less than this.
+            self.program.at_most(known / MICROSECOND * (1 + 1e-6))
+        chosen, bound = self.program.solve(limit, gap, solver)
+        if bound == math.inf:
+            bound = (known or 0) / MICROSECOND
         variables, rows = self.program.size
         again = []
-        if result.x is not None:
+        if chosen is not None:
             again = [
                 value["key"]
                 for v, value in enumerate(self.values)
                 if not isinstance(self.placed[v][-1], float)
                 and value["seconds"]
-                and result.x[self.placed[v][-1]] > 0.5
+                and chosen[self.placed[v][-1]] > 0.5
             ]
         return {
-            "exact_seconds": None if result.x is None else float(result.fun) * MICROSECOND,
-            "bound_seconds": float(result.mip_dual_bound or 0) * MICROSECOND,
+            "exact_seconds": None if chosen is None else self.program.costs(chosen) * MICROSECOND,
+            "bound_seconds": bound * MICROSECOND,
             "values": len(self.values),
             "times": len(self.times),
             "variables": variables,
@@ -427,7 +570,7 @@ def compare(name: str, target, shares, *, layers: int, limit: float, known: list
         row = {"workload": name, "layers": layers, "share": share, "budget_bytes": budget}
         solved = next((old for old in known if all(old[field] == row[field] for field in row)), None)
         if solved is None:
-            solved = _solve(blocks, budget, limit)
+            solved = _solve(blocks, budget, limit, plan["seconds"] if plan["fits"] else None)
         yield {
             **solved,
             **row,
@@ -437,12 +580,12 @@ def compare(name: str, target, shares, *, layers: int, limit: float, known: list
         }
 
 
-def _solve(blocks: list[dict], budget: int, limit: float) -> dict:
+def _solve(blocks: list[dict], budget: int, limit: float, planned: float | None) -> dict:
     """The best over the places where the backward part may begin; nothing is below the lowest of their bounds."""
-    solved = [Reference(block, budget).solve(limit) for block in blocks]
+    solved = [Reference(block, budget).solve(limit, known=planned) for block in blocks]
     found = [one for one in solved if one["exact_seconds"] is not None]
     return {
-        **min(found or solved, key=lambda one: one["exact_seconds"] or 0),
+        **(min(found, key=lambda one: one["exact_seconds"]) if found else solved[0]),
         "bound_seconds": min(one["bound_seconds"] for one in solved),
         "solver_seconds": round(sum(one["solver_seconds"] for one in solved), 1),
     }

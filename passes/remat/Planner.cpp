@@ -127,9 +127,10 @@ struct Draft {
 };
 
 /// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each; pairs of
-/// loops one by one or together; no block by cuts that were `rejected`.
+/// loops one by one or together; no block by cuts that were `rejected`. With `fineEverywhere` all mixtures are tried for
+/// every way to cut a small block, else for the best only.
 Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together,
-            llvm::ArrayRef<Cuts> rejected = {}) {
+            llvm::ArrayRef<Cuts> rejected = {}, bool fineEverywhere = false) {
   CostModel costs(module, options.machine);
   options.budget = loopBudget;
   LoopPlan loopPlan = planLoops(module, options, together);
@@ -239,6 +240,8 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
               continue;
             seen.push_back(cuts);
             consider(cuts, rules);
+            if (fineEverywhere && unit.getGraph().numOps() <= mostWhole && cuts.size() < mostFine)
+              consider(cuts, rules, /*fine=*/true);
           }
       }
     };
@@ -334,7 +337,7 @@ size_t numOps(ModuleOp module) {
 
 /// Drafts with ever other shares of the budget for loops and for what is straight, each given to `consider`, which says
 /// what it is estimated to need, or nothing if it does not apply. Pairs of loops are decided `together` or one by one.
-void explore(ModuleOp module, const PlanOptions &options, bool together,
+void explore(ModuleOp module, const PlanOptions &options, bool together, bool fineEverywhere,
              llvm::function_ref<std::optional<int64_t>(Draft &&)> consider) {
   int64_t smallest = options.budget / 512;
   int64_t loopBudget = options.budget, blockBudget = options.budget;
@@ -345,7 +348,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together,
   for (int attempt = 0; attempt < maxDrafts; ++attempt) {
     tried.push_back({loopBudget, blockBudget});
     OwningOpRef<ModuleOp> copy(module.clone());
-    Draft next = draft(*copy, options, loopBudget, blockBudget, together, rejected);
+    Draft next = draft(*copy, options, loopBudget, blockBudget, together, rejected, fineEverywhere);
     bool loops = next.loops, blocks = next.blocks, sends = next.sends;
     double seconds = next.seconds;
     int64_t chosenBy = next.after;
@@ -413,8 +416,11 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     return after;
   };
   if (!options.stress && severalPairs(module, options))
-    explore(module, options, /*together=*/true, consider);
-  explore(module, options, /*together=*/false, consider);
+    explore(module, options, /*together=*/true, /*fineEverywhere=*/false, consider);
+  explore(module, options, /*together=*/false, /*fineEverywhere=*/false, consider);
+  // What uses a budget up by the segments' figures is over it first where the estimate has more: that is why not at once.
+  if (best && best->blocks && !best->loops && !options.stress && numOps(module) <= mostWhole)
+    explore(module, options, /*together=*/false, /*fineEverywhere=*/true, consider);
   // What is under way to the host and back takes memory, too: without it a budget may be kept where it is not with it.
   if (best && best->hostBytes > 0 && bestAfter > options.budget && !options.offload.onlyAsked && !options.stress) {
     PlanOptions asked = options;

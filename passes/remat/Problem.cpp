@@ -168,7 +168,7 @@ std::vector<Choice> Problem::frontier() const {
   return result;
 }
 
-Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
+std::vector<Choice> Problem::mixtures(const Choice &lower, const Choice &upper, int64_t savedBytesBudget, size_t most) const {
   // Components of what differs, joined by results of one operation, and by reading what only one of the two choices
   // makes available. What both do, saved or computed again, its readers find whichever is taken.
   auto state = [](const Choice &choice, unsigned v) {
@@ -222,7 +222,10 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
     component.bytes += (up.bytes - low.bytes) * instances;
     component.time += up.time - low.time;
   }
-  // Those that give memory back first, so that a partial sum over the budget is never recovered.
+  // Those that give memory back first, so that a partial sum over the budget is never recovered. Of equal ones the upper
+  // choice, which keeps more, is taken for the first: the last in the program, since what is made early is read back late,
+  // when less is alive beside what computing it again takes.
+  std::reverse(components.begin(), components.end());
   std::stable_sort(components.begin(), components.end(),
                    [](const Component &a, const Component &b) { return a.bytes < b.bytes; });
 
@@ -263,15 +266,25 @@ Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBy
       front.assign(kept.rbegin(), kept.rend());
     }
   }
-  Choice result = lower;
-  for (int s = front.back(); s >= 0 && all[s].component >= 0; s = all[s].parent)
-    for (unsigned v : components[all[s].component].members) {
-      result.saved[v] = upper.saved[v];
-      result.recomputed[v] = upper.recomputed[v];
-      result.onHost[v] = upper.onHost[v];
-    }
-  price(result);
+  // The best first, and of the others an even spread.
+  std::vector<Choice> result;
+  size_t stride = (front.size() + most - 1) / most;
+  for (size_t i = 0; i < front.size(); i += stride) {
+    Choice choice = lower;
+    for (int s = front[front.size() - 1 - i]; s >= 0 && all[s].component >= 0; s = all[s].parent)
+      for (unsigned v : components[all[s].component].members) {
+        choice.saved[v] = upper.saved[v];
+        choice.recomputed[v] = upper.recomputed[v];
+        choice.onHost[v] = upper.onHost[v];
+      }
+    price(choice);
+    result.push_back(std::move(choice));
+  }
   return result;
+}
+
+Choice Problem::refine(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
+  return mixtures(lower, upper, savedBytesBudget, 1).front();
 }
 
 } // namespace farrier::remat

@@ -102,6 +102,10 @@ struct Problem {
   /// is found exactly. Returns `lower` if nothing else fits. `lower` has the fewer bytes.
   Choice refine(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const;
 
+  /// Of all such mixtures within `savedBytesBudget` those that none beats in both bytes and seconds, the cheapest first; of
+  /// more than `most` an even spread.
+  std::vector<Choice> mixtures(const Choice &lower, const Choice &upper, int64_t savedBytesBudget, size_t most) const;
+
   /// The choice that saves the wanted values and recomputes what else is needed: wanted values that
   /// nothing reads are not saved, values that cannot be recomputed are saved although not wanted.
   /// What is saved waits in host memory where `onHost` (empty: nowhere) says so.

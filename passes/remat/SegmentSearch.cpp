@@ -8,9 +8,9 @@ namespace farrier::remat {
 /// Between two vertices of a hull values are mixed, in so many steps of the bytes between them; fewer where the hull has
 /// many vertices: with transfers to the host it goes value by value as it is.
 static constexpr int mixes = 8, mostMixes = 64;
-/// Steps between the ends of a hull, of what is no vertex and lies between none two: values of other sizes may fill what
-/// is left of a budget better.
-static constexpr int fineMixes = 96;
+/// Mixtures of the ends of a hull at the most, of what is no vertex and lies between none two: values of other sizes may
+/// fill what is left of a budget better.
+static constexpr size_t fineMixes = 192;
 
 /// The hull with what mixes its vertices: a layer's products often cost the same for each byte, and then the hull has
 /// nothing between all of them and none.
@@ -24,7 +24,7 @@ static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hu
   for (size_t v = 1; v < hull.size(); ++v)
     mix(hull[v - 1], hull[v], std::min(mixes, mostMixes / static_cast<int>(hull.size())));
   if (fine && hull.size() > 2)
-    mix(hull.front(), hull.back(), fineMixes);
+    llvm::append_range(result, problem.mixtures(hull.back(), hull.front(), hull.front().savedBytes, fineMixes));
   return unbeaten(std::move(result));
 }
 

@@ -5,6 +5,7 @@
 //
 //===----------------------------------------------------------------------===//
 
+#include "passes/remat/Loops.h"
 #include "passes/remat/Rematerialization.h"
 #include "passes/remat/StraightLine.h"
 
@@ -108,6 +109,7 @@ llvm::json::Object StraightLine::uncontracted() const {
 static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::Object &options) {
   OwningOpRef<ModuleOp> copy(module.clone());
   inlineCalls(*copy);
+  readThroughConcatenations(*copy);
   CostModel costs(*copy, Machine::fromJSON(options.getObject("machine")));
   SizeFn size = deviceMemory(*copy);
   llvm::json::Array blocks;

@@ -25,8 +25,13 @@ MIB = 2**20
 
 
 def random_block(seed: int) -> tuple[dict, int]:
-    """Five forward values at operations 0 to 4, and a backward part of five operations that reads some of them."""
+    """Five forward values at operations 0 to 4, and a backward part of five operations that reads some of them. From
+    the 24th on most values cost nothing to compute again.
+    """
     draw = random.Random(seed)
+    cost = (
+        (lambda: draw.randrange(1, 9)) if seed < 24 else (lambda: draw.choice((0, 0, draw.randrange(1, 9))))
+    )
     values, reads = [], []
     for v in range(5):
         values.append(
@@ -35,7 +40,7 @@ def random_block(seed: int) -> tuple[dict, int]:
                 "operation": v,
                 "merged": v,
                 "bytes": draw.choice((8, 8, 16, 24)) * MIB,
-                "seconds": draw.randrange(1, 9) * 1e-6,
+                "seconds": cost() * 1e-6,
                 "recomputable": draw.random() < 0.9,
                 "stored": draw.random() < 0.8,
                 "elementwise": False,
@@ -149,11 +154,12 @@ def brute_force(block: dict, budget: int) -> float:
     return best
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_the_reference_finds_what_brute_force_finds(seed):
+@pytest.mark.parametrize("solver", straight.SOLVERS)
+@pytest.mark.parametrize("seed", range(48))
+def test_the_reference_finds_what_brute_force_finds(seed, solver):
     block, budget = random_block(seed)
     expected = brute_force(block, budget)
-    found = straight.Reference(block, budget).solve(limit=30, gap=0)
+    found = straight.Reference(block, budget).solve(limit=30, gap=0, solver=solver)
     if expected == math.inf:
         assert found["exact_seconds"] is None
     else:
@@ -207,8 +213,10 @@ def keeps_a_part(plan: dict, blocks: list) -> bool:
     return any(len(kinds) > 1 for kinds in again.values())
 
 
-@pytest.mark.parametrize("share", [0.85, 0.8, 0.6])
-def test_the_planner_is_near_the_reference(share):
+@pytest.mark.parametrize(
+    "layers, share, most", [(2, 0.85, 1.02), (2, 0.8, 1.02), (2, 0.6, 1.02), (3, 0.74, 1.001)]
+)
+def test_the_planner_is_near_the_reference(layers, share, most):
     def loss(weights, x):
         for w in weights:
             x = x + jnp.tanh(x @ w["in"]) @ w["out"]
@@ -217,19 +225,21 @@ def test_the_planner_is_near_the_reference(share):
 
     sizes = {"in": (512, 512), "out": (512, 512), "gate": (512, 1408), "up": (512, 1408), "down": (1408, 512)}
     weights = {name: jax.ShapeDtypeStruct(size, jnp.bfloat16) for name, size in sizes.items()}
-    arguments = [weights] * 2, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
+    arguments = [weights] * layers, jax.ShapeDtypeStruct((8192, 512), jnp.bfloat16)
     module = jax.jit(jax.grad(loss)).lower(*arguments).compiler_ir("stablehlo")
     program = _core.Module.parse(module.operation.get_asm(print_generic_op_form=True, enable_debug_info=True))
     machine = {"machine": remat.machine(farrier.Target("h100"))}
     budget = int(share * json.loads(program.query("memory.estimate"))["temp"])
     plan = json.loads(program.query("remat.plan", json.dumps({"budget": budget, **machine})))
     blocks = json.loads(program.query("remat.blocks", json.dumps(machine)))["blocks"]
-    exact = min(
-        straight.Reference(block, budget).solve(limit=30)["exact_seconds"] or math.inf for block in blocks
-    )
     seconds = plan["predicted"]["seconds"]
+    # HiGHS, so that it is the same wherever the other is not installed.
+    solved = [
+        straight.Reference(block, budget).solve(limit=30, known=seconds, solver="highs") for block in blocks
+    ]
+    exact = min(one["exact_seconds"] or math.inf for one in solved)
     assert plan["predicted"]["fits"]
-    assert 0 < seconds <= 1.02 * exact
+    assert 0 < seconds <= most * min(exact, *(one["bound_seconds"] for one in solved))
     # The reference keeps all of the products that XLA makes one, or none; a plan that keeps a part may be cheaper.
     assert keeps_a_part(plan, blocks) or exact <= seconds * (1 + 1e-6)
 
