@@ -45,6 +45,14 @@ class Lines:
                 row = json.loads(line)
                 self._rows[self._key(row)] = row
 
+    @classmethod
+    def of(cls, rows: Iterable[dict[str, Any]], fields: Iterable[str]) -> Lines:
+        """These rows, in no file."""
+        found = cls(None, fields)
+        for row in rows:
+            found.add(row)
+        return found
+
     def _key(self, row: dict[str, Any]) -> str:
         return json.dumps([row.get(field) for field in self._fields], sort_keys=True)
 

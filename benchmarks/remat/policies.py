@@ -137,17 +137,10 @@ def table(found: Lines) -> str:
     return "\n".join(out)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    found = Lines(None, FIELDS)
-    for row in rows:
-        found.add(row)
-    print(table(found))
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", choices=list(STEPS), default=list(STEPS))
     parser.add_argument("--max-compiles", type=int, default=3)
-    main(parser, FIELDS, run, show)
+    main(parser, FIELDS, run, lambda rows: print(table(Lines.of(rows, FIELDS))))

@@ -82,6 +82,10 @@ public:
   /// Rewrites both loops. Fails, leaving the program as it was, if the decision is not legal. The pair, and
   /// every pair whose loops enclose or are enclosed by these, is stale afterwards.
   virtual mlir::LogicalResult apply(const LoopDecision &decision) = 0;
+
+  /// Lets a loop that the forward body runs give what a loop of the backward body computes again and more; false if there is
+  /// none. The pair is stale afterwards.
+  virtual bool widenForward() = 0;
 };
 
 /// What reads one whole operand of a concatenation reads that operand instead. A scan that is unrolled altogether

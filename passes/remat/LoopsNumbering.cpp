@@ -1,10 +1,7 @@
 #include "passes/remat/LoopsPair.h"
+#include "passes/remat/ValueNumbering.h"
 
 #include "farrier/Analysis/OpInfo.h"
-
-#include "mlir/IR/OperationSupport.h"
-
-#include <map>
 
 using namespace mlir;
 
@@ -46,26 +43,6 @@ Value partOf(stablehlo::ConcatenateOp joined, stablehlo::SliceOp slice) {
 
 namespace {
 
-/// Numbers values so that equal numbers mean equal values. Keys are compared, never ordered into the output.
-class Numbers {
-public:
-  using Key = std::vector<uint64_t>;
-  enum Tag : uint64_t { Outside, Evaluated, Operand, Result };
-
-  unsigned fresh() { return next++; }
-  unsigned of(Key key) {
-    auto [it, isNew] = numbers.try_emplace(std::move(key), next);
-    next += isNew;
-    return it->second;
-  }
-
-private:
-  std::map<Key, unsigned> numbers;
-  unsigned next = 0;
-};
-
-uint64_t bits(const void *pointer) { return reinterpret_cast<uintptr_t>(pointer); }
-
 /// The shape-only operations by which a slice [1, ...] becomes a value and back.
 bool isUnitReshape(Operation *op) {
   if (auto reshape = dyn_cast<stablehlo::ReshapeOp>(op))
@@ -79,114 +56,37 @@ bool isUnitReshape(Operation *op) {
          from.getNumElements() == to.getNumElements() && llvm::is_sorted(broadcast.getBroadcastDimensions());
 }
 
-class BodyNumberer {
-public:
-  BodyNumberer(Numbers &numbers, DenseMap<Value, unsigned> &numberOf)
-      : numbers(numbers), numberOf(numberOf) {}
-
-  unsigned valueNumber(Value value, Block &body) {
-    auto it = numberOf.find(value);
-    if (it != numberOf.end())
-      return it->second;
-    // Not of this body: the same value for both loops.
-    unsigned number = numbers.of({Numbers::Outside, bits(value.getAsOpaquePointer())});
-    numberOf[value] = number;
-    return number;
-  }
-
-  /// `order[t]`: the iteration of this loop that belongs to forward iteration t.
-  void number(WhileLoop &loop, llvm::ArrayRef<int64_t> order, llvm::function_ref<bool(Operation *)> preset) {
-    Block &body = loop.body();
-    auto numberEvaluated = [&](Value value) {
-      const std::vector<int64_t> *list = loop.evaluate(value);
-      if (!list)
-        return false;
-      Numbers::Key key{Numbers::Evaluated, bits(value.getType().getAsOpaquePointer())};
-      for (int64_t iteration : order)
-        key.push_back(static_cast<uint64_t>((*list)[iteration]));
-      numberOf[value] = numbers.of(std::move(key));
-      return true;
-    };
-    for (BlockArgument arg : body.getArguments()) {
-      if (numberEvaluated(arg))
-        continue;
-      if (loop.kinds[arg.getArgNumber()] == WhileLoop::Kind::Invariant)
-        numberOf[arg] = valueNumber(loop.op.getOperand()[arg.getArgNumber()], body);
-      else
-        numberOf[arg] = numbers.fresh();
-    }
-    for (Operation &op : body.without_terminator()) {
-      if (preset(&op))
-        continue;
-      if (op.getNumResults() == 1 && numberEvaluated(op.getResult(0)))
-        continue;
-      if (isa<stablehlo::OptimizationBarrierOp>(op)) {
-        for (auto [operand, result] : llvm::zip(op.getOperands(), op.getResults()))
-          numberOf[result] = valueNumber(operand, body);
-        continue;
-      }
-      if (!isClonable(&op)) {
-        for (Value result : op.getResults())
-          numberOf[result] = numbers.fresh();
-        continue;
-      }
-      Numbers::Key key{Numbers::Operand, bits(op.getName().getAsOpaquePointer()),
-                       bits(op.getDiscardableAttrDictionary().getAsOpaquePointer()),
-                       bits(op.getPropertiesAsAttribute().getAsOpaquePointer())};
-      for (Type type : op.getResultTypes())
-        key.push_back(bits(type.getAsOpaquePointer()));
-      for (Value read : readsOf(&op))
-        key.push_back(valueNumber(read, body));
-      if (op.getNumRegions())
-        key.push_back(regionNumber(&op));
-      unsigned whole = numbers.of(std::move(key));
-      for (auto [i, result] : llvm::enumerate(op.getResults()))
-        numberOf[result] = numbers.of({Numbers::Result, whole, i});
-    }
-  }
-
-private:
-  /// Equal for operations whose regions do the same with equal captured values.
-  unsigned regionNumber(Operation *op) {
-    for (auto [other, number] : withRegions)
-      if (sameRegions(other, op))
-        return number;
-    withRegions.push_back({op, numbers.fresh()});
-    return withRegions.back().second;
-  }
-
-  bool sameRegions(Operation *a, Operation *b) {
-    if (a->getName() != b->getName() || a->getNumRegions() != b->getNumRegions())
+/// `order[t]`: the iteration of this loop that belongs to forward iteration t.
+void numberLoop(ValueNumbering &numbers, WhileLoop &loop, llvm::ArrayRef<int64_t> order,
+                llvm::function_ref<bool(Operation *)> preset) {
+  Block &body = loop.body();
+  auto numberEvaluated = [&](Value value) {
+    const std::vector<int64_t> *list = loop.evaluate(value);
+    if (!list)
       return false;
-    DenseMap<Value, Value> inside;
-    auto same = [&](Value left, Value right) {
-      if (auto it = inside.find(left); it != inside.end())
-        return success(it->second == right);
-      auto l = numberOf.find(left), r = numberOf.find(right);
-      if (l == numberOf.end() || r == numberOf.end())
-        return success(left == right);
-      return success(l->second == r->second);
-    };
-    auto mark = [&](Value left, Value right) { inside[left] = right; };
-    for (auto [left, right] : llvm::zip(a->getRegions(), b->getRegions()))
-      if (!OperationEquivalence::isRegionEquivalentTo(&left, &right, same, mark,
-                                                      OperationEquivalence::IgnoreLocations))
-        return false;
+    SmallVector<uint64_t> ordered;
+    for (int64_t iteration : order)
+      ordered.push_back(static_cast<uint64_t>((*list)[iteration]));
+    numbers.set(value, numbers.ofEvaluated(value.getType(), ordered));
     return true;
+  };
+  for (BlockArgument arg : body.getArguments()) {
+    if (numberEvaluated(arg))
+      continue;
+    if (loop.kinds[arg.getArgNumber()] == WhileLoop::Kind::Invariant)
+      numbers.set(arg, numbers[loop.op.getOperand()[arg.getArgNumber()]]);
+    else
+      numbers.setFresh(arg);
   }
-
-  Numbers &numbers;
-  DenseMap<Value, unsigned> &numberOf;
-  std::vector<std::pair<Operation *, unsigned>> withRegions;
-};
+  for (Operation &op : body.without_terminator())
+    if (!preset(&op) && !(op.getNumResults() == 1 && numberEvaluated(op.getResult(0))))
+      numbers.number(&op);
+}
 
 } // namespace
 
 BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool reversed,
                              llvm::ArrayRef<Residual> residuals, bool replan) {
-  Numbers numbers;
-  DenseMap<Value, unsigned> numberOf;
-  BodyNumberer numberer(numbers, numberOf);
   std::vector<int64_t> order(forward.trips), back(forward.trips);
   for (int64_t t = 0; t < forward.trips; ++t) {
     order[t] = t;
@@ -195,10 +95,9 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
 
   // Forward: a reshape [...] -> [1, ...] of what a stack takes counts as the value itself for readers that
   // undo it.
-  numberer.number(forward, order, [](Operation *) { return false; });
-  DenseMap<unsigned, Value> first; // the first forward value of a number
+  numberLoop(numbers, forward, order, [](Operation *) { return false; });
   auto remember = [&](Value value) {
-    auto [it, isNew] = first.try_emplace(numberOf[value], value);
+    auto [it, isNew] = first.try_emplace(numbers[value], value);
     representatives[value] = it->second;
   };
   for (BlockArgument arg : forward.body().getArguments())
@@ -213,41 +112,39 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
   auto unwrap = [&](Value value) {
     Operation *wrap = value.getDefiningOp();
     if (wrap && wrap->getBlock() == &forward.body() && isUnitReshape(wrap))
-      unwrapped[numberOf[value]] = wrap->getOperand(0);
+      unwrapped[numbers[value]] = wrap->getOperand(0);
   };
   for (const Residual &residual : residuals) {
-    unsigned number = numberOf[residual.slice];
+    unsigned number = numbers[residual.slice];
     for (Operation *read : residual.reads)
       readNumber[read] = number;
     unwrap(residual.slice);
     if (Value value = unwrapped.lookup(number))
       if (auto parts = value.getDefiningOp<stablehlo::ConcatenateOp>();
           parts && parts->getBlock() == &forward.body()) {
-        joined[numberOf[value]] = parts;
+        joined[numbers[value]] = parts;
         llvm::for_each(parts.getInputs(), unwrap);
       }
   }
   llvm::SmallPtrSet<Operation *, 16> splits; // take one of several values out of a read
-  numberer.number(backward, back, [&](Operation *op) {
+  numberLoop(numbers, backward, back, [&](Operation *op) {
     if (auto it = readNumber.find(op); it != readNumber.end()) {
-      numberOf[op->getResult(0)] = it->second;
+      numbers.set(op->getResult(0), it->second);
       return true;
     }
     if (auto slice = dyn_cast<stablehlo::SliceOp>(op))
-      if (auto number = numberOf.find(slice.getOperand()); number != numberOf.end())
-        if (auto parts = joined.find(number->second); parts != joined.end())
-          if (Value part = partOf(parts->second, slice)) {
-            numberOf[slice.getResult()] = numberOf[part];
-            splits.insert(op);
-            return true;
-          }
-    if (op->getNumOperands() == 1 && isUnitReshape(op))
-      if (auto number = numberOf.find(op->getOperand(0)); number != numberOf.end())
-        if (Value value = unwrapped.lookup(number->second);
-            value && value.getType() == op->getResult(0).getType()) {
-          numberOf[op->getResult(0)] = numberOf[value];
+      if (auto parts = joined.find(numbers[slice.getOperand()]); parts != joined.end())
+        if (Value part = partOf(parts->second, slice)) {
+          numbers.set(slice.getResult(), numbers[part]);
+          splits.insert(op);
           return true;
         }
+    if (op->getNumOperands() == 1 && isUnitReshape(op))
+      if (Value value = unwrapped.lookup(numbers[op->getOperand(0)]);
+          value && value.getType() == op->getResult(0).getType()) {
+        numbers.set(op->getResult(0), numbers[value]);
+        return true;
+      }
     return false;
   });
 
@@ -258,7 +155,7 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
     bool unwraps = op.getNumOperands() == 1 && (isUnitReshape(&op) || splits.contains(&op)) && depends;
     bool isBarrier = isa<stablehlo::OptimizationBarrierOp>(op);
     for (Value result : op.getResults())
-      if (depends && first.contains(numberOf[result]) && (isRead || unwraps || replan))
+      if (depends && first.contains(numbers[result]) && (isRead || unwraps || replan))
         known.insert(result);
     if (op.getNumResults() && llvm::all_of(op.getResults(), [&](Value v) { return known.contains(v); })) {
       replaced.insert(&op);
@@ -278,8 +175,13 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
         return !replaced.contains(top);
       });
       if (stays)
-        boundary.insert({result, first.lookup(numberOf[result])});
+        boundary.insert({result, first.lookup(numbers[result])});
     }
+}
+
+Value BodyNumbering::forwardValue(Value backwardValue) {
+  Value forward = first.lookup(numbers[backwardValue]);
+  return forward ? forward : backwardValue;
 }
 
 Value BodyNumbering::representative(Value value) const {

@@ -1,4 +1,5 @@
 #include "passes/remat/LoopsPair.h"
+#include "passes/remat/WideLoops.h"
 
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
@@ -206,6 +207,19 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
   }
   now = prob.complete(wanted);
   return true;
+}
+
+bool MatchedPair::widenForward() {
+  auto same = [&](Value value) { return numbering.forwardValue(value); };
+  for (auto wide : B.body().getOps<stablehlo::WhileOp>()) {
+    if (numbering.replaced.contains(wide) ||
+        llvm::none_of(readsOf(wide), [&](Value read) { return numbering.known.contains(read); }))
+      continue;
+    for (auto narrow : F.body().getOps<stablehlo::WhileOp>())
+      if (widen(narrow, wide, numbering.numbers, same))
+        return true;
+  }
+  return false;
 }
 
 OpOperand *MatchedPair::carriedGradient() {

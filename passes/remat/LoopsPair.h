@@ -5,6 +5,7 @@
 
 #include "passes/remat/Loops.h"
 #include "passes/remat/LoopsWhile.h"
+#include "passes/remat/ValueNumbering.h"
 
 #include "farrier/Analysis/ValueKey.h"
 
@@ -32,6 +33,9 @@ public:
 
   /// The first forward value equal to this forward value.
   mlir::Value representative(mlir::Value forwardValue) const;
+  /// The first forward value equal to this backward value, or the value itself.
+  mlir::Value forwardValue(mlir::Value backwardValue);
+  ValueNumbering numbers;
   /// Backward values that are read by what stays in the backward body, and their forward values.
   llvm::MapVector<mlir::Value, mlir::Value> boundary;
   /// Backward values that are the same as a forward value, because of what was read.
@@ -42,6 +46,7 @@ public:
   bool recomputes = false;
 
 private:
+  llvm::DenseMap<unsigned, mlir::Value> first; ///< the first forward value of a number
   llvm::DenseMap<mlir::Value, mlir::Value> representatives;
 };
 
@@ -58,6 +63,7 @@ public:
   bool recomputesAlready() const override { return numbering.recomputes; }
   const Choice &current() const override { return now; }
   mlir::LogicalResult apply(const LoopDecision &decision) override;
+  bool widenForward() override;
 
   /// Fills in the problem. False, with the reason, if something needed cannot be a candidate.
   bool formulate(CostModel &costs, std::string &reason);

@@ -89,6 +89,37 @@ def RematerializeLoops : Pass<"farrier-remat-loops", "::mlir::ModuleOp"> {
   ];
 }
 
+def ForgetCheckpoints : Pass<"farrier-forget-checkpoints", "::mlir::ModuleOp"> {
+  let summary = "Keep what jax.checkpoint computes again, so that it can be decided anew";
+  let description = [{
+    `jax.checkpoint` computes residuals again behind a `stablehlo.optimization_barrier`, or in the backward loop of a scan.
+    This pass takes that back: what lies behind a barrier and is the same as something before it gives way to that, and a
+    backward loop reads from a stack what it computed of products, where writing and reading the stack costs less. Operations
+    are the same by name, attributes, regions and operands; collectives whatever their channels. A barrier that an
+    `all_gather` reads from stays, with what is behind it: weights are gathered again for the sake of memory.
+
+    `farrier-remat` plans such a program, and the program as it is, and takes the cheaper one within the budget.
+
+    Input:
+    ```mlir
+    %h = stablehlo.dot_general %x, %w ...      // forward
+    ...
+    %k:2 = stablehlo.optimization_barrier %x, %dy
+    %h2 = stablehlo.dot_general %k#0, %w ...   // the same again
+    %dh = stablehlo.multiply %k#1, %h2
+    ```
+    Output:
+    ```mlir
+    %h = stablehlo.dot_general %x, %w ...
+    ...
+    %dh = stablehlo.multiply %dy, %h
+    ```
+  }];
+  let options = [
+    Option<"objective", "objective", "std::string", "\"time\"", "By what loops save: time or flops">,
+  ];
+}
+
 def NumberOperations : Pass<"farrier-number-operations", "::mlir::ModuleOp"> {
   let summary = "Inline calls and number every operation, for an analysis that another library makes";
   let description = [{

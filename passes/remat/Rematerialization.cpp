@@ -1,5 +1,6 @@
 #include "passes/remat/Rematerialization.h"
 
+#include "passes/remat/Checkpoints.h"
 #include "passes/remat/Loops.h"
 #include "passes/remat/Planner.h"
 #include "passes/remat/StraightLine.h"
@@ -282,6 +283,7 @@ void registerPasses() {
   PassRegistration<Rematerialization>();
   PassRegistration<NumberOperations>();
   registerLoopsPass();
+  registerCheckpointsPass();
   registerUncontracted();
   registerQuery("remat.plan", planQuery);
   registerQuery("memory.estimate", estimateQuery);

@@ -93,6 +93,56 @@ def test_a_program_that_fits_is_left_alone():
     assert (plan.compiles, planner.asked) == (1, [])
 
 
+class Annotated(Planner):
+    """The program computes again what may be kept: that takes `kept` bytes, and a second less."""
+
+    def __init__(self, kept=1000, **options):
+        super().__init__(**options)
+        self.kept = kept
+
+    def afresh(self, module, context):
+        return dataclasses.replace(module, temp=self.kept, seconds=module.seconds - 1.0)
+
+    def from_afresh(self, plan, temp, context):
+        return {**(plan or {"loops": [], "blocks": [], "predicted": {"seconds": 0.0}}), "afresh": "time"}
+
+    def cost(self, module, context):
+        return {"seconds": module.seconds}
+
+
+def test_what_an_annotated_program_computes_again_is_kept_where_it_fits():
+    plan = search.plan_step(Module(), [Annotated()], context(FIXED + 1100, lambda temp: temp))
+    assert plan.passes["remat"]["afresh"] == "time"
+    assert plan.passes["remat"]["predicted"]["seconds"] == 0
+    assert plan.measured["before"]["total_bytes"] == FIXED + 800
+    assert plan.measured["after"]["total_bytes"] == FIXED + 1000
+    assert plan.compiles == 2
+
+
+def test_a_budget_between_keeps_a_part_of_it():
+    class Cheap(Annotated):
+        def plan(self, module, context, **options):
+            plan = super().plan(module, context, **options)
+            plan["predicted"]["seconds"] /= 1000
+            return plan
+
+    plan = search.plan_step(Module(), [Cheap()], context(FIXED + 900, lambda temp: temp))
+    assert plan.passes["remat"]["blocks"] == [900, 0]
+    assert plan.measured["after"]["total_bytes"] == FIXED + 900
+
+
+def test_an_annotated_program_stays_as_it_is_where_nothing_cheaper_fits():
+    # Whatever is planned, the compiler needs more than the budget for it.
+    needs = {800: 800}
+    planner = Annotated()
+    plan = search.plan_step(
+        Module(), [planner], context(FIXED + 1000, lambda temp: needs.get(temp, 2000), max_compiles=2)
+    )
+    assert plan.passes == {}
+    assert plan.measured["after"]["total_bytes"] == FIXED + 800
+    assert plan.compiles == 2
+
+
 def test_a_low_prediction_is_corrected_by_the_next_compile():
     planner = Planner()
     plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp + 60))

@@ -73,6 +73,10 @@ def _loops(random: Any) -> str:
     return _options("farrier-remat-loops", options)
 
 
+def _forget(random: Any) -> str:
+    return _options("farrier-forget-checkpoints", {"objective": ("time", "flops")[random.randrange(2)]})
+
+
 def _fusion(random: Any, numerics: str = "bitwise") -> str:
     options: dict[str, Any] = {"numerics": numerics, "deterministic": _bool(random)}
     options |= {"chunks": random.randrange(4), "chunk-bytes": 1 << random.randrange(12)}
@@ -119,6 +123,7 @@ _PASSES = (
     _remat_budget,
     _loops,
     _loops,
+    _forget,
     _fusion,
     _fusion,
     _split,

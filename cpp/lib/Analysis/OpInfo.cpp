@@ -100,13 +100,14 @@ static bool isCollectiveName(StringRef name) {
       .Default(false);
 }
 
+bool isCollective(Operation *op) { return isCollectiveName(op->getName().getStringRef()); }
+
 bool isManualComputation(Operation *op) { return op->getName().getStringRef() == "sdy.manual_computation"; }
 
 bool hasCollective(Operation *op) {
   return op
       ->walk([](Operation *inner) {
-        return isCollectiveName(inner->getName().getStringRef()) ? WalkResult::interrupt()
-                                                                 : WalkResult::advance();
+        return isCollective(inner) ? WalkResult::interrupt() : WalkResult::advance();
       })
       .wasInterrupted();
 }
@@ -161,7 +162,10 @@ static bool isClonableAlone(Operation *op) {
 }
 
 bool isClonable(Operation *op) {
-  return !op->walk([](Operation *inner) {
+  return !op->walk([op](Operation *inner) {
+              // Inside of what is cloned a barrier goes on holding what it held.
+              if (inner != op && isa<stablehlo::OptimizationBarrierOp>(inner))
+                return WalkResult::advance();
               return isClonableAlone(inner) ? WalkResult::advance() : WalkResult::interrupt();
             }).wasInterrupted();
 }

@@ -38,6 +38,7 @@ def _stress(seed: int) -> str:
         "farrier-split-batch{min-bytes=0 regroup=false}",
         "farrier-scatter-reductions{min-bytes=0 regroup=false}",
         f"farrier-fusion{{numerics=bitwise min-bytes=0 chunks={1 + draw.randrange(4)} sink-bytes=1 fence-bytes=1 rewrites=cross-entropy,sink,fence}}",
+        "farrier-forget-checkpoints",
         f"farrier-remat-loops{{stress={seed} sink-bytes=1}}",
         "inline",
         "cse",

@@ -54,6 +54,7 @@ class _Way:
       cost: of one run as it stands, seconds or FLOPs as the objective says, over the cheapest way's.
       resort: whether it is used only where no other way keeps the budget.
       estimate: what the estimator says of it as it stands, "temp" and "fixed" bytes.
+      origin: of a program without what ``jax.checkpoint`` computes again, the way that has it.
     """
 
     passes: Mapping[str, Any]
@@ -61,6 +62,12 @@ class _Way:
     cost: float = 0.0
     resort: bool = False
     estimate: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    origin: _Way | None = None
+
+    @property
+    def written(self) -> _Way:
+        """The way with all that the program computes again as it is written."""
+        return self.origin or self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +84,7 @@ class _Choice:
     def text(self) -> str:
         """What tells two choices apart."""
         decided = self.plan and [self.plan["loops"], self.plan["blocks"]]
-        return json.dumps([self.way.passes, decided], sort_keys=True)
+        return json.dumps([self.way.passes, self.way.origin is not None, decided], sort_keys=True)
 
     @property
     def order(self) -> tuple:
@@ -140,10 +147,14 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
         if unspent is None or not driver.wishes:
             continue
         remat = next(driver for driver in early if getattr(driver, "needs_budget", False))
+        afresh = passes.get(remat.name, {}).get("afresh")
+        if afresh:
+            unspent = remat.afresh(unspent, context)
         moved = exchange(unspent, remat, driver, passes.get(remat.name), decided.measured, context, _decision)
         compiles += moved.compiles
         if moved.remat is not None:
-            passes |= {remat.name: moved.remat, driver.name: moved.late}
+            again = remat.from_afresh(moved.remat, 0, context) if afresh else moved.remat
+            passes |= {remat.name: again, driver.name: moved.late}
             measured["after"] = _described(driver.measurement)
     return dataclasses.replace(decided, passes=passes, measured=measured, compiles=compiles)
 
@@ -163,7 +174,18 @@ def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> Ste
         return StepPlan(passes=ways[0].passes)
     if any(way.passes for way in ways) and all(way.passes for way in ways):
         ways.append(_Way({}, module, resort=True))
-    return _Fit(_priced(ways, remat, context), remat, context).run()
+    return _Fit(_priced(_with_afresh(ways, remat, context), remat, context), remat, context).run()
+
+
+def _with_afresh(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
+    """The ways, and after them each again without what ``jax.checkpoint`` computes again, where it does."""
+    found = list(ways)
+    if hasattr(remat, "afresh"):
+        for way in ways:
+            module = _decision(remat, way.module, context, ask="afresh")
+            if module is not None:
+                found.append(dataclasses.replace(way, module=module, origin=way))
+    return found
 
 
 def _left_by(driver: Any, way: _Way, context: Context, *, all_ways: bool) -> list[_Way]:
@@ -191,7 +213,11 @@ def _priced(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
         cost = _cost(remat.cost(way.module, context), remat, context) if len(ways) > 1 else 0.0
         found.append(dataclasses.replace(way, estimate=estimate, cost=cost))
     least = min(way.cost for way in found if not way.resort)
-    return [dataclasses.replace(way, cost=way.cost - least) for way in found]
+    priced: dict[int, _Way] = {}
+    for way, known in zip(ways, found, strict=True):
+        origin = priced[id(way.origin)] if way.origin else None
+        priced[id(way)] = dataclasses.replace(known, cost=known.cost - least, origin=origin)
+    return list(priced.values())
 
 
 def _estimated(module: Any, remat: Any, context: Context) -> dict[str, int]:
@@ -351,6 +377,7 @@ class _Fit:
         self.attempts: list[_Attempt] = []
         self.report: dict[str, Any] = {}
         self.seen: set[str] = set()
+        self.standing: _Attempt | None = None
 
     def run(self) -> StepPlan:
         """The cheapest plan that was measured to keep the budget.
@@ -361,13 +388,16 @@ class _Fit:
         first = self._believed_best()
         if self.context.measure is None:
             return self._step(first, {"estimate": first.way.estimate["temp"]})
-        way = first.way
+        way = first.way.written
         estimate = way.estimate["temp"]
         untouched = _Choice(way, None, estimate, fits=True, cost=way.cost)
         before = self._measure(way.module)
         self.report = {"before": _described(before), "estimate": estimate}
         if before.total_bytes <= self.budget:
-            return self._step(untouched, self.report | {"after": _described(before)})
+            if all(other.written is not way or other.cost >= way.cost for other in self.ways):
+                return self._step(untouched, self.report | {"after": _described(before)})
+            # It fits, and computes again what there may be room for.
+            self.standing = _Attempt(untouched, before.temp_bytes, before)
         # Parameters and results stay what they are: the plan moves temporaries only.
         fixed = before.total_bytes - before.temp_bytes
         scale = estimate / before.temp_bytes if self._in_global_sizes and before.temp_bytes else 1.0
@@ -389,7 +419,7 @@ class _Fit:
     def _believed_best(self) -> _Choice:
         """The choice that the estimates say is best; of a single way nothing is believed before it was compiled."""
         way = self.ways[0]
-        if len(self.ways) == 1 and self.context.measure is not None:
+        if self.context.measure is not None and all(other.written is way for other in self.ways):
             return _Choice(way, None, way.estimate["temp"], fits=True, cost=way.cost)
         devices = self.context.partitions if self._in_global_sizes else 1
         believed = max(1, self.budget * devices - way.estimate["fixed"])
@@ -408,6 +438,8 @@ class _Fit:
             if max(map(beliefs.budget_of, self.ways)) <= 0:
                 break
             choice = self._choices(beliefs, beliefs.counted_budget_of)[0]
+            if self.standing and choice.cost >= self.standing.choice.cost:
+                break
             if choice.text in self.seen:
                 if not self.attempts and beliefs.does_not_fit(choice.way, wrong):
                     continue
@@ -488,10 +520,14 @@ class _Fit:
 
     def _kept(self) -> list[_Attempt]:
         """The attempts that were measured to keep the budget."""
-        return [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
+        kept = [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
+        return [self.standing, *kept] if self.standing else kept
 
     def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
-        passes = {**choice.way.passes, **({self.remat.name: choice.plan} if choice.plan else {})}
+        plan = choice.plan
+        if choice.way.origin:
+            plan = self.remat.from_afresh(plan, choice.temp, self.context)
+        passes = {**choice.way.passes, **({self.remat.name: plan} if plan else {})}
         return StepPlan(passes=passes, measured=measured, compiles=self.compiles)
 
     def _outcome(self, untouched: _Choice, before: Any, fixed: int) -> StepPlan:

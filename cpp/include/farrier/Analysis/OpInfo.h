@@ -28,6 +28,9 @@ bool isClonable(mlir::Operation *op);
 /// not ours to know: neither its region nor a result is promised.
 bool isManualComputation(mlir::Operation *op);
 
+/// Whether `op` itself is a collective.
+bool isCollective(mlir::Operation *op);
+
 /// Whether `op` or anything inside it is a collective.
 bool hasCollective(mlir::Operation *op);
 

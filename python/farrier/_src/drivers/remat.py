@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import corrections, errors, sharding
+from farrier._src.remarks import Remark
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Remat:
       on_device: name-scope fragments; residuals made there never wait in host memory.
       small_bytes: values smaller than this, in bytes, are kept whatever is chosen. None: than 4 MiB; where no plan
         fits so, than a 512th of the program's temporaries (64 KiB at least), which matters to programs below 2 GiB.
-      checkpoint: what becomes of ``jax.checkpoint`` inside scans: "replan" decides anew what is kept and what is
-        computed again, "keep" leaves those decisions and moves only what they left to be saved. In
-        straight-line code what a checkpoint computes again always stays computed again.
+      checkpoint: what becomes of ``jax.checkpoint``: "replan" decides anew what is kept and what is computed again, so
+        that a budget above what the annotated program needs is used, too; "keep" leaves those decisions and moves only
+        what they left to be saved.
       stress: with a seed, arbitrary legal choices instead of good ones, whatever the budget: for tests.
     """
 
@@ -65,6 +66,10 @@ class Remat:
 # A program of which a budget asks more than big values can give: what counts as small is this share of it, and more
 # than the least.
 _SHARE, _LEAST_SMALL = 512, 64 << 10
+
+# What is computed again counts from this share of the program's FLOPs on: less is what JAX itself computes twice here and
+# there, which no annotation asked for.
+_COMPUTED_AGAIN = 1e-3
 
 # Where a budget is out of reach: the share of what the plan needs that is asked for next, and how often at most.
 _LESS, _TIMES = 0.97, 4
@@ -114,6 +119,43 @@ class RematDriver:
             return None
         request = json.dumps({**sizes, "measured": found})
         return found, json.loads(module.query("memory.estimate", request))["temp"]
+
+    def afresh(self, module: Any, context: Any) -> Any | None:
+        """``module`` without what ``jax.checkpoint`` computes again, for planning from there; None where nothing worth it
+        is computed again, or the options keep it so.
+        """
+        if self.options.checkpoint == "keep" or self.options.stress is not None:
+            return None
+        copy = module.clone()
+        if not self._forget(copy, self.options.objective or context.objective):
+            return None
+        before, after = (self.cost(each, context)["flops"] for each in (module, copy))
+        return copy if after < (1 - _COMPUTED_AGAIN) * before else None
+
+    def from_afresh(self, plan: Mapping[str, Any] | None, temp: int, context: Any) -> dict[str, Any]:
+        """What `apply` makes of the program as it is written: `afresh`'s program, then ``plan`` (None: nothing), which
+        needs ``temp`` bytes by the estimate.
+        """
+        nothing = {
+            "version": 1,
+            "loops": [],
+            "blocks": [],
+            "predicted": {
+                "before": temp,
+                "after": temp,
+                "seconds": 0.0,
+                "flops": 0,
+                "host_bytes": 0,
+                "fits": True,
+            },
+        }
+        return {**(plan or nothing), "afresh": self.options.objective or context.objective}
+
+    @staticmethod
+    def _forget(module: Any, objective: str) -> dict[str, int]:
+        """Rewrites ``module``; what was taken back, by kind, of which there was some."""
+        result = module.run(f"builtin.module(farrier-forget-checkpoints{{objective={objective}}})")
+        return {name: count for record in result.passes for name, count in record.counters.items() if count}
 
     def cost(self, module: Any, context: Any) -> dict[str, float]:
         """ "seconds" and "flops" of one run of ``module`` on one device, as modelled."""
@@ -207,6 +249,15 @@ class RematDriver:
         """
         from farrier import _core
 
+        if plan.get("afresh"):
+            taken = self._forget(module, plan["afresh"])
+            if remark:
+                what = ", ".join(f"{count} {name.replace('-', ' ')}" for name, count in taken.items())
+                remark(
+                    Remark(
+                        self.name, f"what jax.checkpoint computes again is decided anew: {what}", args=taken
+                    )
+                )
         if plan.get("wrapped_kernels"):
             plan = {**plan, "kernels": sharding.kernels(module)}
         if plan.get("sharded") and (found := sharding.shards(module)):
