@@ -444,18 +444,20 @@ static void initialiseLate(Block &block, Operation *boundary, int64_t smallBytes
 }
 
 void StraightLine::leaveFused(const llvm::DenseSet<unsigned> &recomputed, std::vector<std::vector<Read>> &uses) const {
-  std::vector<bool> fused(graph->numValues(), false);
+  std::vector<bool> fused(graph->numValues(), false), ofPart(graph->numValues(), false);
   for (unsigned value = 0; value < graph->numValues(); ++value) {
     if (isLeaf(value, recomputed) || constant[value]) {
       fused[value] = true;
+      ofPart[value] = graph->definition[value] >= 0 && merged.count(graph->definition[value]);
       continue;
     }
     int op = graph->definition[value];
     fused[value] = graph->isVirtual[op] && !buffers->isRoot(value) && !recomputed.contains(value) &&
                    llvm::all_of(graph->inputs[op], [&](unsigned input) { return fused[input]; });
+    ofPart[value] = llvm::any_of(graph->inputs[op], [&](unsigned input) { return ofPart[input]; });
   }
   for (std::vector<Read> &of : uses)
-    llvm::erase_if(of, [&](const Read &read) { return fused[read.value]; });
+    llvm::erase_if(of, [&](const Read &read) { return fused[read.value] && ofPart[read.value]; });
 }
 
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {

@@ -141,8 +141,8 @@ private:
   /// Seconds of computing an operation's results again, with what it costs as a kernel of its own.
   double costOfAgain(unsigned op, double kernelSeconds) const;
 
-  /// Takes away the reads of what XLA computes in its readers' kernels from what is kept, as it does in the program as it
-  /// stands. Through a stage's barrier a part of a merged product would be a copy, beside the whole that others read.
+  /// Takes away the reads of what XLA computes in its readers' kernels from kept parts of merged products, as it does in the
+  /// program as it stands. Through a stage's barrier a part of a merged product would be a copy, beside the whole that others read.
   void leaveFused(const llvm::DenseSet<unsigned> &recomputed, std::vector<std::vector<Read>> &uses) const;
 
   /// Reads of parameters that stand in the stage of a segment without a choice: the last of `order` before them, segments with
