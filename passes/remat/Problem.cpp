@@ -223,9 +223,10 @@ std::vector<Choice> Problem::mixtures(const Choice &lower, const Choice &upper, 
     component.time += up.time - low.time;
   }
   // Those that give memory back first, so that a partial sum over the budget is never recovered. Of equal ones the upper
-  // choice, which keeps more, is taken for the first: the last in the program, since what is made early is read back late,
-  // when less is alive beside what computing it again takes.
-  std::reverse(components.begin(), components.end());
+  // choice, which keeps more, is taken for the first. Where all mixtures are asked for, that is the last in the program:
+  // what is made early is read back late, when less is alive beside what computing it again takes.
+  if (most > 1)
+    std::reverse(components.begin(), components.end());
   std::stable_sort(components.begin(), components.end(),
                    [](const Component &a, const Component &b) { return a.bytes < b.bytes; });
 
