@@ -493,6 +493,12 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
            }))
     leaveFused(recomputed, given);
 
+  // Also where it stands for one that is, as it lies there: a conversion to the same type, a constraint.
+  auto stored = [&](unsigned value) {
+    llvm::ArrayRef<unsigned> made = buffers->roots(value);
+    return buffers->isRoot(value) || (made.size() == 1 && graph->values[made.front()].getType() == graph->values[value].getType());
+  };
+
   for (unsigned which : order) {
     const Segment &segment = segments[which];
     unsigned stage = segment.stage;
@@ -515,7 +521,7 @@ unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector
     for (unsigned op = stage; op-- > boundary + 1 && front < 0;)
       for (unsigned value : graph->outputs[op])
         if (graph->bytes[value] >= smallBytes && !liveness->onlyFeedsResults(value) &&
-            (graph->bytes[value] < much || buffers->isRoot(value)) && !graph->users[value].empty() &&
+            (graph->bytes[value] < much || stored(value)) && !graph->users[value].empty() &&
             graph->users[value].back() >= stage)
           front = value;
 
