@@ -1,10 +1,13 @@
 #include "passes/remat/Checkpoints.h"
 
 #include "passes/remat/LoopsPair.h"
+#include "passes/remat/PlanApply.h"
 #include "passes/remat/ValueNumbering.h"
 #include "passes/remat/WideLoops.h"
 
 #include "farrier/Analysis/InlineCalls.h"
+#include "farrier/Analysis/Kernels.h"
+#include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 #include "farrier/Support/Registry.h"
 
@@ -177,7 +180,14 @@ struct ForgetCheckpoints : impl::ForgetCheckpointsBase<ForgetCheckpoints>, Count
 
   void runOnOperation() override {
     ModuleOp module = getOperation();
+    FailureOr<llvm::json::Object> sizes = readKnown();
+    if (failed(sizes))
+      return signalPassFailure();
     inlineCalls(module);
+    if (const llvm::json::Object *shards = sizes->getObject("shards"); shards && failed(setShards(module, *shards)))
+      return signalPassFailure();
+    if (const llvm::json::Object *kernels = sizes->getObject("kernels"))
+      setKernels(module, *kernels);
     readThroughConcatenations(module);
     CostModel costs(module);
     LoopOptions options;
@@ -186,6 +196,20 @@ struct ForgetCheckpoints : impl::ForgetCheckpointsBase<ForgetCheckpoints>, Count
     Forgotten forgotten = forgetCheckpoints(module, costs, options);
     merged += forgotten.merged;
     pairs += forgotten.pairs;
+    dropKernels(module);
+    dropShards(module);
+  }
+
+private:
+  FailureOr<llvm::json::Object> readKnown() {
+    if (known.empty())
+      return llvm::json::Object();
+    FailureOr<llvm::json::Value> value = readJson(getOperation(), known, "what is known");
+    if (failed(value))
+      return failure();
+    if (llvm::json::Object *object = value->getAsObject())
+      return std::move(*object);
+    return getOperation()->emitError() << "what is known is not a JSON object";
   }
 };
 

@@ -117,6 +117,8 @@ def ForgetCheckpoints : Pass<"farrier-forget-checkpoints", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"objective", "objective", "std::string", "\"time\"", "By what loops save: time or flops">,
+    Option<"known", "known", "std::string", "\"\"",
+           "File with shards and wrapped kernels of the program (JSON), as queries are told them">,
   ];
 }
 

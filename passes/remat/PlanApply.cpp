@@ -13,6 +13,8 @@
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "llvm/Support/MemoryBuffer.h"
+
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 
 using namespace mlir;
@@ -192,6 +194,16 @@ LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_
   orderAsEstimated(module, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
   remarks.emit();
   return success();
+}
+
+FailureOr<llvm::json::Value> readJson(ModuleOp module, StringRef path, StringRef what) {
+  llvm::ErrorOr<std::unique_ptr<llvm::MemoryBuffer>> file = llvm::MemoryBuffer::getFile(path);
+  if (!file)
+    return module.emitError() << "cannot read " << what << " '" << path << "': " << file.getError().message();
+  llvm::Expected<llvm::json::Value> value = llvm::json::parse((*file)->getBuffer());
+  if (!value)
+    return module.emitError() << what << " '" << path << "' is not JSON: " << llvm::toString(value.takeError());
+  return std::move(*value);
 }
 
 } // namespace farrier::remat

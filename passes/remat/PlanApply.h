@@ -26,6 +26,9 @@ std::vector<NamedBlock> plannableBlocks(mlir::ModuleOp module);
 mlir::LogicalResult rewriteAsPlanned(mlir::ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned,
                                      DecisionRemarks &remarks);
 
+/// What a file that an option names has. Fails with a diagnostic about `what` it is.
+mlir::FailureOr<llvm::json::Value> readJson(mlir::ModuleOp module, llvm::StringRef path, llvm::StringRef what);
+
 } // namespace farrier::remat
 
 #endif // FARRIER_PASSES_REMAT_PLANAPPLY_H

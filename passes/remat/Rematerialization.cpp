@@ -2,6 +2,7 @@
 
 #include "passes/remat/Checkpoints.h"
 #include "passes/remat/Loops.h"
+#include "passes/remat/PlanApply.h"
 #include "passes/remat/Planner.h"
 #include "passes/remat/StraightLine.h"
 
@@ -15,7 +16,6 @@
 
 #include "mlir/IR/Remarks.h"
 #include "mlir/Pass/Pass.h"
-#include "llvm/Support/MemoryBuffer.h"
 
 #include <map>
 #include <set>
@@ -81,16 +81,8 @@ struct Rematerialization : impl::RematerializationBase<Rematerialization>, Count
 private:
   FailureOr<llvm::json::Value> readOrMakePlan() {
     ModuleOp module = getOperation();
-    if (!plan.empty()) {
-      llvm::ErrorOr<std::unique_ptr<llvm::MemoryBuffer>> file = llvm::MemoryBuffer::getFile(plan);
-      if (!file)
-        return module.emitError() << "cannot read the plan '" << plan << "': " << file.getError().message();
-      llvm::Expected<llvm::json::Value> value = llvm::json::parse((*file)->getBuffer());
-      if (!value)
-        return module.emitError() << "the plan '" << plan
-                                  << "' is not JSON: " << llvm::toString(value.takeError());
-      return std::move(*value);
-    }
+    if (!plan.empty())
+      return readJson(module, plan, "the plan");
     PlanOptions options;
     options.budget = budget;
     options.objective = objective;

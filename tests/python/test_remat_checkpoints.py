@@ -114,7 +114,7 @@ def test_a_plan_applies_to_the_program_as_it_is_written(name):
     afresh = driver.afresh(written, CONTEXT)
     need = json.loads(afresh.query("memory.estimate"))["temp"]
     decided = driver.plan(afresh, CONTEXT, temp_budget=int(0.8 * need), host=False)
-    plan = driver.from_afresh(decided, decided["predicted"]["after"], CONTEXT)
+    plan = driver.from_afresh(decided, decided["predicted"]["after"], afresh, CONTEXT)
     rewritten, said = written.clone(), []
     assert driver.apply(rewritten, plan, remark=said.append) is None
     assert said[0].message.startswith("what jax.checkpoint computes again is decided anew")

@@ -164,7 +164,7 @@ def test_a_ragged_product_is_split_as_the_product_it_becomes():
     assert estimate == pytest.approx(oracle.measure(program, target).temp_bytes, rel=0.3)
 
 
-def attention_step(target, dropout=0.0):
+def attention_step(target, dropout=0.0, around=lambda layer: layer):
     """Four layers of cuDNN attention, the batch over two devices: a program that JAX wraps for partitioning."""
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
@@ -176,7 +176,7 @@ def attention_step(target, dropout=0.0):
 
     def step(x):
         for _ in range(4):
-            x = x + dot_product_attention(jnp.sin(x), jnp.cos(x), x, **kinds)
+            x = around(lambda x: x + dot_product_attention(jnp.sin(x), jnp.cos(x), x, **kinds))(x)
         return jnp.sum(x.astype(jnp.float32) ** 2)
 
     return jax.jit(jax.grad(step)), shape
@@ -201,6 +201,19 @@ def test_wrapped_attention_is_computed_again_where_it_draws_no_random_numbers(dr
     again = module.print(locations=False)
     assert b"farrier.kernel" not in again
     assert (again.count(b"CustomSPMDPartitioning") > calls) == (not dropout)
+
+
+def test_wrapped_attention_that_a_checkpoint_runs_again_can_be_kept():
+    target = farrier.Target("h100", topology="1x1x2")
+    context = types.SimpleNamespace(platform="cuda", partitions=2, target=target, objective="time")
+    driver, calls = RematDriver(), []
+    for around in (jax.checkpoint, lambda layer: layer):
+        step, shape = attention_step(target, around=around)
+        module = interchange.to_core(step.lower(shape).compiler_ir("stablehlo"))
+        afresh = driver.afresh(module, context)
+        for each in (module, afresh) if afresh else (module,):
+            calls.append(each.print(locations=False).count(b"CustomSPMDPartitioning"))
+    assert calls == [12, 8, 8]
 
 
 def test_what_is_wrapped_is_named_only_if_it_is_known():

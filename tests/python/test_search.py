@@ -103,7 +103,7 @@ class Annotated(Planner):
     def afresh(self, module, context):
         return dataclasses.replace(module, temp=self.kept, seconds=module.seconds - 1.0)
 
-    def from_afresh(self, plan, temp, context):
+    def from_afresh(self, plan, temp, module, context):
         return {**(plan or {"loops": [], "blocks": [], "predicted": {"seconds": 0.0}}), "afresh": "time"}
 
     def cost(self, module, context):

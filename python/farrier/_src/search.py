@@ -153,7 +153,7 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
         moved = exchange(unspent, remat, driver, passes.get(remat.name), decided.measured, context, _decision)
         compiles += moved.compiles
         if moved.remat is not None:
-            again = remat.from_afresh(moved.remat, 0, context) if afresh else moved.remat
+            again = remat.from_afresh(moved.remat, 0, unspent, context) if afresh else moved.remat
             passes |= {remat.name: again, driver.name: moved.late}
             measured["after"] = _described(driver.measurement)
     return dataclasses.replace(decided, passes=passes, measured=measured, compiles=compiles)
@@ -526,7 +526,7 @@ class _Fit:
     def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
         plan = choice.plan
         if choice.way.origin:
-            plan = self.remat.from_afresh(plan, choice.temp, self.context)
+            plan = self.remat.from_afresh(plan, choice.temp, choice.way.module, self.context)
         passes = {**choice.way.passes, **({self.remat.name: plan} if plan else {})}
         return StepPlan(passes=passes, measured=measured, compiles=self.compiles)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from farrier._src import corrections, errors, sharding
@@ -127,34 +128,29 @@ class RematDriver:
         if self.options.checkpoint == "keep" or self.options.stress is not None:
             return None
         copy = module.clone()
-        if not self._forget(copy, self.options.objective or context.objective):
+        if not self._forget(copy, self.options.objective or context.objective, self.sizes(module, context)):
             return None
         before, after = (self.cost(each, context)["flops"] for each in (module, copy))
         return copy if after < (1 - _COMPUTED_AGAIN) * before else None
 
-    def from_afresh(self, plan: Mapping[str, Any] | None, temp: int, context: Any) -> dict[str, Any]:
-        """What `apply` makes of the program as it is written: `afresh`'s program, then ``plan`` (None: nothing), which
+    def from_afresh(
+        self, plan: Mapping[str, Any] | None, temp: int, module: Any, context: Any
+    ) -> dict[str, Any]:
+        """What `apply` makes of the program as it is written: `afresh`'s ``module``, then ``plan`` (None: nothing), which
         needs ``temp`` bytes by the estimate.
         """
-        nothing = {
-            "version": 1,
-            "loops": [],
-            "blocks": [],
-            "predicted": {
-                "before": temp,
-                "after": temp,
-                "seconds": 0.0,
-                "flops": 0,
-                "host_bytes": 0,
-                "fits": True,
-            },
-        }
-        return {**(plan or nothing), "afresh": self.options.objective or context.objective}
+        if plan is None:
+            predicted = {"before": temp, "after": temp, "seconds": 0.0, "flops": 0, "host_bytes": 0}
+            plan = {"version": 1, "loops": [], "blocks": [], "predicted": {**predicted, "fits": True}}
+            plan |= _told(self.sizes(module, context))
+        return {**plan, "afresh": self.options.objective or context.objective}
 
     @staticmethod
-    def _forget(module: Any, objective: str) -> dict[str, int]:
-        """Rewrites ``module``; what was taken back, by kind, of which there was some."""
-        result = module.run(f"builtin.module(farrier-forget-checkpoints{{objective={objective}}})")
+    def _forget(module: Any, objective: str, known: Mapping[str, Any]) -> dict[str, int]:
+        """Rewrites ``module``, of which `sizes` is ``known``; what was taken back, by kind, of which there was some."""
+        with _file(known) as path:
+            options = f"objective={objective} known={path}"
+            result = module.run(f"builtin.module(farrier-forget-checkpoints{{{options}}})")
         return {name: count for record in result.passes for name, count in record.counters.items() if count}
 
     def cost(self, module: Any, context: Any) -> dict[str, float]:
@@ -208,10 +204,7 @@ class RematDriver:
                 plan = self._nearer(module, request, plan)
         if not plan["blocks"] and not plan["loops"] and not plan.get("gathers"):
             return None
-        if "kernels" in request:
-            # Numbers and addresses are this process's: whoever applies the plan asks again.
-            plan["wrapped_kernels"] = sorted(set(request["kernels"].values()))
-        plan["sharded"] = "shards" in request
+        plan |= _told(request)
         return plan
 
     @staticmethod
@@ -250,34 +243,53 @@ class RematDriver:
         from farrier import _core
 
         if plan.get("afresh"):
-            taken = self._forget(module, plan["afresh"])
+            taken = self._forget(module, plan["afresh"], _known(module, plan))
             if remark:
                 what = ", ".join(f"{count} {name.replace('-', ' ')}" for name, count in taken.items())
-                remark(
-                    Remark(
-                        self.name, f"what jax.checkpoint computes again is decided anew: {what}", args=taken
-                    )
-                )
-        if plan.get("wrapped_kernels"):
-            plan = {**plan, "kernels": sharding.kernels(module)}
-        if plan.get("sharded") and (found := sharding.shards(module)):
-            plan = {**plan, "shards": found}  # decided by a device's sizes, applied by them
-        # A file, because pass options cannot carry every character that a name stack may have.
-        handle, path = tempfile.mkstemp(suffix=".plan.json")
+                message = f"what jax.checkpoint computes again is decided anew: {what}"
+                remark(Remark(self.name, message, args=taken))
         try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(plan, file)
-            result = module.run(f"builtin.module(farrier-remat{{plan={path}}})")
+            # A file, because pass options cannot carry every character that a name stack may have.
+            with _file({**plan, **_known(module, plan)}) as path:
+                result = module.run(f"builtin.module(farrier-remat{{plan={path}}})")
         except _core.DiagnosticError as error:
             stale = [d.message for d in error.diagnostics if "plan is stale" in d.message]
             if stale:
                 return stale
             raise
-        finally:
-            os.unlink(path)
         for said in result.remarks if remark else ():
             remark(said)
         return None
+
+
+def _told(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a plan says of the `RematDriver.sizes` that it was made by. Numbers and addresses are this process's: whoever
+    applies the plan asks again.
+    """
+    kernels = {"wrapped_kernels": sorted(set(sizes["kernels"].values()))} if "kernels" in sizes else {}
+    return {**kernels, "sharded": "shards" in sizes}
+
+
+def _known(module: Any, plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes of ``module`` that a plan was made by."""
+    known: dict[str, Any] = {}
+    if plan.get("wrapped_kernels"):
+        known["kernels"] = sharding.kernels(module)
+    if plan.get("sharded") and (found := sharding.shards(module)):
+        known["shards"] = found  # decided by a device's sizes, applied by them
+    return known
+
+
+@contextlib.contextmanager
+def _file(content: Mapping[str, Any]) -> Iterator[str]:
+    """The path of a file that has this JSON."""
+    handle, path = tempfile.mkstemp(suffix=".json")
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file)
+        yield path
+    finally:
+        os.unlink(path)
 
 
 def machine(target: Any) -> dict[str, float]:
