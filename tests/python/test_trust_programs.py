@@ -30,9 +30,11 @@ def test_every_pass_and_option_is_drawn():
     for path in PASSES.glob("*/Passes.td"):
         for name, body in re.findall(r'Pass<"([^"]+)".*?\{(.*?)\n\}\n', path.read_text(), re.DOTALL):
             assert re.search(rf"[(,]{name}[,{{)]", drawn), name
-            # A plan is a file of one program; how a mesh splits values is what Shardy says of one program.
+            # A plan and what is known of a device's part are files of one program; how a mesh splits values is what Shardy
+            # says of one program.
             for option in set(re.findall(r'Option<"\w+",\s*"([^"]+)"', body)) - {
                 "plan",
+                "known",
                 "attention-split",
                 "shardings",
             }:
