@@ -444,40 +444,20 @@ static void initialiseLate(Block &block, Operation *boundary, int64_t smallBytes
 }
 
 void StraightLine::leaveFused(const llvm::DenseSet<unsigned> &recomputed, std::vector<std::vector<Read>> &uses) const {
-  // What each fused value is made of: kept values.
-  std::vector<llvm::SmallSetVector<unsigned, 4>> sources(graph->numValues());
   std::vector<bool> fused(graph->numValues(), false), ofPart(graph->numValues(), false);
   for (unsigned value = 0; value < graph->numValues(); ++value) {
     if (isLeaf(value, recomputed) || constant[value]) {
       fused[value] = true;
       ofPart[value] = graph->definition[value] >= 0 && merged.count(graph->definition[value]);
-      if (!constant[value])
-        sources[value].insert(value);
       continue;
     }
     int op = graph->definition[value];
     fused[value] = graph->isVirtual[op] && !buffers->isRoot(value) && !recomputed.contains(value) &&
                    llvm::all_of(graph->inputs[op], [&](unsigned input) { return fused[input]; });
     ofPart[value] = llvm::any_of(graph->inputs[op], [&](unsigned input) { return ofPart[input]; });
-    if (fused[value])
-      for (unsigned input : graph->inputs[op])
-        sources[value].insert(sources[input].begin(), sources[input].end());
   }
-  // Stored, it is written and read by every reader; fused, each of them reads what it is made of.
-  auto movesLess = [&](unsigned value, int64_t readers) {
-    int64_t made = 0;
-    for (unsigned source : sources[value])
-      made += graph->bytes[source];
-    return (readers - 1) * made < (readers + 1) * graph->bytes[value];
-  };
-  for (std::vector<Read> &of : uses) {
-    DenseMap<unsigned, int64_t> readers;
-    for (const Read &read : of)
-      ++readers[read.value];
-    llvm::erase_if(of, [&](const Read &read) {
-      return fused[read.value] && (ofPart[read.value] || movesLess(read.value, readers.lookup(read.value)));
-    });
-  }
+  for (std::vector<Read> &of : uses)
+    llvm::erase_if(of, [&](const Read &read) { return fused[read.value] && ofPart[read.value]; });
 }
 
 unsigned StraightLine::apply(const Segmentation &segmentation, const std::vector<const Choice *> &choices) {
