@@ -15,9 +15,9 @@ struct Forgotten {
   unsigned pairs = 0;  ///< pairs of loops that save what the backward one computed again
 };
 
-/// Takes back recomputation: in every block what lies behind a barrier and is the same as something before it, unless a
-/// collective reads from that barrier (gathered again for the sake of memory, and found nothing equal); and what backward
-/// loops compute again of products, where saving it costs less. Calls must have been inlined.
+/// Takes back recomputation: in every block what lies behind a barrier and is the same as something before it, unless an
+/// all_gather reads from that barrier (weights are gathered again for the sake of memory); and what backward loops compute
+/// again of products, where saving it costs less. Calls must have been inlined.
 Forgotten forgetCheckpoints(mlir::ModuleOp module, CostModel &costs, const LoopOptions &options);
 
 /// Registers farrier-forget-checkpoints.
