@@ -1,5 +1,6 @@
 #include "farrier/Analysis/Liveness.h"
 
+#include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/Gathered.h"
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
@@ -120,13 +121,23 @@ std::vector<llvm::SmallVector<unsigned>> mergedProducts(const BlockGraph &graph)
   return result;
 }
 
-/// The operation that gives the result of the first kernel that computes with the value, else the number of operations.
-static unsigned firstKernel(const BlockGraph &graph, const RootSets &roots, unsigned value) {
+/// The operation by which a part of a merged product that passes a barrier is a buffer of its own: the first kernel that
+/// reads it, or what is made of it in a kernel; else the number of operations. Beside transfers XLA's scheduler makes the copy
+/// as late as it can: only a kernel that reads the part as it lies, or whose result has the part's elements one by one, makes
+/// it earlier than the barrier does.
+static unsigned firstCopy(const BlockGraph &graph, const RootSets &roots, unsigned value, bool late) {
+  auto keepsElements = [&](unsigned op) {
+    return isElementwise(graph.ops[op]) || isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(graph.ops[op]);
+  };
   unsigned first = graph.numOps();
   for (unsigned user : graph.users[value]) {
-    while (graph.isVirtual[user] && !roots.isRoot(graph.outputs[user][0]) && !graph.users[graph.outputs[user][0]].empty())
-      user = graph.users[graph.outputs[user][0]].front();
-    if (!isa<stablehlo::OptimizationBarrierOp>(graph.ops[user]) && !graph.isTerminator(user))
+    bool inPlace = true;
+    for (; graph.isVirtual[user]; user = graph.users[graph.outputs[user][0]].front()) {
+      inPlace &= keepsElements(user);
+      if (roots.isRoot(graph.outputs[user][0]) || graph.users[graph.outputs[user][0]].empty())
+        break;
+    }
+    if ((inPlace || !late) && !isa<stablehlo::OptimizationBarrierOp>(graph.ops[user]) && !graph.isTerminator(user))
       first = std::min(first, user);
   }
   return first;
@@ -201,7 +212,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       for (unsigned user : llvm::ArrayRef(copy.users).drop_front())
         readsPadded.insert({user, copy.value});
   std::vector<unsigned> last(graph.numValues(), 0), lastFused(graph.numValues(), 0);
-  std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false), passes(graph.numValues(), false);
+  std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false);
+  std::vector<unsigned> passesAt(graph.numValues(), 0); // the first barrier that a value passes as it is; no value is made by then
   for (unsigned op = 0; op < numOps; ++op) {
     if (dead[op])
       continue;
@@ -215,32 +227,34 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
           last[root] = std::max(last[root], runsAt[op]);
           if (!isWhole[value] || (graph.isVirtual[op] && !layout))
             lastFused[root] = std::max(lastFused[root], runsAt[op]);
-          else if (barrier)
-            passes[root] = true;
+          else if (barrier && passesAt[root] == 0)
+            passesAt[root] = runsAt[op];
         }
         used[root] = true;
       }
   }
 
   // Kernels read their part of a merged product from a copy; what is elementwise reads the whole, and is not written over a
-  // part. A part that passes a barrier is a copy for all who read it, made by the first kernel that reads the whole.
+  // part. A part that passes a barrier is a copy for all who read it from then on, made at the latest for the barrier.
   std::vector<bool> isPart(graph.numValues(), false);
   std::vector<int64_t> parts(numOps + 1, 0); // copies that begin and end
+  bool transfers = llvm::any_of(graph.ops, [](Operation *op) { return placementOf(op).has_value(); });
   for (llvm::ArrayRef<unsigned> ops :
        mergeProducts ? mergedProducts(graph) : std::vector<llvm::SmallVector<unsigned>>()) {
-    unsigned end = 0, copied = numOps;
-    for (unsigned op : ops)
-      if (unsigned part = graph.outputs[op][0]; passes[part])
-        copied = std::min(copied, firstKernel(graph, roots, part));
-      else
-        end = std::max(end, lastFused[part]);
-    if (copied < numOps)
-      end = std::max(end, time[copied]);
+    unsigned end = 0;
+    llvm::SmallVector<unsigned> copied; // when, in the order of the operations
     for (unsigned op : ops) {
       unsigned part = graph.outputs[op][0];
-      isPart[part] = !passes[part];
-      if (unsigned until = std::min(end, last[part]); passes[part] && until > time[op]) {
-        parts[time[op] + 1] += graph.bytes[part];
+      unsigned first = passesAt[part] ? firstCopy(graph, roots, part, transfers) : numOps;
+      copied.push_back(first < numOps ? std::min(time[first], passesAt[part]) : passesAt[part]);
+      end = std::max(end, passesAt[part] ? copied.back() : lastFused[part]);
+    }
+    for (auto [op, at] : llvm::zip(ops, copied)) {
+      unsigned part = graph.outputs[op][0];
+      isPart[part] = !passesAt[part];
+      unsigned from = std::max(time[op] + 1, at), until = std::min(end, last[part]);
+      if (passesAt[part] && until >= from) {
+        parts[from] += graph.bytes[part];
         parts[until + 1] -= graph.bytes[part];
       }
       last[part] = std::max(last[part], end);
