@@ -16,7 +16,8 @@ MB = 1 << 20
 def estimate(function, *shapes):
     """The predicted temporary bytes of the lowered function, and what is live at the peak: {(shape, op): count}."""
     arguments = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
-    module = interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    module = interchange.to_core(lowered.compiler_ir("stablehlo"))
     answer = json.loads(module.query("memory.estimate", json.dumps({"top": 64})))
     live = [entry["key"].split("|")[-3:-1] for entry in answer["live"]]
     return answer["temp"], [
@@ -408,6 +409,56 @@ def test_a_part_of_one_product_that_passes_a_barrier_is_a_copy(passing):
     shapes = [(rows, width), (width, hidden), (width, hidden), (hidden, width)]
     temp, _ = estimate(step, *[(shape, jnp.bfloat16) for shape in shapes])
     assert temp // (rows * hidden * 2) == {(): 3, (0,): 4, (0, 1): 5}[passing]
+
+
+@pytest.mark.parametrize(
+    ("turned", "transfers", "values"),
+    [(False, False, 1), (False, True, 1), (True, False, 1), (True, True, 2)],
+)
+def test_beside_transfers_a_part_is_copied_for_a_barrier_as_late_as_can_be(turned, transfers, values):
+    """Until then the whole product waits, unless a kernel that makes something of the same elements copies the part."""
+
+    def step(x, sent, query, key, down, up):
+        if transfers:
+            sent = jax.device_put(sent * 2, jax.memory.Space.Host)
+        q, k = x @ query, x @ key
+        halves = jnp.split(k, 2, axis=1)
+        h = jnp.tanh((q * (jnp.concatenate([-halves[1], halves[0]], axis=1) if turned else -k)) @ down)
+        h = jnp.tanh(h @ up).sum(1)
+        k, h = jax.lax.optimization_barrier((k, h))
+        if transfers:
+            sent = jax.device_put(sent, jax.memory.Space.Device)
+        return (k * h[:, None]) @ down + sent
+
+    rows, width, hidden = 4096, 512, 1408
+    shapes = [
+        (rows, width),
+        (rows, width),
+        (width, hidden),
+        (width, hidden),
+        (hidden, width),
+        (width, 4 * hidden),
+    ]
+    temp, _ = estimate(step, *[(shape, jnp.bfloat16) for shape in shapes])
+    assert temp // (rows * hidden * 2) == 4 + values
+
+
+def test_a_part_that_a_kernel_reads_is_a_copy_beside_the_whole():
+    """As the values of attention are, where rotated keys are made again from the whole product."""
+
+    def step(x, key, value, down, up):
+        k, v = x @ key, x @ value
+        h = (
+            jnp.tanh(jnp.concatenate([-k[:, hidden // 2 :], k[:, : hidden // 2]], axis=1) @ (down + 1))
+            + v @ down
+        )
+        h = jnp.tanh(h @ up).sum(1)[:, None]
+        return (k * h) @ down, v.T @ (x * h)
+
+    rows, width, hidden = 4096, 512, 1408
+    shapes = [(rows, width), (width, hidden), (width, hidden), (hidden, width), (width, 4 * hidden)]
+    temp, _ = estimate(step, *[(shape, jnp.bfloat16) for shape in shapes])
+    assert temp // (rows * hidden * 2) == 4 + 3
 
 
 @pytest.mark.parametrize("donated", [True, False])

@@ -213,7 +213,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
         readsPadded.insert({user, copy.value});
   std::vector<unsigned> last(graph.numValues(), 0), lastFused(graph.numValues(), 0);
   std::vector<bool> used(graph.numValues(), false), isWhole(graph.numValues(), false);
-  std::vector<unsigned> passesAt(graph.numValues(), 0); // the first barrier that a value passes as it is; no value is made by then
+  // The first barrier that a value passes as it is, and the first and last kernel that reads it so; no value is made at 0.
+  std::vector<unsigned> passesAt(graph.numValues(), 0), firstWhole(graph.numValues(), 0), lastWhole(graph.numValues(), 0);
   for (unsigned op = 0; op < numOps; ++op) {
     if (dead[op])
       continue;
@@ -229,6 +230,10 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
             lastFused[root] = std::max(lastFused[root], runsAt[op]);
           else if (barrier && passesAt[root] == 0)
             passesAt[root] = runsAt[op];
+          else if (!graph.isVirtual[op] && !barrier) {
+            firstWhole[root] = firstWhole[root] ? std::min(firstWhole[root], time[op]) : time[op];
+            lastWhole[root] = std::max(lastWhole[root], time[op]);
+          }
         }
         used[root] = true;
       }
@@ -252,8 +257,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     for (auto [op, at] : llvm::zip(ops, copied)) {
       unsigned part = graph.outputs[op][0];
       isPart[part] = !passesAt[part];
-      unsigned from = std::max(time[op] + 1, at), until = std::min(end, last[part]);
-      if (passesAt[part] && until >= from) {
+      unsigned from = std::max(time[op] + 1, isPart[part] ? firstWhole[part] : at);
+      unsigned until = std::min(end, isPart[part] ? lastWhole[part] : last[part]);
+      if (until >= from) {
         parts[from] += graph.bytes[part];
         parts[until + 1] -= graph.bytes[part];
       }
