@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import sys
@@ -17,6 +18,7 @@ import farrier
 import jax
 import jax.numpy as jnp
 from farrier._src import interchange, oracle
+from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -27,19 +29,29 @@ from estimate import judged
 from unseen.steps import ADAM, state_of, step_of
 
 
-def lowered(name: str, target: farrier.Target):
-    """The training step of a program, lowered for one device."""
+def lowered(name: str):
+    """The training step of a program, lowered for the H100s it is for, and those."""
     (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
     loss, parameters, shapes, *how = program()
-    (training,) = how or (ADAM,)
+    training, devices = (*how, *(ADAM, None)[len(how) :])
+    count = math.prod(devices.shape) if devices else 1
+    target = farrier.Target("h100", topology=f"1x1x{count}")
+    mesh = target.mesh(devices.shape, devices.names) if devices else None
 
-    def placed(shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=target.sharding())
+    def placed(x, spec=None):
+        x = x if hasattr(x, "dtype") else jax.ShapeDtypeStruct(x, jnp.float32)
+        where = target.sharding() if mesh is None else NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-    state = jax.tree.map(
-        lambda x: placed(x.shape, x.dtype), jax.eval_shape(lambda: state_of(parameters(), training.moments))
+    state = jax.eval_shape(lambda: state_of(parameters(), training))
+    if devices is None:
+        state = jax.tree.map(placed, state)
+    else:
+        state = tuple(jax.tree.map(placed, each, devices.parameters) for each in state)
+    batch = jax.tree.map(
+        lambda x: placed(x, devices and devices.batch), shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
-    return step_of(loss, training).lower(state, {key: placed(shape) for key, shape in shapes.items()})
+    return step_of(loss, training, devices, mesh).lower(state, batch), target
 
 
 def main() -> None:
@@ -48,14 +60,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="PROGRAM", choices=names)
     parser.add_argument("--output", type=pathlib.Path, help="JSON")
     args = parser.parse_args()
-    target = farrier.Target("h100")
     console, found = Console(), []
     table = Table("part", "program", "estimated", "measured", "off", "corrected", title="temporary MB, H100")
     for part, programs in unseen.PARTS.items():
         for name in programs:
             if args.only and name not in args.only:
                 continue
-            program = lowered(name, target).compiler_ir("stablehlo")
+            step, target = lowered(name)
+            program = step.compiler_ir("stablehlo")
             module = interchange.to_core(program)
             measured = oracle.measure(program, target, held=True)
             each = {"part": part, "program": name} | judged(module, {}, measured.temp_bytes, measured.held)

@@ -1,10 +1,10 @@
 """Training steps of kinds that the project's own workloads do not have, one H100 each, f32 unless said.
 
 A program is a function that gives its loss, its parameters, the shapes of its batch and, where that is not Adam over
-the whole batch, how it is trained (`steps.Training`).
+the whole batch, how it is trained (`steps.Training`), and on several devices, which (`steps.Devices`).
 """
 
-from unseen import fifth, first, fourth, second, sixth, third
+from unseen import fifth, first, fourth, second, seventh, sixth, third
 
 PARTS = {
     "first": first.ALL | second.ALL,
@@ -12,5 +12,6 @@ PARTS = {
     "third": fourth.ALL,
     "fourth": fifth.ALL,
     "fifth": sixth.ALL,
+    "sixth": seventh.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""

@@ -1,11 +1,12 @@
 """What makes a training step of a loss: an optimizer in f32, the state donated."""
 
-import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
 
 
 def adam(p, g, m, v, lr=1e-3):
@@ -18,30 +19,54 @@ def adam(p, g, m, v, lr=1e-3):
 
 class Training(NamedTuple):
     """How a loss is trained: (state, gradients) -> state, the moments in a state, loss -> (parameters, batch) -> (loss,
-    gradients)."""
+    gradients), parameters -> state where the moments are not as the parameters are."""
 
     update: Callable = lambda state, g: adam(state[0], g, *state[1:])
     moments: int = 2
     gradients: Callable = jax.value_and_grad
+    start: Callable | None = None
+
+
+class Devices(NamedTuple):
+    """The mesh that a loss is written for, as one device sees it: extents, names of axes, how parameters and batches are
+    partitioned. The loss is a device's part; it is summed over the axes of the batch.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    parameters: Any
+    batch: PartitionSpec
 
 
 ADAM = Training()
 
 
-def step_of(loss, training=ADAM):
-    """The jitted step (state, batch) -> (state, loss)."""
+def step_of(loss, training=ADAM, devices=None, mesh=None):
+    """The jitted step (state, batch) -> (state, loss), under a shard_map over `mesh` where it is for several devices."""
 
-    @functools.partial(jax.jit, donate_argnums=(0,))
     def step(state, batch):
         value, g = training.gradients(loss)(state[0], batch)
+        if devices is not None:
+            value = lax.psum(value, tuple(devices.batch))
         return training.update(state, g), value
 
-    return step
+    if devices is not None:
+        state = (devices.parameters,) * (1 + training.moments)
+        step = jax.shard_map(
+            step,
+            mesh=mesh,
+            in_specs=(state, devices.batch),
+            out_specs=(state, PartitionSpec()),
+            check_vma=False,
+        )
+    return jax.jit(step, donate_argnums=(0,))
 
 
-def state_of(p, moments=2):
+def state_of(p, training=ADAM):
     """Parameters with the moments that training starts from."""
-    return (p, *(jax.tree.map(jnp.zeros_like, p) for _ in range(moments)))
+    if training.start is not None:
+        return training.start(p)
+    return (p, *(jax.tree.map(jnp.zeros_like, p) for _ in range(training.moments)))
 
 
 def rnd(*shape):
