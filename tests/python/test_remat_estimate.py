@@ -719,24 +719,3 @@ def test_a_parameter_is_cast_again_before_it_is_updated(tmp_path):
     # What updates read is the gradient that waited for the cast.
     name = barriers[-1].split(":2 =")[0].strip()
     assert f"{name}#0" in text and f"{name}#1" in text
-
-
-def test_a_ragged_product_reads_its_rows_once_for_each_group():
-    """XLA:GPU expands it: masked copies of the rows, and the work of as many dense products as there are groups."""
-    groups, rows, width, hidden = 8, 4096, 256, 512
-    arguments = [
-        jax.ShapeDtypeStruct((rows, width), jnp.float32),
-        jax.ShapeDtypeStruct((groups, width, hidden), jnp.float32),
-        jax.ShapeDtypeStruct((groups,), jnp.int32),
-    ]
-
-    def step(x, w, sizes):
-        return jax.lax.ragged_dot(jnp.sin(x), w, sizes)
-
-    lowered = jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",))
-    module = interchange.to_core(lowered.compiler_ir("stablehlo"))
-    assert b"chlo.ragged_dot" in module.print(locations=False)
-    temp = json.loads(module.query("memory.estimate", "{}"))["temp"]
-    assert temp == groups * rows * width * 4
-    flops = json.loads(module.query("cost.total", "{}"))["flops"]
-    assert flops == 2 * groups * rows * width * hidden

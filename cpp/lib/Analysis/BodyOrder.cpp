@@ -1,5 +1,6 @@
 #include "farrier/Analysis/BodyOrder.h"
 
+#include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "llvm/ADT/SetVector.h"
@@ -14,6 +15,12 @@ namespace farrier {
 static bool isBody(const BlockGraph &graph) {
   auto loop = dyn_cast_or_null<stablehlo::WhileOp>(graph.block.getParentOp());
   return loop && graph.numOps() > 0 && graph.block.getParent() == &loop.getBody();
+}
+
+/// A product, of groups of rows too: what gives a weight's gradient.
+static bool isProduct(Operation *op) {
+  std::optional<RaggedDot> ragged = RaggedDot::of(op);
+  return isa<stablehlo::DotGeneralOp>(op) || (ragged && ragged->sums);
 }
 
 /// Elementwise, or a write into a stack.
@@ -93,7 +100,7 @@ std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order) {
   std::vector<bool> accumulated = onlyAccumulated(graph), waits(graph.numOps(), false);
   unsigned late = 0;
   for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
-    waits[op] = (isa<stablehlo::DotGeneralOp>(graph.ops[op]) &&
+    waits[op] = (isProduct(graph.ops[op]) &&
                  accumulated[graph.outputs[op][0]]) ||
                 llvm::any_of(graph.inputs[op], [&](unsigned value) {
                   return graph.definition[value] >= 0 && waits[graph.definition[value]];

@@ -314,7 +314,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     }
   }
   for (auto [copied, masked, gathered, kept] :
-       llvm::zip(copies, maskedCopies(graph), gatheredCopies(graph), parameterCopies(graph, roots)))
+       llvm::zip(copies, maskedCopies(graph, time), gatheredCopies(graph), parameterCopies(graph, roots)))
     copied += masked + gathered + kept;
   for (const PaddedInput &copy : padded)
     for (unsigned op = 0; op < numOps; ++op)

@@ -106,7 +106,7 @@ bool needs(const BlockGraph &graph, unsigned value, llvm::ArrayRef<unsigned> ops
 
 } // namespace
 
-std::vector<int64_t> maskedCopies(const BlockGraph &graph) {
+std::vector<int64_t> maskedCopies(const BlockGraph &graph, llvm::ArrayRef<unsigned> time) {
   std::vector<int64_t> bytes(graph.numOps(), 0);
   // By what divides the rows, the shape, and whether the products sum over them: those read another order.
   llvm::MapVector<std::tuple<Value, Type, unsigned>, llvm::SmallVector<Kernel>> found;
@@ -121,41 +121,49 @@ std::vector<int64_t> maskedCopies(const BlockGraph &graph) {
           return {&kernel, &member};
     return {nullptr, nullptr};
   };
-  for (unsigned op = 0; op < graph.numOps(); ++op) {
-    std::optional<RaggedDot> dot = RaggedDot::of(graph.ops[op]);
-    if (!dot)
-      continue;
-    for (Value operand : dot->masked) {
-      if (!graph.contains(operand))
-        continue;
-      unsigned value = graph.id(operand);
-      if (Masked *member = maskOf(op, dot->sums, value).second) {
-        if (!llvm::is_contained(member->readers, op))
-          member->readers.push_back(op);
-        continue;
-      }
-      auto &kernels = kernelsOf(op, dot->sums, value);
-      auto joins = [&](const Kernel &kernel) {
-        return dot->sums && llvm::none_of(kernel.members,
-                             [&](const Masked &member) { return needs(graph, value, member.readers); });
-      };
-      auto kernel = llvm::find_if(kernels, joins);
-      if (kernel == kernels.end()) {
-        kernels.emplace_back();
-        kernel = std::prev(kernels.end());
-      }
-      kernel->start = std::max<int>(kernel->start, std::max(0, graph.definition[value]));
-      kernel->members.push_back({value, dot->groups * graph.bytes[value], {op}});
+  for (unsigned op = 0; op < graph.numOps(); ++op)
+    if (std::optional<RaggedDot> dot = RaggedDot::of(graph.ops[op]))
+      products.push_back({op, std::move(*dot)});
+  llvm::DenseSet<std::pair<Value, Value>> summed; // what divides the rows, and what products that sum over them read
+  for (auto &[op, dot] : products)
+    for (Value operand : dot.masked)
+      if (dot.sums)
+        summed.insert({graph.ops[op]->getOperand(2), operand});
+  auto add = [&](unsigned op, const RaggedDot &dot, bool sums, unsigned value) {
+    if (Masked *member = maskOf(op, sums, value).second) {
+      if (!llvm::is_contained(member->readers, op))
+        member->readers.push_back(op);
+      return;
     }
-    products.push_back({op, std::move(*dot)});
-  }
+    auto &kernels = kernelsOf(op, sums, value);
+    auto kernel = llvm::find_if(kernels, [&](const Kernel &kernel) {
+      return sums && llvm::none_of(kernel.members,
+                                   [&](const Masked &member) { return needs(graph, value, member.readers); });
+    });
+    if (kernel == kernels.end()) {
+      kernels.emplace_back();
+      kernel = std::prev(kernels.end());
+    }
+    if (graph.definition[value] >= 0)
+      kernel->start = std::max(kernel->start, time[graph.definition[value]]);
+    kernel->members.push_back({value, dot.groups * graph.bytes[value], {op}});
+  };
+  // Of each product the masks it reads; where others sum over the same rows, its own order is a copy of what those read.
+  auto masks = [&](unsigned op, const RaggedDot &dot, llvm::function_ref<void(bool, unsigned)> visit) {
+    for (Value operand : dot.masked)
+      if (graph.contains(operand)) {
+        visit(dot.sums, graph.id(operand));
+        if (!dot.sums && summed.contains({graph.ops[op]->getOperand(2), operand}))
+          visit(true, graph.id(operand));
+      }
+  };
+  for (auto &[op, dot] : products)
+    masks(op, dot, [&, op = op, &dot = dot](bool sums, unsigned value) { add(op, dot, sums, value); });
   // A product runs when all that it reads is written.
   llvm::DenseMap<unsigned, unsigned> runs;
   for (auto &[op, dot] : products) {
-    unsigned at = op;
-    for (Value operand : dot.masked)
-      if (graph.contains(operand))
-        at = std::max(at, maskOf(op, dot.sums, graph.id(operand)).first->start);
+    unsigned at = time[op];
+    masks(op, dot, [&, op = op](bool sums, unsigned value) { at = std::max(at, maskOf(op, sums, value).first->start); });
     runs[op] = at;
   }
   for (auto &[key, kernels] : found)
@@ -168,8 +176,9 @@ std::vector<int64_t> maskedCopies(const BlockGraph &graph) {
         unsigned last = first;
         for (unsigned reader : member.readers)
           last = std::max(last, runs[reader]);
-        for (unsigned op = first; op <= last; ++op)
-          bytes[op] += member.bytes;
+        for (unsigned op = 0; op < graph.numOps(); ++op)
+          if (first <= time[op] && time[op] <= last)
+            bytes[op] += member.bytes;
       }
     }
   return bytes;

@@ -33,12 +33,12 @@ struct RaggedDot {
   static std::optional<RaggedDot> of(mlir::Operation *op);
 };
 
-/// Bytes of masked copies that live while each operation of the block runs.
+/// Bytes of masked copies that live while each operation of the block runs, at the place in `time`.
 ///
 /// Products that keep the rows read a copy in another order than those that sum over them. What the latter read of one
 /// shape and one division into groups is written by one kernel, once the last of it is there, unless that needs a
 /// product of an earlier one: then they run one after the other. Each copy is kept until its last product.
-std::vector<int64_t> maskedCopies(const BlockGraph &graph);
+std::vector<int64_t> maskedCopies(const BlockGraph &graph, llvm::ArrayRef<unsigned> time);
 
 } // namespace farrier
 
