@@ -26,125 +26,23 @@ n[v,t]: t or what comes later reads v; m[v,t]: v takes memory then; e[v,t]: and 
     before(t) + sum bytes(v) e[v,t] + (bytes(w) + beside(w)) (q[w,t] - q[w,t-1])
               + sum over the stored u that w reads of bytes(u) max(0, q[w,t] - q[w,t-1] - e[u,t]) <= budget
     minimise sum seconds(w) q[w,end]
+
+Few of the times decide. A program that bounds the memory at these alone, with variables for these alone, is what all of it
+implies: nothing is below its optimum. So the times are found one after the other (`Reference.solve`).
 """
 
 from __future__ import annotations
 
-import bisect
 import collections
-import itertools
 import json
 import math
 import time
 from collections.abc import Iterator
 
 import numpy as np
+from bounded import MICROSECOND, SMALL, Bounded, Places
 from rich.console import Console
 from rich.table import Table
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
-
-try:
-    from ortools.sat.python import cp_model
-except ImportError:  # HiGHS takes longer, with more than two layers
-    cp_model = None
-
-SOLVERS = ("highs", "cp-sat") if cp_model else ("highs",)
-# Costs are in microseconds.
-MIB, MICROSECOND, NANOSECOND = 2**20, 1e-6, 1e-3
-# What the planner keeps whatever is chosen (`defaultSmallBytes`).
-SMALL = 4 * MIB
-
-
-class Program:
-    """A mixed integer program, built variable by variable and row by row."""
-
-    def __init__(self):
-        self._cost, self._upper, self._integer = [], [], []
-        self._rows, self._columns, self._factors, self._low = [], [], [], []
-        # The solver wants one; and the numbers 0.0 and 1.0, where there is nothing to choose, are no variable's index.
-        self.variable(integer=False)
-        self.variable(integer=False)
-
-    def variable(self, *, integer: bool = True, cost: float = 0.0) -> int:
-        self._cost.append(cost)
-        self._integer.append(int(integer))
-        return len(self._cost) - 1
-
-    def at_least(self, terms, low: float) -> None:
-        """sum of factor * variable >= low; a variable may be a number, too: (1.0, factor) stands for itself."""
-        row = len(self._low)
-        for column, factor in terms:
-            if isinstance(column, float):
-                low -= column * factor
-            else:
-                self._rows.append(row)
-                self._columns.append(column)
-                self._factors.append(factor)
-        self._low.append(low)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Variables and rows."""
-        return len(self._cost), len(self._low)
-
-    def solve(self, limit: float, gap: float, solver: str) -> tuple[np.ndarray | None, float]:
-        """What minimises the cost, if anything was found in `limit` seconds, and what no cost is below: infinity if there is
-        nothing.
-        """
-        return (self._search if solver == "cp-sat" else self._branch)(limit, gap)
-
-    def _branch(self, limit: float, gap: float) -> tuple[np.ndarray | None, float]:
-        count = len(self._cost)
-        matrix = coo_matrix(
-            (self._factors, (self._rows, self._columns)), shape=(len(self._low), count)
-        ).tocsr()
-        result = milp(
-            self._cost,
-            constraints=LinearConstraint(matrix, self._low),
-            integrality=self._integer,
-            bounds=Bounds(0, np.ones(count)),
-            options={"time_limit": limit, "mip_rel_gap": gap},
-        )
-        infeasible = 2
-        return result.x, math.inf if result.status == infeasible else float(result.mip_dual_bound or 0)
-
-    def _search(self, limit: float, gap: float) -> tuple[np.ndarray | None, float]:
-        """In whole bytes and nanoseconds, the latter rounded down, so that the bound is one. What is continuous is one or zero
-        in some optimum: each is as small as sums and differences of the others let it be.
-        """
-        model = cp_model.CpModel()
-        variables = [model.new_bool_var("") for _ in self._cost]
-        rows = [collections.Counter() for _ in self._low]
-        for row, column, factor in zip(self._rows, self._columns, self._factors, strict=True):
-            rows[row][column] += round(factor * MIB)
-        for row, low in zip(rows, self._low, strict=True):
-            divisor = math.gcd(*row.values()) or 1
-            terms = sum(factor // divisor * variables[column] for column, factor in row.items())
-            model.add(terms >= math.ceil((low * MIB - 0.5) / divisor))
-        model.minimize(
-            sum(math.floor(cost / NANOSECOND) * x for cost, x in zip(self._cost, variables, strict=True))
-        )
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        # Relaxations of all rows: memory decides, not logic.
-        solver.parameters.linearization_level = 2
-        solver.parameters.max_time_in_seconds = limit
-        solver.parameters.relative_gap_limit = gap
-        status = solver.solve(model)
-        if status == cp_model.INFEASIBLE:
-            return None, math.inf
-        bound = solver.best_objective_bound * NANOSECOND
-        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return None, bound
-        return np.array([solver.value(x) for x in variables]), bound
-
-    def at_most(self, cost: float) -> None:
-        """Nothing dearer is looked for."""
-        self.at_least([(i, -each) for i, each in enumerate(self._cost) if each], -cost)
-
-    def costs(self, chosen: np.ndarray) -> float:
-        return float(np.dot(self._cost, np.round(chosen)))
 
 
 def simplified(block: dict) -> dict:
@@ -174,45 +72,6 @@ def simplified(block: dict) -> dict:
         for u in instead[v]
     }
     return {**block, "values": kept, "reads": sorted(reads)}
-
-
-def never_kept(block: dict) -> set[int]:
-    """Values that some optimum does not keep. Two exchanges, each of which gives back memory and costs nothing:
-
-    * what is made of nothing, for nothing, and needs nothing beside (a weight's cast) is made where it is first asked for,
-      and takes what it would have taken from there on only;
-    * what only serves to compute x, is no smaller than x and is kept no shorter by the forward part: x is kept instead, which
-      lets go of it, and takes until it would have been computed no more and from there on as much.
-    """
-    values = block["values"]
-    sizes = collections.Counter(v["merged"] for v in values)
-    read = {v for _, _, v, _ in block["reads"]}
-    readers = collections.defaultdict(list)
-    for w, value in enumerate(values):
-        if value["recomputable"]:
-            for u in value["operands"]:
-                readers[u].append(w)
-    never, through = (
-        set(),
-        [None] * len(values),
-    )  # what everything made of a value is made through, nearest first
-    for v in range(len(values) - 1, -1, -1):
-        value = values[v]
-        through[v] = []
-        if v not in read and readers[v]:
-            common = [[w, *through[w]] for w in readers[v]]
-            through[v] = [x for x in common[0] if all(x in other for other in common[1:])]
-        if not value["recomputable"] or sizes[value["merged"]] > 1:
-            continue
-        free = not value["operands"] and not value["seconds"] and not value["beside_bytes"]
-        if (free and value["stored"]) or any(
-            sizes[values[x]["merged"]] == 1
-            and values[x]["bytes"] <= value["bytes"]
-            and values[x]["kept_from"] >= value["kept_from"]
-            for x in through[v]
-        ):
-            never.add(v)
-    return never
 
 
 def _reach(block: dict, u: int) -> float:
@@ -262,287 +121,180 @@ class Reference:
     """The problem of one block within `budget` bytes."""
 
     def __init__(self, block: dict, budget: int):
-        self.block = block = simplified(block)
-        self.values = block["values"]
-        self.never = never_kept(block)
-        self.program = Program()
-        self.first, self.last, self.earliest, self.latest = _spans(block)
-        self.begin = block["boundary"] + 1
-        self._make_times(budget)
-        self._make_variables()
+        self.block, self.budget = simplified(block), budget
+        self.values = self.block["values"]
+        self.first, self.last, self.earliest, self.latest = _spans(self.block)
+        self.begin = self.block["boundary"] + 1
+        self._make_times()
+        starts = {value["kept_from"] for value in self.values if value["kept_from"] < self.begin}
+        starts = sorted({0, *starts})
+        self.forward = list(zip(starts, [*starts[1:], self.begin], strict=True))
+        self.readers = collections.defaultdict(list)
+        self.groups = collections.defaultdict(list)
         for w, value in enumerate(self.values):
-            self._readers(w, value)
-        self._together()
-        self._memory(budget)
+            self.groups[value["merged"]].append(w)
+            for u in dict.fromkeys(value["operands"]):
+                if value["recomputable"] and self.values[u]["operation"] != value["operation"]:
+                    self.readers[u].append(w)
 
-    def _make_times(self, budget: int):
-        """Positions of the backward part at which anything changes, and the most of `base_bytes` until the next. Where nothing
-        that may be there can exceed the budget, a whole run of them is one: it does not matter when in it something is
-        computed again.
-        """
+    def _make_times(self):
+        """Positions of the backward part at which anything changes, and the most of `base_bytes` until the next."""
         end = len(self.block["base_bytes"])
         changes = {self.begin}
         for op, until, _, _ in self.block["reads"]:
             changes |= {op, op + 1, until + 1}
         changes |= {until + 1 for until in (*self.last, *self.latest) if until >= 0}
-        times = sorted(t for t in changes if self.begin <= t < end)
-        self.times, self.before, self.base, slack = [], [], [], False
-        for before, t, stop in zip([-1, *times[:-1]], times, [*times[1:], end], strict=True):
-            base = max(self.block["base_bytes"][t:stop])
-            most = max(base, self.block["before_bytes"][t] + self._most_beside(t)) + self._most_there(t)
-            # What is computed again at the first time of the backward part had no place before.
-            if most > budget or not slack:
-                self.times.append(t)
-                self.before.append(before)
-                self.base.append(base if most > budget else None)
-            slack = most <= budget
+        self.times = sorted(t for t in changes if self.begin <= t < end)
+        self.stops = [*self.times[1:], end]
+        self.base = [
+            max(self.block["base_bytes"][t:stop]) for t, stop in zip(self.times, self.stops, strict=True)
+        ]
 
-    def _most_there(self, t: int) -> int:
-        """No choice has more bytes of values at a time."""
-        return sum(
-            value["bytes"]
-            for v, value in enumerate(self.values)
-            if t <= max(self.last[v], self.latest[v])
-            and (value["stored"] or value["recomputable"])
-            and (v not in self.never or (value["stored"] and t >= self.earliest[v]))
-        )
-
-    def _most_beside(self, t: int) -> int:
-        """Nothing that is computed again at a time takes more, with what it reads."""
-        return max(
-            (
-                value["bytes"]
-                + value["beside_bytes"]
-                + sum(self.values[u]["bytes"] for u in set(value["operands"]))
-                for v, value in enumerate(self.values)
-                if self.earliest[v] is not None and self.earliest[v] <= t <= max(self.last[v], self.latest[v])
-            ),
-            default=0,
-        )
-
-    def _make_variables(self):
-        """k, q and n: a variable, or a number where there is nothing to choose."""
-        program, count = self.program, len(self.times)
-        self.keep, self.placed, self.needed = [], [], []
-        for v, value in enumerate(self.values):
-            asked = self.earliest[v] is not None
-            # Part of a merged product may be there although nothing reads it.
-            keep = program.variable() if value["recomputable"] and (asked or self.last[v] >= 0) else 1.0
-            if v in self.never and keep != 1.0:
-                keep = 0.0
-            placed, needed = [], []
-            # From its first backward read on nothing changes.
-            done = None if not asked else self.latest[v] if self.first[v] is None else self.first[v]
-            for i, t in enumerate(self.times):
-                stop = self.times[i + 1] if i + 1 < count else math.inf
-                if not asked or not value["recomputable"] or stop <= self.earliest[v]:
-                    placed.append(0.0)
-                elif self.before[i] >= done and not isinstance(placed[-1], float):
-                    placed.append(placed[-1])
-                else:
-                    placed.append(program.variable(integer=value["stored"]))
-                if t <= self.last[v]:
-                    needed.append(1.0)
-                elif asked and t <= self.latest[v] and (value["recomputable"] or value["bytes"] >= SMALL):
-                    needed.append(program.variable(integer=False))
-                else:
-                    needed.append(0.0)
-            for before, after in itertools.pairwise(placed):
-                if before != after:
-                    program.at_least([(after, 1), (before, -1)], 0)
-            if self.first[v] is not None and keep != 1.0:
-                program.at_least([(placed[-1], 1), (keep, 1)], 1)
-                at = bisect.bisect_right(self.times, self.first[v]) - 1
-                if placed[at] != placed[-1]:
-                    program.at_least([(placed[at], 1), (keep, 1)], 1)
-            self.keep.append(keep)
-            self.placed.append(placed)
-            self.needed.append(needed)
-        assert all(len(placed) == count for placed in self.placed)
-        operations = {}
-        for v, value in enumerate(self.values):
-            if isinstance(self.placed[v][-1], float):
-                continue
-            if value["operation"] not in operations:
-                operations[value["operation"]] = program.variable(cost=value["seconds"] / MICROSECOND)
-            program.at_least([(operations[value["operation"]], 1), (self.placed[v][-1], -1)], 0)
-
-    def _readers(self, w: int, value: dict):
-        """What computing w again asks of what it reads."""
-        program, placed = self.program, self.placed[w]
-        if isinstance(placed[-1], float):
-            return
-        for u in dict.fromkeys(value["operands"]):
-            if self.values[u]["operation"] == value["operation"]:
-                continue
-            asked = None
-            for i in range(len(self.times)):
-                if not isinstance(placed[i], float) and placed[i] != asked:
-                    if self.keep[u] != 1.0:
-                        program.at_least([(self.placed[u][i], 1), (self.keep[u], 1), (placed[i], -1)], 0)
-                    asked = placed[i]
-                # There anyway, or for nothing.
-                if isinstance(self.needed[u][i], float):
-                    continue
-                if value["stored"]:
-                    if placed[i] != placed[-1]:
-                        program.at_least([(self.needed[u][i], 1), (placed[-1], -1), (placed[i], 1)], 0)
-                elif self.needed[w][i] != 0.0:
-                    program.at_least([(self.needed[u][i], 1), (self.needed[w][i], -1), (self.keep[w], 1)], 0)
-
-    def _together(self):
-        """Results of one operation are computed again at once; of merged products all are kept or none."""
-        groups = collections.defaultdict(list)
-        for v, value in enumerate(self.values):
-            if not isinstance(self.keep[v], float):
-                groups[value["merged"]].append(v)
-        for members in groups.values():
-            for v, w in itertools.pairwise(members):
-                merged = self.values[v]["operation"] != self.values[w]["operation"]
-                if merged:
-                    self.program.at_least([(self.keep[v], 1), (self.keep[w], -1)], 0)
-                    self.program.at_least([(self.keep[w], 1), (self.keep[v], -1)], 0)
-                if self.earliest[v] is None or self.earliest[w] is None:
-                    continue
-                for i in range(len(self.times)):
-                    for a, b in ((v, w), (w, v)):
-                        self.program.at_least(
-                            [(self.placed[a][i], 1), (self.keep[a], 1), (self.placed[b][i], -1)], 0
-                        )
-
-    def _there(self, v: int, i: int, before: bool) -> float | int:
-        """Whether v takes memory at the i-th time, or did `before` anything was computed again for it: a variable, or a
-        number. Each is made once.
+    def asked(self, kept: list[bool], latest: list[float]) -> list[float]:
+        """The number of the time at which each value that is not `kept` is first asked for, infinity if never: as late as
+        what reads it allows, and by `latest` if at all.
         """
-        value, keep, needed = self.values[v], self.keep[v], self.needed[v][i]
-        placed = (self.placed[v][i - 1] if i else 0.0) if before else self.placed[v][i]
-        if not value["stored"]:
-            placed = 0.0
-        if needed == 0.0 or not value["bytes"]:
-            return 0.0
-        if keep == 1.0:
-            return needed if value["stored"] else 0.0
-        if needed == 1.0 and placed == self.placed[v][-1] and self.first[v] is not None and value["stored"]:
-            return 1.0
-        if needed == 1.0 and isinstance(placed, float):
-            return keep
-        key = v, keep, placed, needed
-        if key not in self.made:
-            self.made[key] = self.program.variable(integer=False)
-            terms = [(self.made[key], 1), (keep, -1), (placed, -1), (needed, -1)]
-            self.program.at_least(terms, -1)
-        return self.made[key]
-
-    def _memory(self, budget: int):
-        program = self.program
-        self.made = {}
-        count = len(self.values)
-        for i, t in enumerate(self.times):
-            if self.base[i] is None:
-                continue
-            terms = [(self._there(v, i, before=False), self.values[v]["bytes"]) for v in range(count)]
-            self._within(terms, self.base[i], budget)
-            new = [v for v in range(count) if self.values[v]["stored"] and self._begins(v, i)]
-            if not new:
-                continue
-            early = [(self._there(v, i, before=True), self.values[v]["bytes"]) for v in range(count)]
-            for w in new:
-                value, placed, earlier = (
-                    self.values[w],
-                    self.placed[w][i],
-                    self.placed[w][i - 1] if i else 0.0,
-                )
-                own, terms = value["beside_bytes"], list(early)
-                operands = [
-                    u for u in value["operands"] if self.values[u]["stored"] and self.values[u]["bytes"]
-                ]
-                # What is elementwise may be written over what it reads.
-                if not value["elementwise"] or all(
-                    self.values[u]["bytes"] != value["bytes"] for u in operands
-                ):
-                    own += value["bytes"]
-                terms += [(placed, own), (earlier, -own)]
-                for u in operands:
-                    there = early[u][0]
-                    if there == 1.0:
-                        continue
-                    read = program.variable(integer=False)
-                    program.at_least([(read, 1), (there, 1), (placed, -1), (earlier, 1)], 0)
-                    terms.append((read, self.values[u]["bytes"]))
-                self._within(terms, self.block["before_bytes"][t], budget)
-        # While the forward part runs, only what is kept and what is there anyway.
-        starts = sorted(
-            {0, *(value["kept_from"] for value in self.values if value["kept_from"] < self.begin)}
-        )
-        for start, stop in zip(starts, [*starts[1:], self.begin], strict=True):
-            terms, sure = [], max(self.block["base_bytes"][start:stop])
-            for v, value in enumerate(self.values):
-                if value["kept_from"] > start or (self.earliest[v] is None and self.last[v] < 0):
+        asked = [math.inf] * len(self.values)
+        for v, first in enumerate(self.first):
+            if first is not None and not kept[v]:
+                asked[v] = next(i for i, stop in enumerate(self.stops) if stop > first)
+        changed = True
+        while changed:
+            changed = False
+            for v in range(len(self.values) - 1, -1, -1):
+                if kept[v] or self.earliest[v] is None:
                     continue
-                if not isinstance(self.keep[v], float):
-                    terms.append((self.keep[v], value["bytes"]))
-                elif self.keep[v] and value["stored"]:
-                    terms.append((self.needed[v][0], value["bytes"]))
-            self._within(terms, sure, budget)
+                others = [
+                    w for w in (*self.readers[v], *self.groups[self.values[v]["merged"]]) if not kept[w]
+                ]
+                at = min([asked[v], *(asked[w] for w in others)])
+                at = min(at, latest[v]) if at < math.inf else at
+                changed |= at < asked[v]
+                asked[v] = at
+        return asked
 
-    def _begins(self, v: int, i: int) -> bool:
-        """Whether v may be computed again right before the i-th time."""
-        return not isinstance(self.placed[v][i], float) and (
-            i == 0 or self.placed[v][i] != self.placed[v][i - 1]
+    def over(self, kept: list[bool], asked: list[float]) -> dict[str, dict[int, int]]:
+        """Where these choices exceed the budget, and by how many bytes: by the fields of `Places`."""
+        count, ever = len(self.values), [at < math.inf for at in asked]
+        times, numbers = np.array(self.times), np.arange(len(self.times))
+        sizes = np.array([value["bytes"] for value in self.values], dtype=np.int64)
+        stored = np.array([value["stored"] for value in self.values])
+        needed = np.zeros((count, len(times)), bool)
+        for v in range(count - 1, -1, -1):
+            value = self.values[v]
+            for w in self.readers[v]:
+                if not kept[w] and ever[w]:
+                    needed[v] |= numbers < asked[w] if stored[w] else needed[w]
+            if self.earliest[v] is None or not (value["recomputable"] or value["bytes"] >= SMALL):
+                needed[v] = False
+            needed[v] = (needed[v] & (times <= self.latest[v])) | (times <= self.last[v])
+        # What is always kept and not stored has no buffer.
+        held = np.array(
+            [k and (v["stored"] or v["recomputable"]) for k, v in zip(kept, self.values, strict=True)]
         )
+        result = {"after": {}, "before": {}, "forward": {}}
+        for i in numbers:
+            there = np.array([not k and at <= i for k, at in zip(kept, asked, strict=True)]) & stored
+            result["after"][int(i)] = self.base[i] + int(sizes @ (needed[:, i] & (held | there)))
+            new = [w for w in range(count) if stored[w] and not kept[w] and asked[w] == i]
+            early = needed[:, i] & (held | (there & np.array([at < i for at in asked])))
+            for w in new:
+                own, operands = self.beside(w)
+                own += sum(int(sizes[u]) for u in operands if not early[u])
+                most = result["before"].get(int(i), 0)
+                result["before"][int(i)] = max(
+                    most, self.block["before_bytes"][self.times[i]] + int(sizes @ early) + own
+                )
+        for number, (start, stop) in enumerate(self.forward):
+            total = max(self.block["base_bytes"][start:stop])
+            for v, value in enumerate(self.values):
+                if self.waits(v, start) and held[v] and (value["recomputable"] or needed[v][0]):
+                    total += value["bytes"]
+            result["forward"][number] = total
+        return {
+            kind: {i: total - self.budget for i, total in totals.items() if total > self.budget}
+            for kind, totals in result.items()
+        }
 
-    def _within(self, terms, sure: int, budget: int):
-        """sum of bytes and what is `sure` <= budget."""
-        self.program.at_least([(there, -size / MIB) for there, size in terms if size], (sure - budget) / MIB)
+    def beside(self, w: int) -> tuple[int, list[int]]:
+        """What computing w again takes, and which stored values it reads, which must be there, too. What is elementwise may be
+        written over what it reads.
+        """
+        value = self.values[w]
+        operands = [
+            u
+            for u in dict.fromkeys(value["operands"])
+            if self.values[u]["stored"] and self.values[u]["bytes"]
+        ]
+        over = value["elementwise"] and any(self.values[u]["bytes"] == value["bytes"] for u in operands)
+        return value["beside_bytes"] + (0 if over else value["bytes"]), operands
 
-    def solve(
-        self, limit: float, gap: float = 1e-3, *, known: float | None = None, solver: str = SOLVERS[-1]
-    ) -> dict:
+    def waits(self, v: int, start: int) -> bool:
+        """Whether v, if kept, waits for the backward part while the forward part from `start` on runs."""
+        return self.values[v]["kept_from"] <= start and (self.earliest[v] is not None or self.last[v] >= 0)
+
+    def solve(self, limit: float, gap: float = 1e-3, *, known: float | None = None) -> dict:
         """The optimum, and what the solver has proven it cannot be below when its time is up.
+
+        Of programs that bound the memory at a few places each, the first has none, and the next those too at which the
+        best choice of the last, placed as late as it allows, is most over the budget. Nothing is below the optimum of any;
+        the choice that fits everywhere is one.
 
         Args:
           known: the seconds of some plan; nothing dearer is looked for.
 
         Returns:
-          ``exact_seconds`` (None if nothing was found), ``bound_seconds`` (`known` if everything is dearer), sizes, and
-          ``again``: the keys of the values that cost something to compute again and are.
+          ``exact_seconds`` (None if nothing was found), ``bound_seconds`` (`known` if everything is dearer), sizes of the last
+          program, how many there were, and ``again``: the keys of the values that cost something to compute again and are.
         """
-        start = time.perf_counter()
-        if known is not None:
-            # Sums of the same costs in another order, or rounded down, may differ by less than this.
-            self.program.at_most(known / MICROSECOND * (1 + 1e-6))
-        chosen, bound = self.program.solve(limit, gap, solver)
+        start, places, programs, bound, found = time.perf_counter(), Places(), 0, 0.0, None
+        while True:
+            program = Bounded(self, places)
+            programs += 1
+            if known is not None:
+                # Sums of the same costs in another order may differ by less than this.
+                program.at_most(known / MICROSECOND * (1 + 1e-6))
+            left = max(1.0, limit - (time.perf_counter() - start))
+            chosen, proven = program.solve(left, gap)
+            bound = max(bound, proven)
+            if chosen is None:
+                break
+            kept, latest = program.choices(chosen)
+            asked = self.asked(kept, latest)
+            if not places.add(self.over(kept, asked)):
+                found = (
+                    program.costs(chosen),
+                    [
+                        value["key"]
+                        for value, at in zip(self.values, asked, strict=True)
+                        if value["seconds"] and at < math.inf
+                    ],
+                )
+                break
+            if time.perf_counter() - start > limit:
+                break
         if bound == math.inf:
             bound = (known or 0) / MICROSECOND
-        variables, rows = self.program.size
-        again = []
-        if chosen is not None:
-            again = [
-                value["key"]
-                for v, value in enumerate(self.values)
-                if not isinstance(self.placed[v][-1], float)
-                and value["seconds"]
-                and chosen[self.placed[v][-1]] > 0.5
-            ]
+        variables, rows = program.size
         return {
-            "exact_seconds": None if chosen is None else self.program.costs(chosen) * MICROSECOND,
+            "exact_seconds": None if found is None else found[0] * MICROSECOND,
             "bound_seconds": bound * MICROSECOND,
             "values": len(self.values),
             "times": len(self.times),
+            "programs": programs,
             "variables": variables,
             "constraints": rows,
             "solver_seconds": round(time.perf_counter() - start, 1),
-            "again": again,
+            "again": [] if found is None else found[1],
         }
 
 
-def compare(name: str, target, shares, *, layers: int, limit: float, known: list[dict]) -> Iterator[dict]:
+def compare(name: str, target, shares, *, layers: int, limit: float) -> Iterator[dict]:
     """A row for each budget between the floor and the need as written: the planner's seconds, and the reference's.
 
     Args:
       name: a workload with ``style``, ``layers`` and ``remat`` as options.
       limit: seconds of the solver for each budget and each place where the backward part may begin.
-      known: rows of before; what the solver found for the same budget is taken from there, the planner plans anew.
     """
     import workloads
     from farrier import _core
@@ -567,13 +319,12 @@ def compare(name: str, target, shares, *, layers: int, limit: float, known: list
         budget = int(least + share * (most - least))
         request = json.dumps({"budget": budget, "objective": "time", "offload": False, **machine})
         plan = json.loads(program.query("remat.plan", request))["predicted"]
-        row = {"workload": name, "layers": layers, "share": share, "budget_bytes": budget}
-        solved = next((old for old in known if all(old[field] == row[field] for field in row)), None)
-        if solved is None:
-            solved = _solve(blocks, budget, limit, plan["seconds"] if plan["fits"] else None)
         yield {
-            **solved,
-            **row,
+            "workload": name,
+            "layers": layers,
+            "share": share,
+            "budget_bytes": budget,
+            **_solve(blocks, budget, limit, plan["seconds"] if plan["fits"] else None),
             "planned_bytes": plan["after"],
             "planned_seconds": plan["seconds"] if plan["fits"] else None,
             "step_seconds": total,
@@ -606,7 +357,7 @@ def main(options, shares) -> int:
     table, rows = Table(*columns, "planned / bound", "solver s"), []
     for name in options.workloads:
         target = farrier.Target(options.target)
-        for row in compare(name, target, shares, layers=options.layers, limit=options.limit, known=known):
+        for row in compare(name, target, shares, layers=options.layers, limit=options.limit):
             rows.append(row)
             if options.json:
                 options.json.write_text(json.dumps(others + rows, indent=1) + "\n")

@@ -126,7 +126,18 @@ std::vector<Lifetime> StraightLine::lifetimes(const Segmentation &segmentation, 
   std::vector<Lifetime> result;
   std::vector<unsigned> order; // of residuals, as they are first met
   llvm::DenseMap<unsigned, unsigned> last;
+  // What an earlier segment keeps for this one's stage is stored, also where the program as it stands makes it inside its
+  // readers: what it is made of is there only if that segment keeps it, which counts it.
+  std::vector<std::pair<unsigned, unsigned>> stored; // with the last read
+  auto isStored = [&](unsigned value) {
+    return choice && segmentation.crosses[value] && !buffers->isRoot(value) &&
+           graph->definition[value] < static_cast<int>(segment.first);
+  };
   auto reads = [&](unsigned value, unsigned op, bool original) {
+    if (isStored(value)) {
+      stored.push_back({value, op});
+      return;
+    }
     for (unsigned buffer : buffers->roots(value)) {
       const Liveness::Range &range = liveness->range(buffer);
       if (!isForward(buffer) || !range.live)
@@ -199,6 +210,18 @@ std::vector<Lifetime> StraightLine::lifetimes(const Segmentation &segmentation, 
           order.push_back(value);
         entry->second = std::max(entry->second, liveness->range(value).last);
       }
+  // Each once, until its last read.
+  llvm::sort(stored);
+  for (size_t i = 0; i < stored.size(); ++i) {
+    auto [value, end] = stored[i];
+    if (i + 1 < stored.size() && stored[i + 1].first == value)
+      continue;
+    unsigned first = 0;
+    for (unsigned buffer : buffers->roots(value))
+      first = std::max(first, lastStored[buffer] + 1);
+    if (first <= end)
+      result.push_back({first, end, graph->bytes[value]});
+  }
   for (unsigned value : order) {
     unsigned first = lastStored[value] + 1, end = last.lookup(value);
     auto made = static_cast<unsigned>(graph->definition[value]);

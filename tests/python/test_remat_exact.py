@@ -154,12 +154,11 @@ def brute_force(block: dict, budget: int) -> float:
     return best
 
 
-@pytest.mark.parametrize("solver", straight.SOLVERS)
 @pytest.mark.parametrize("seed", range(48))
-def test_the_reference_finds_what_brute_force_finds(seed, solver):
+def test_the_reference_finds_what_brute_force_finds(seed):
     block, budget = random_block(seed)
     expected = brute_force(block, budget)
-    found = straight.Reference(block, budget).solve(limit=30, gap=0, solver=solver)
+    found = straight.Reference(block, budget).solve(limit=30, gap=0)
     if expected == math.inf:
         assert found["exact_seconds"] is None
     else:
@@ -233,15 +232,19 @@ def test_the_planner_is_near_the_reference(layers, share, most):
     plan = json.loads(program.query("remat.plan", json.dumps({"budget": budget, **machine})))
     blocks = json.loads(program.query("remat.blocks", json.dumps(machine)))["blocks"]
     seconds = plan["predicted"]["seconds"]
-    # HiGHS, so that it is the same wherever the other is not installed.
-    solved = [
-        straight.Reference(block, budget).solve(limit=30, known=seconds, solver="highs") for block in blocks
-    ]
+    solved = [straight.Reference(block, budget).solve(limit=30, known=seconds) for block in blocks]
     exact = min(one["exact_seconds"] or math.inf for one in solved)
     assert plan["predicted"]["fits"]
     assert 0 < seconds <= most * min(exact, *(one["bound_seconds"] for one in solved))
     # The reference keeps all of the products that XLA makes one, or none; a plan that keeps a part may be cheaper.
     assert keeps_a_part(plan, blocks) or exact <= seconds * (1 + 1e-6)
+
+
+def test_a_decoder_is_planned_as_the_reference_says():
+    # What a later segment starts from was counted as kept twice where XLA makes it inside its readers: 1.03 of the optimum.
+    (row,) = straight.compare("llm-1b", farrier.Target("h100"), (0.25,), layers=2, limit=30)
+    assert 0 < row["exact_seconds"] <= row["bound_seconds"] * (1 + 1e-3)
+    assert row["planned_seconds"] == pytest.approx(row["exact_seconds"])
 
 
 def test_loops_are_decided_near_the_reference():
