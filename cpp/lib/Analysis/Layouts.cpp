@@ -1,5 +1,6 @@
 #include "farrier/Analysis/Layouts.h"
 
+#include "farrier/Analysis/Axis.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinTypes.h"
@@ -31,14 +32,40 @@ static bool inDefaultOrder(ArrayRef<unsigned> order, RankedTensorType type) {
 }
 
 Layouts::Layouts(const BlockGraph &graph)
-    : graph(graph), orders(graph.numValues()), changesOrder(graph.numValues(), false) {
-  for (unsigned arg = 0; arg < graph.numArguments; ++arg)
+    : graph(graph), orders(graph.numValues()), changesOrder(graph.numValues(), false),
+      isGiven(graph.numValues(), false), keepsPlace(graph.numValues(), false) {
+  for (unsigned arg = 0; arg < graph.numArguments; ++arg) {
+    isGiven[arg] = true;
     if (RankedTensorType type = tensor(graph.values[arg])) {
       orders[arg].resize(type.getRank());
       std::iota(orders[arg].begin(), orders[arg].end(), 0);
     }
+  }
   for (unsigned op = 0; op < graph.numOps(); ++op)
     propagate(op);
+  for (unsigned value = graph.numValues(); value-- > graph.numArguments;)
+    if (changesOrder[value] && !keepsPlace[value])
+      reorderEarlier(value);
+}
+
+/// What a value is computed from elementwise, beside what any order serves, is reordered in its place: XLA gives a chain of
+/// elementwise operations one order, and a kernel writes what stands behind the product.
+void Layouts::reorderEarlier(unsigned value) {
+  unsigned op = graph.definition[value];
+  if (!graph.isVirtual[op] || !isElementwise(graph.ops[op]))
+    return;
+  int from = -1;
+  for (unsigned input : graph.inputs[op])
+    if (RankedTensorType type = tensor(graph.values[input]);
+        type && type.getShape() == tensor(graph.values[value]).getShape() && !orders[input].empty()) {
+      if (from >= 0 && from != static_cast<int>(input))
+        return;
+      from = static_cast<int>(input);
+    }
+  if (from < 0 || graph.definition[from] < 0 || !isElementwise(graph.ops[graph.definition[from]]))
+    return;
+  changesOrder[value] = false;
+  changesOrder[from] = true;
 }
 
 /// The result of an elementwise operation lies as its oldest operand of the same shape does.
@@ -54,12 +81,15 @@ void Layouts::join(unsigned op) {
   if (oldest < 0)
     return;
   orders[result] = orders[oldest];
+  isGiven[result] = isGiven[oldest];
   SmallVector<unsigned> order = withoutOnes(orders[oldest], type);
   for (unsigned input : graph.inputs[op])
     if (RankedTensorType from = tensor(graph.values[input]);
         from && from.getShape() == type.getShape() && !orders[input].empty() &&
-        withoutOnes(orders[input], from) != order)
+        withoutOnes(orders[input], from) != order) {
       changesOrder[input] = true;
+      keepsPlace[input] = keepsPlace[input] || isGiven[oldest];
+    }
 }
 
 void Layouts::propagate(unsigned op) {
@@ -72,6 +102,7 @@ void Layouts::propagate(unsigned op) {
   if (!graph.isVirtual[op] || graph.outputs[op].size() != 1 || graph.inputs[op].empty())
     return;
   unsigned result = graph.outputs[op][0], input = graph.inputs[op][0];
+  isGiven[result] = isGiven[input];
   RankedTensorType type = tensor(graph.values[result]), from = tensor(graph.values[input]);
   if (!type || !from)
     return;

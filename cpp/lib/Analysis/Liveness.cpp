@@ -166,8 +166,12 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
     : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
-  if (order == Order::Joined)
-    time = joinSiblings(graph, roots, std::move(time));
+  std::vector<unsigned> lastOfKernel = time;
+  if (order == Order::Joined) {
+    SiblingTimes joined = joinSiblings(graph, roots, std::move(time));
+    time = std::move(joined.runs);
+    lastOfKernel = std::move(joined.lastOfKernel);
+  }
   unsigned numOps = graph.numOps();
   for (unsigned op = 0; op < numOps; ++op)
     if (runsBlocks(graph.ops[op]))
@@ -301,6 +305,18 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       made += graph.bytes[value];
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
   }
+  // A copy is there beside all that the kernel writes, none of it over what is read in two orders.
+  llvm::DenseMap<unsigned, llvm::SmallVector<unsigned>> transposed; // by operation, roots
+  std::vector<unsigned> opAt(numOps);
+  for (unsigned op = 0; op < numOps; ++op)
+    opAt[time[op]] = op;
+  for (unsigned op = 0; op < numOps; ++op)
+    if (!roots.copiesFor(op).empty())
+      for (unsigned at = time[op] + 1; at <= lastOfKernel[op]; ++at) {
+        copies[opAt[at]] += copies[op];
+        for (unsigned value : roots.copiesFor(op))
+          llvm::append_range(transposed[opAt[at]], roots.roots(value));
+      }
   // Parts of a sum are added up when the operands are gone.
   for (unsigned op = 0; op < numOps; ++op) {
     int64_t made = graph.outputs[op].empty() ? 0 : graph.bytes[graph.outputs[op][0]];
@@ -331,6 +347,9 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (unsigned op = 0; op < numOps; ++op) {
     if (!writesInPlace(graph.ops[op]))
       continue;
+    llvm::ArrayRef<unsigned> stays;
+    if (auto it = transposed.find(op); it != transposed.end())
+      stays = it->second;
     bool isLoop = isa<stablehlo::WhileOp>(graph.ops[op]);
     for (auto [at, value] : llvm::enumerate(graph.outputs[op])) {
       // What a loop only reads it also gives back, unread: such a result must not hide the buffer it stands
@@ -343,7 +362,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
         auto take = llvm::find_if(roots.roots(input), [&](unsigned root) {
           return ranges[root].live && !reused[root] && !isPart[root] && ranges[root].last == time[op] &&
                  ranges[root].first < time[op] && graph.bytes[root] == graph.bytes[value] &&
-                 !staysWhole(graph.values[root], graph.ops[op]);
+                 !llvm::is_contained(stays, root) && !staysWhole(graph.values[root], graph.ops[op]);
         });
         if (take != roots.roots(input).end()) {
           reused[*take] = true;

@@ -42,11 +42,15 @@ public:
       for (unsigned op : products)
         parts.insert(graph.outputs[op][0]);
     for (unsigned op = 0; op + 1 < numOps; ++op) {
-      if (!isKernel(op))
+      int copied = copiedFor(op);
+      if (copied < 0 && !isKernel(op))
         continue;
       llvm::SmallSetVector<unsigned, 8> read;
       bool readsPart = false;
-      for (unsigned input : graph.inputs[op])
+      BlockGraph::Ids inputs = graph.inputs[op];
+      if (copied >= 0)
+        inputs = {static_cast<unsigned>(copied)};
+      for (unsigned input : inputs)
         for (unsigned root : roots.roots(input)) {
           readsPart |= parts.contains(root);
           if (graph.bytes[root] >= leastBytes)
@@ -60,17 +64,20 @@ public:
       if (kernels.size() <= mostReaders)
         for (; !kernels.empty(); kernels = kernels.drop_front())
           for (unsigned other : kernels.drop_front())
-            if (elements(kernels.front()) == elements(other))
+            if (elements(kernels.front()) == elements(other) && !(hasCopy(kernels.front()) && hasCopy(other)))
               join(group[kernels.front()], group[other]);
   }
 
-  std::vector<unsigned> times() const {
-    std::vector<unsigned> result(numOps);
+  SiblingTimes times() const {
+    SiblingTimes result{std::vector<unsigned>(numOps), std::vector<unsigned>(numOps)};
     unsigned at = 0;
     for (unsigned first : order)
-      if (first != none)
+      if (first != none) {
         for (unsigned op : members[first])
-          result[op] = at++;
+          result.runs[op] = at++;
+        for (unsigned op : members[first])
+          result.lastOfKernel[op] = at - 1;
+      }
     return result;
   }
 
@@ -83,8 +90,24 @@ private:
            !isa<stablehlo::ConcatenateOp, stablehlo::BroadcastInDimOp>(graph.ops[op]);
   }
 
+  /// The operand that a kernel writes in another order for the operation, a product: the larger one, -1 for none.
+  int copiedFor(unsigned op) const {
+    int largest = -1;
+    for (unsigned value : roots.copiesFor(op))
+      if (graph.bytes[value] >= leastBytes && (largest < 0 || graph.bytes[value] > graph.bytes[largest]))
+        largest = static_cast<int>(value);
+    return largest;
+  }
+
+  /// Whether a kernel that writes a copy is in the operation's group: two that transpose are not one.
+  bool hasCopy(unsigned op) const {
+    return llvm::any_of(members[group[op]], [&](unsigned member) { return copiedFor(member) >= 0; });
+  }
+
   int64_t elements(unsigned op) const {
-    auto type = dyn_cast<RankedTensorType>(graph.values[graph.outputs[op][0]].getType());
+    int copied = copiedFor(op);
+    unsigned value = copied >= 0 ? copied : graph.outputs[op][0];
+    auto type = dyn_cast<RankedTensorType>(graph.values[value].getType());
     return type && type.hasStaticShape() ? type.getNumElements() : -static_cast<int64_t>(op);
   }
 
@@ -182,7 +205,7 @@ private:
 
 } // namespace
 
-std::vector<unsigned> joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time) {
+SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time) {
   Siblings siblings(graph, roots, std::move(time));
   siblings.join();
   return siblings.times();

@@ -38,10 +38,13 @@ private:
   using Order = llvm::SmallVector<unsigned, 6>;
   void propagate(unsigned op);
   void join(unsigned op);
+  void reorderEarlier(unsigned value);
 
   const BlockGraph &graph;
   std::vector<Order> orders;      ///< of each value: dimensions, the outermost first; empty: any
   std::vector<bool> changesOrder; ///< of each value
+  std::vector<bool> isGiven;      ///< of each value, whether its order is an argument's
+  std::vector<bool> keepsPlace;   ///< of each value that changes its order, whether it is for an argument's
 };
 
 } // namespace farrier

@@ -1,8 +1,9 @@
 //===- SiblingKernels.h - elementwise kernels that XLA:GPU makes one -------===//
 //
 // XLA:GPU gives kernels that read the same value and write as many elements to one kernel, where none waits for another:
-// an activation and its derivative in a part that is computed again, two micro-batches that read one dropout mask. All of
-// their results are there when it has run, which it cannot before the last of them could.
+// an activation and its derivative in a part that is computed again, two micro-batches that read one dropout mask, the
+// probabilities of attention in the order that a product wants and the gradient of the scores. All of their results are
+// there when it has run, which it cannot before the last of them could.
 //
 //===----------------------------------------------------------------------===//
 
@@ -15,9 +16,15 @@
 
 namespace farrier {
 
-/// When each operation runs where such kernels are one: `time`, a permutation of the operations' numbers by which all run
-/// after what they read, with what waits for a kernel put off until that has run.
-std::vector<unsigned> joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time);
+/// When operations run where such kernels are one.
+struct SiblingTimes {
+  std::vector<unsigned> runs;         ///< of each operation, a permutation of the operations' numbers
+  std::vector<unsigned> lastOfKernel; ///< of each operation, when the last one in the same kernel runs
+};
+
+/// `time`, a permutation of the operations' numbers by which all run after what they read, with what waits for a kernel put
+/// off until that has run. A product stands for the kernel that writes a copy of what it reads.
+SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time);
 
 } // namespace farrier
 
