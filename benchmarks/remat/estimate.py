@@ -74,7 +74,7 @@ def judged(module, request: dict, measured: int, held) -> dict:
       held: what the compile held (`corrections.held`).
     """
     estimate = estimated(module, request)
-    found = corrections.corrections(module, request, held, measured, of_plans=True)
+    found = corrections.corrections(module, request, held, measured)
     corrected = estimated(module, {**request, "measured": found})
     return {
         "estimated_temp_bytes": estimate,

@@ -99,8 +99,6 @@ def test_bytes_are_compared_between_points_that_both_have():
     # No more than what is missing of the whole, and nothing where the estimate has more.
     assert corrections._extra(curve, anchors, 5) == {"0": 2, "1": 5, "2": 5, "4": 1}
     assert corrections._extra({**curve, "bytes": [50] * 5}, anchors, 5) == {}
-    # What is missing still is taken to be where the estimate's peak is: from b on.
-    assert corrections._at_peak(curve, anchors, {"0": 2, "4": 1}, 50) == {"0": 2, "4": 11}
 
 
 def recurrence(x, w, u):
@@ -139,8 +137,7 @@ def test_a_close_estimate_is_left_alone_and_a_silent_measurement_teaches_nothing
     assert corrections.corrections(module, {}, seen, temp) == {}
     # Of what is missing at no point that both have, plans are told nothing: they order anew.
     more = int(1.2 * temp)
-    assert corrections.corrections(module, {}, seen, more)["extra"]
-    assert corrections.corrections(module, {}, seen, more, of_plans=True) == {}
+    assert corrections.corrections(module, {}, seen, more) == {}
     silent = metrics.Measurement(argument_bytes=0, output_bytes=0, alias_bytes=0, temp_bytes=temp)
     assert RematDriver().learn(module, types.SimpleNamespace(partitions=1), silent) is None
     assert dataclasses.replace(silent, held=seen) == silent

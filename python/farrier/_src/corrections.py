@@ -98,22 +98,17 @@ def _stored(assignment: Any, program: Program, allocations: set[int]):
 
 
 def corrections(
-    module: Any,
-    request: Mapping[str, Any],
-    seen: Mapping[str, Any],
-    measured: int,
-    *,
-    of_plans: bool = False,
+    module: Any, request: Mapping[str, Any], seen: Mapping[str, Any], measured: int
 ) -> dict[str, Any]:
-    """What to correct the estimate of a program by, given what its own compile held.
+    """What to correct the estimate of a program, and of plans for it, by, given what its own compile held.
+
+    Of what is missing where orders differ nothing is known but how much it is, and a plan orders anew: it stays out.
 
     Args:
       module: the program, a `farrier._core.Module`.
       request: what queries are told about its sizes.
       seen: what `held` gave.
       measured: temporary bytes of the compile.
-      of_plans: plans for the program are to be estimated by it, too. Of what is missing where orders differ nothing is
-        known but how much it is, and a plan orders anew: it stays out.
 
     Returns:
       The request entry "measured" of the estimator's and the planner's queries; empty where the estimate is close
@@ -137,13 +132,8 @@ def corrections(
     if now["temp"] >= measured:
         # What is estimated too high keeps a budget. A plan may have given up what is wrong about it.
         return best
-    extra = _extra(now["curve"], seen["anchors"], measured - now["temp"])
-    found = {**found, "extra": extra}
-    temp = ask(measured=found)["temp"]
-    if temp < (1 - _CLOSE) * measured and not of_plans:
-        found["extra"] = _at_peak(now["curve"], seen["anchors"], extra, measured)
-        temp = ask(measured=found)["temp"]
-    return found if abs(temp - measured) < error else best
+    found = {**found, "extra": _extra(now["curve"], seen["anchors"], measured - now["temp"])}
+    return found if abs(ask(measured=found)["temp"] - measured) < error else best
 
 
 def _stored_otherwise(rows: Sequence[Sequence[Any]], buffers: Sequence[Sequence[Any]]) -> dict[str, bool]:
@@ -192,23 +182,6 @@ def _extra(curve: Mapping[str, Any], anchors: Sequence[Sequence[Any]], missing: 
         more = min(more, missing)
         result.update({str(numbers[k]): more for k in operations if more > 0 and numbers[k] >= 0})
     return result
-
-
-def _at_peak(
-    curve: Mapping[str, Any], anchors: Sequence[Sequence[Any]], extra: Mapping[str, int], measured: int
-) -> dict[str, int]:
-    """`extra`, and what is missing then where the estimate has its peak: XLA's is between other points, which it has in
-    another order.
-    """
-    numbers = curve["number"]
-    with_extra = [size + extra.get(str(n), 0) for size, n in zip(curve["bytes"], numbers, strict=True)]
-    peak = max(with_extra)
-    missing = measured - peak
-    for operations, _ in _between(curve, anchors):
-        if max(with_extra[k] for k in operations) == peak:
-            at_peak = {str(numbers[k]) for k in operations if numbers[k] >= 0}
-            return {**extra, **{number: extra.get(number, 0) + missing for number in at_peak}}
-    return dict(extra)
 
 
 def _name(name: str) -> str:

@@ -113,9 +113,7 @@ class RematDriver:
         if measurement.held is None:
             return None
         sizes = self.sizes(module, context)
-        found = corrections.corrections(
-            module, sizes, measurement.held, measurement.temp_bytes, of_plans=True
-        )
+        found = corrections.corrections(module, sizes, measurement.held, measurement.temp_bytes)
         if not found:
             return None
         request = json.dumps({**sizes, "measured": found})
