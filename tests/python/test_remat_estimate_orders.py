@@ -6,6 +6,7 @@ import json
 
 import jax
 import jax.numpy as jnp
+import pytest
 from farrier._src import interchange
 
 MB = 1 << 20
@@ -14,13 +15,15 @@ OF_SCORES = 2 * 2 * 2 * 1024 * 1024
 
 
 def estimated(function, *arguments):
-    """Temporary bytes, and what is live at the peak as "operation type"."""
+    """Temporary bytes, and what is live at the peak as "operation type"; of the backward part behind "backward "."""
     module = interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
     answer = json.loads(module.query("memory.estimate", json.dumps({"top": 64})))
-    live = [entry["key"].split("|")[-3:-1] for entry in answer["live"]]
-    return answer["temp"], [
-        f"{kind.removeprefix('stablehlo.').split(':')[0]} {shape}" for kind, shape in live
-    ]
+    live = []
+    for entry in answer["live"]:
+        name, kind, shape, _ = entry["key"].split("|")
+        part = "backward " if "transpose(" in name else ""
+        live.append(f"{part}{kind.removeprefix('stablehlo.').split(':')[0]} {shape}")
+    return answer["temp"], live
 
 
 def gradients():
@@ -41,7 +44,7 @@ def test_what_changes_its_order_is_written_once_behind_the_product():
     """
     _, live = estimated(gradients(), QUERIES, KEYS, KEYS)
     wide = [value for value in live if value.endswith("1024x1024xf32>")]
-    assert wide == ["convert tensor<2x2x2x1024x1024xf32>"]
+    assert wide == ["backward convert tensor<2x2x2x1024x1024xf32>"]
 
 
 def test_what_is_read_in_two_orders_is_not_written_over():
@@ -70,5 +73,25 @@ def test_a_weights_gradient_in_another_order_is_read_where_it_lies():
 
     square = jax.ShapeDtypeStruct((2048, 2048), jnp.float32)
     _, live = estimated(step, [square] * 2, [square] * 2, jax.ShapeDtypeStruct((512, 2048), jnp.bfloat16))
-    assert "dot_general tensor<2048x2048xbf16>" in live
+    assert "backward dot_general tensor<2048x2048xbf16>" in live
     assert not [value for value in live if value.endswith("f32>")]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_one_head_of_keys_shares_one_copy_of_the_probabilities(heads):
+    """Both of its products are of a matrix in a batch, whose dimensions XLA exchanges in the product: the probabilities are
+    written as they are named, once, and kept. Of several heads each product wants them in an order of its own.
+    """
+    keys = jax.ShapeDtypeStruct((2, 1024, heads, 64), jnp.bfloat16)
+    queries = jax.ShapeDtypeStruct((2, 1024, heads, 4, 64), jnp.bfloat16)
+
+    def loss(q, k, v):
+        for _ in range(2):
+            scores = jnp.einsum("bskgd,btkd->bkgst", q, k).astype(jnp.float32)
+            weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+            q = jnp.einsum("bkgst,btkd->bskgd", weights, v)
+        return jnp.sum(jnp.square(q.astype(jnp.float32)))
+
+    _, live = estimated(jax.grad(loss, argnums=(0, 1, 2)), queries, keys, keys)
+    kept = [value for value in live if value == f"convert tensor<2x{heads}x4x1024x1024xbf16>"]
+    assert bool(kept) == (heads == 1)

@@ -210,6 +210,17 @@ bool isSwapped(stablehlo::DotGeneralOp dot) {
   return llvm::equal(transpose.getPermutation(), swapped);
 }
 
+/// Whether the operand's batch dimensions stand before all others.
+bool leadsWithBatch(stablehlo::DotGeneralOp dot, unsigned operand) {
+  RankedTensorType type = tensor(dot->getOperand(operand));
+  Roles roles(dot, operand);
+  SmallVector<unsigned> rest = roles.free;
+  rest.append(roles.contracted);
+  llvm::sort(rest);
+  SmallVector<unsigned> named = joined({roles.batch, rest}, type);
+  return llvm::is_sorted(named);
+}
+
 } // namespace
 
 SmallVector<unsigned> Layouts::wanted(unsigned op, unsigned operand) const {
@@ -217,6 +228,15 @@ SmallVector<unsigned> Layouts::wanted(unsigned op, unsigned operand) const {
   Roles roles(dot, operand);
   RankedTensorType type = tensor(dot->getOperand(operand));
   bool isLeft = (operand == 0) != isSwapped(dot);
+  // XLA folds the exchange of two dimensions of a matrix in a batch into the product.
+  if (leadsWithBatch(dot, 1 - operand) && leadsWithBatch(dot, operand)) {
+    SmallVector<unsigned> named(type.getRank());
+    std::iota(named.begin(), named.end(), 0);
+    named = withoutOnes(named, type);
+    if (named == joined({roles.batch, roles.free, roles.contracted}, type) ||
+        named == joined({roles.batch, roles.contracted, roles.free}, type))
+      return named;
+  }
   return isLeft ? joined({roles.batch, roles.free, roles.contracted}, type)
                 : joined({roles.batch, roles.contracted, roles.free}, type);
 }
