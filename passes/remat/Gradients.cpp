@@ -1,10 +1,14 @@
 #include "passes/remat/Gradients.h"
 
+#include "passes/remat/LoopPlanner.h"
+
+#include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Sharding.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
+#include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Builders.h"
 #include "llvm/ADT/SetVector.h"
 
@@ -280,9 +284,36 @@ static void finishBelow(int64_t limit, Block &block, const SizeFn &size, int64_t
   WeightGradients(estimate, smallBytes).finish(profile, limit);
 }
 
-void finishBeforePeak(Block &block, const SizeFn &size, int64_t smallBytes) {
+/// The blocks whose order is kept: on several devices gradients hide communication.
+static void visitOrdered(ModuleOp module, llvm::function_ref<void(Block &)> visit) {
+  for (auto function : module.getOps<func::FuncOp>())
+    if (function.isPublic() && function.getBody().hasOneBlock() && !isPartitioned(function.getBody().front()))
+      visit(function.getBody().front());
+}
+
+/// What the estimate counts on, and how much more is not worth waiting for.
+static int64_t limitFor(Block &block, const SizeFn &size, int64_t smallBytes) {
   int64_t peak = estimatePeak(block, size, Order::Program);
-  finishBelow(peak + std::max(smallBytes, static_cast<int64_t>(worthWaiting * peak)), block, size, smallBytes);
+  return peak + std::max(smallBytes, static_cast<int64_t>(worthWaiting * peak));
+}
+
+void finishBeforePeak(ModuleOp module, int64_t smallBytes) {
+  SizeFn size = deviceMemory(module);
+  visitOrdered(module, [&](Block &block) { finishBelow(limitFor(block, size, smallBytes), block, size, smallBytes); });
+}
+
+int64_t estimatePlanned(ModuleOp module, int64_t smallBytes) {
+  int64_t scheduled = estimateModule(module);
+  SizeFn size = deviceMemory(module);
+  bool waits = false;
+  visitOrdered(module, [&](Block &block) {
+    if (!block.getOps<stablehlo::WhileOp>().empty())
+      waits |= scheduled > limitFor(block, size, smallBytes);
+  });
+  if (!waits)
+    return scheduled;
+  finishBeforePeak(module, smallBytes);
+  return std::min(scheduled, estimateModule(module));
 }
 
 } // namespace farrier::remat

@@ -28,10 +28,14 @@ llvm::SmallVector<mlir::Value> finishedProducts(mlir::Operation *boundary, mlir:
 void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::OpOperand &through,
                     ProductFilter filter = nullptr);
 
-/// Weight gradients in `block` and the loops inside run before what comes next, where XLA could raise the estimated peak by
-/// putting them off: by what they read, and by themselves where an update could have read them, of values from `smallBytes`
-/// on.
-void finishBeforePeak(mlir::Block &block, const SizeFn &size, int64_t smallBytes);
+/// Weight gradients of programs of one device, also inside of loops, run before what comes next, where XLA could raise the
+/// estimated peak by putting them off: by what they read, and by themselves where an update could have read them, of values
+/// from `smallBytes` on.
+void finishBeforePeak(mlir::ModuleOp module, int64_t smallBytes);
+
+/// `estimateModule` of a program that was rewritten as planned, with what `finishBeforePeak` makes of it, which it may do to
+/// `module`.
+int64_t estimatePlanned(mlir::ModuleOp module, int64_t smallBytes);
 
 /// Whether the program of a block runs on several devices, so that its gradients hide communication.
 bool isPartitioned(mlir::Block &block);

@@ -1,5 +1,6 @@
 #include "passes/remat/LoopPlanner.h"
 
+#include "passes/remat/Gradients.h"
 #include "passes/remat/Loops.h"
 #include "passes/remat/Planner.h"
 #include "passes/remat/Remarks.h"
@@ -173,7 +174,7 @@ static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options,
   OwningOpRef<ModuleOp> copy(module.clone());
   if (failed(applyAll(*copy, options, decisions)))
     return std::nullopt;
-  return estimateModule(*copy);
+  return estimatePlanned(*copy, options.smallBytes);
 }
 
 /// What `next` comes to, tried with ever other bytes for stacks, which take `stacks` as they stand and raise the estimate
@@ -310,7 +311,7 @@ static void planOneByOne(ModuleOp module, const PlanOptions &options, LoopPlan &
     if (failed(biggest->apply(decision)))
       continue;
     plan = std::move(with);
-    plan.peak = estimateModule(module);
+    plan.peak = estimatePlanned(*OwningOpRef<ModuleOp>(module.clone()), options.smallBytes);
   }
 }
 
@@ -460,7 +461,7 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   for (const auto &pair : pairs)
     done.insert(pair->key());
   plan = std::move(with);
-  plan.peak = estimateModule(module);
+  plan.peak = estimatePlanned(*OwningOpRef<ModuleOp>(module.clone()), options.smallBytes);
 }
 
 bool severalPairs(ModuleOp module, const PlanOptions &options) {

@@ -179,19 +179,11 @@ LogicalResult rewriteAsPlanned(ModuleOp module, const llvm::json::Object &plan, 
   return success();
 }
 
-/// Keeps XLA's scheduler to the order that the estimate counts on, where it was seen to leave it.
-static void orderAsEstimated(ModuleOp module, int64_t smallBytes) {
-  SizeFn size = deviceMemory(module);
-  for (auto function : module.getOps<func::FuncOp>())
-    if (function.isPublic() && function.getBody().hasOneBlock() && !isPartitioned(function.getBody().front()))
-      finishBeforePeak(function.getBody().front(), size, smallBytes);
-}
-
 LogicalResult applyPlan(ModuleOp module, const llvm::json::Object &plan, uint64_t &cloned) {
   DecisionRemarks remarks;
   if (failed(rewriteAsPlanned(module, plan, cloned, remarks)))
     return failure();
-  orderAsEstimated(module, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
+  finishBeforePeak(module, plan.getInteger("small_bytes").value_or(defaultSmallBytes));
   remarks.emit();
   return success();
 }

@@ -322,7 +322,7 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
   DecisionRemarks unsaid;
   if (failed(rewriteAsPlanned(*copy, draft.plan, cloned, unsaid)))
     return std::nullopt;
-  int64_t whole = estimateModule(*copy);
+  int64_t whole = estimatePlanned(*copy, smallBytes);
   return onlySegments || draft.sends ? std::max(whole, draft.after) : whole;
 }
 
