@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 
+import farrier
 import jax
 import jax.numpy as jnp
 import pytest
+import workloads
 from farrier._src import interchange
 
 MB = 1 << 20
@@ -705,6 +707,15 @@ def test_a_plan_says_what_the_rewritten_program_is_estimated_to_need(share, tmp_
     predicted = plan["predicted"]
     assert predicted["after"] == json.loads(rewritten.query("memory.estimate", "{}"))["temp"]
     assert predicted["fits"] and predicted["after"] <= share * predicted["before"]
+
+
+@pytest.mark.parametrize("share", [0.7, 0.6])
+def test_a_scans_plan_counts_gradients_that_are_finished_early(share, tmp_path):
+    """As the rewriting has it where XLA, which puts them off in a loop's body, would raise the peak."""
+    built = workloads.build("llm-1b-scan", farrier.Target("h100"), layers=2, attention="naive")
+    plan, rewritten = planned(interchange.to_core(built.lower().compiler_ir("stablehlo")), share, tmp_path)
+    assert plan["loops"]
+    assert plan["predicted"]["after"] == json.loads(rewritten.query("memory.estimate", "{}"))["temp"]
 
 
 def test_a_parameter_is_cast_again_before_it_is_updated(tmp_path):
