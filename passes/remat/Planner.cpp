@@ -353,6 +353,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together, bool fi
   bool anyLoops = false;
   bool small = !options.stress && numOps(module) <= mostWhole;
   std::vector<Cuts> rejected;
+  size_t rejections = 0;
   for (int attempt = 0; attempt < maxDrafts; ++attempt) {
     tried.push_back({loopBudget, blockBudget});
     OwningOpRef<ModuleOp> copy(module.clone());
@@ -369,8 +370,9 @@ void explore(ModuleOp module, const PlanOptions &options, bool together, bool fi
     // segments, which see less than the estimate of the whole.
     int64_t left = options.budget - *after;
     bool fits = left >= 0;
-    if (!fits && !loops && !sends && blocks && chosenBy <= options.budget && small && rejected.size() < maxRejected) {
+    if (!fits && !loops && !sends && blocks && chosenBy <= options.budget && small && rejections < maxRejected) {
       llvm::append_range(rejected, cuts);
+      ++rejections;
       tried.pop_back();
       --attempt;
       continue;
@@ -383,6 +385,8 @@ void explore(ModuleOp module, const PlanOptions &options, bool together, bool fi
     int64_t &budget = ofLoops ? loopBudget : blockBudget;
     // Below what this draft was believed to need: it must not come out the same again.
     budget = (fits ? budget : std::min(budget, chosenBy) - smallest) + left;
+    // What those cuts come to within another budget may be right.
+    rejected.clear();
     if (loopBudget <= 0 || blockBudget <= 0 ||
         llvm::is_contained(tried, std::make_pair(loopBudget, blockBudget)))
       break;

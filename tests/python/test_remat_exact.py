@@ -212,14 +212,32 @@ def keeps_a_part(plan: dict, blocks: list) -> bool:
     return any(len(kinds) > 1 for kinds in again.values())
 
 
+def rms_norm(x):
+    wide = x.astype(jnp.float32)
+    return (wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+# With norms, the estimate has 1.5 MB more than the segments, and so than the reference: what the optimum is planned by is rejected.
 @pytest.mark.parametrize(
-    "layers, share, most", [(2, 0.85, 1.02), (2, 0.8, 1.02), (2, 0.6, 1.02), (3, 0.74, 1.001)]
+    "normed, layers, share, most",
+    [
+        (False, 2, 0.85, 1.02),
+        (False, 2, 0.8, 1.02),
+        (False, 2, 0.6, 1.02),
+        (False, 3, 0.74, 1.001),
+        (True, 2, 0.62, 1.02),
+        (True, 2, 0.6, 1.15),
+    ],
 )
-def test_the_planner_is_near_the_reference(layers, share, most):
+def test_the_planner_is_near_the_reference(normed, layers, share, most):
+    norm = rms_norm if normed else lambda x: x
+
     def loss(weights, x):
         for w in weights:
-            x = x + jnp.tanh(x @ w["in"]) @ w["out"]
-            x = x + (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]
+            x = x + jnp.tanh(norm(x) @ w["in"]) @ w["out"]
+            x = x + (jax.nn.silu(norm(x) @ w["gate"]) * (norm(x) @ w["up"])) @ w["down"]
+        if normed:
+            return jnp.mean(jax.nn.logsumexp((norm(x) @ weights[0]["gate"]).astype(jnp.float32), -1))
         return jnp.mean(x.astype(jnp.float32) ** 2)
 
     sizes = {"in": (512, 512), "out": (512, 512), "gate": (512, 1408), "up": (512, 1408), "down": (1408, 512)}
