@@ -434,4 +434,5 @@ def test_a_stage_waits_for_what_is_stored_anyway():
     assert plan["predicted"]["flops"] == 0 and driver.apply(module, plan) is None
     text = module.print(locations=False).decode()
     joined = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
-    assert joined and not any("4096x4096" in types for types in joined)
+    # The last of what a barrier joins is what its stage waits for; the others are kept, as the scores' product may be.
+    assert joined and not any("4096x4096" in types.split(", ")[-1] for types in joined)
