@@ -360,3 +360,23 @@ def test_a_stage_before_the_loss_gathers_its_weights_after_it():
     barriers = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
     first = next(each for each in barriers if "tensor<5632x2048xf32>" in each)
     assert first.endswith("tensor<8x4096x32768xf32>")
+
+
+def test_what_only_an_optimizer_reads_is_summed_over_devices_behind_the_loops():
+    """XLA's scheduler goes backwards from where the sum is read: the whole gradient is there beside the loop in between."""
+    mesh = farrier.Target("h100", topology="1x1x2").mesh(names=("f",))
+    rows, whole = PartitionSpec("f"), PartitionSpec()
+
+    def step(x, weights):
+        gradient = jax.lax.psum_scatter(x.T @ x, "f", scatter_dimension=0, tiled=True)
+        x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)
+        return gradient * 2, x
+
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(rows, whole), out_specs=(rows, rows), check_vma=False)
+    arguments = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+        for shape, spec in (((4096, 2048), rows), ((2, 2048, 2048), whole))
+    ]
+    module = interchange.to_core(jax.jit(mapped).lower(*arguments).compiler_ir("stablehlo"))
+    # The gradient, a product of the loop's and what the loop hands on.
+    assert json.loads(module.query("memory.estimate", "{}"))["temp"] == 3 * 4 * 2048 * 2048

@@ -163,6 +163,25 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
   return end;
 }
 
+/// When a sum over devices runs: nothing but an optimizer reads a weight's gradient, and XLA's scheduler, which goes backwards
+/// from there, puts its sum behind the loops in between. What it sums is whole until then.
+static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, unsigned op) {
+  if (!isa<stablehlo::ReduceScatterOp>(graph.ops[op]))
+    return time[op];
+  unsigned read = graph.numOps(), late = time[op];
+  llvm::SetVector<unsigned> reached(graph.outputs[op].begin(), graph.outputs[op].end());
+  for (unsigned next = 0; next < reached.size(); ++next)
+    for (unsigned user : graph.users[reached[next]])
+      if (graph.isVirtual[user])
+        reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
+      else
+        read = std::min(read, time[user]);
+  for (unsigned loop = 0; loop < graph.numOps(); ++loop)
+    if (isa<stablehlo::WhileOp>(graph.ops[loop]) && time[loop] < read)
+      late = std::max(late, time[loop]);
+  return late;
+}
+
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
     : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
@@ -195,7 +214,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       earliest = std::max(earliest, ready[value]);
     bool update = graph.isVirtual[op] &&
                   llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
-    runsAt[op] = update ? earliest : time[op];
+    runsAt[op] = update ? earliest : runsBehindLoops(graph, time, op);
     fetchedAt[op] = earliest;
     for (unsigned value : graph.outputs[op])
       ready[value] = graph.isVirtual[op] ? earliest : time[op];
