@@ -1,7 +1,7 @@
 """How far the estimator is from XLA:GPU on training steps that are none of the project's workloads (`benchmarks/unseen`):
 the part that its rules were found on, and those that the rules were then tried on.
 
-    python benchmarks/remat/unseen.py                           # all, deviceless, about eight minutes
+    python benchmarks/remat/unseen.py                           # all, deviceless, about fifteen minutes
     python benchmarks/remat/unseen.py --only vqvae gat
 """
 
