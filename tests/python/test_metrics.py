@@ -284,12 +284,17 @@ def _chain(n):
 
 
 def test_time_is_linear_in_instructions():
-    seconds = []
-    for n in (4_000, 16_000):
-        data = _hlo.hlo_module_from_text(_chain(n)).as_serialized_hlo_module_proto()
-        start = time.perf_counter()
+    """Four times as many take four times as long, not sixteen: processor time, the best of some, on a machine that does more."""
+
+    def once(data, n):
+        start = time.process_time()
         module = hlo.Module(data)
         assert totals.count(module).kernels["unfused"] == n
         metrics.fingerprint(module)
-        seconds.append(time.perf_counter() - start)
-    assert seconds[1] < 4 * 4 * seconds[0]
+        return time.process_time() - start
+
+    seconds = []
+    for n in (4_000, 16_000):
+        data = _hlo.hlo_module_from_text(_chain(n)).as_serialized_hlo_module_proto()
+        seconds.append(min(once(data, n) for _ in range(3)))
+    assert seconds[1] < 2 * 4 * seconds[0]
