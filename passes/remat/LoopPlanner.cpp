@@ -44,6 +44,7 @@ static LoopOptions loopOptions(const PlanOptions &options) {
   LoopOptions result;
   result.forbid = forbidFrom(options.keep);
   result.replan = !options.keepCheckpoints;
+  result.flatBytes = options.flatBytes;
   result.byFlops = options.objective == "flops";
   result.offload = options.offload;
   return result;
@@ -487,9 +488,7 @@ static LogicalResult stale(ModuleOp module, const llvm::Twine &what) {
 }
 
 LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
-                         bool keepCheckpoints, DecisionRemarks &remarks) {
-  LoopOptions options;
-  options.replan = !keepCheckpoints;
+                         const LoopOptions &options, DecisionRemarks &remarks) {
   for (const llvm::json::Value &value : plan) {
     const llvm::json::Object *entry = value.getAsObject();
     std::optional<StringRef> key = entry ? entry->getString("key") : std::nullopt;

@@ -49,7 +49,7 @@ int64_t estimateModule(mlir::ModuleOp module);
 
 /// Rewrites the pairs that the plan names. Fails with a diagnostic that names what the program does not have.
 mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
-                               bool keepCheckpoints, DecisionRemarks &remarks);
+                               const LoopOptions &options, DecisionRemarks &remarks);
 
 /// The loops of all pairs: they are planned as pairs, never run a second time as a whole.
 llvm::DenseSet<mlir::Operation *> pairedLoops(mlir::ModuleOp module, CostModel &costs);

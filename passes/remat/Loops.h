@@ -44,6 +44,10 @@ struct LoopOptions {
   /// Loop-invariant operands at least this big that are cheap to make (masks, broadcasts) are made inside
   /// the bodies instead of living through the loops.
   int64_t sinkBytes = defaultSmallBytes;
+  /// Stacks hold the elements of values from this size on in a row; 0: of none. XLA has a loop's state in the order in which
+  /// the loop makes it, and writes a whole stack anew between the loops where the backward one wants another. In a row there
+  /// is one order alone, and each value is reordered as it is written or read.
+  int64_t flatBytes = 0;
   /// What may wait in host memory.
   OffloadRules offload;
 };

@@ -1,5 +1,6 @@
 #include "passes/remat/Gradients.h"
 #include "passes/remat/LoopsPair.h"
+#include "passes/remat/Stacks.h"
 
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
@@ -53,57 +54,6 @@ struct Range {
   /// XLA inlines a loop of one iteration, and nothing would hide the transfer.
   bool onHost(unsigned candidate) const { return choice->onHost[candidate] && last - first > 1; }
 };
-
-Value integer(OpBuilder &builder, Location loc, Type type, int64_t number) {
-  auto tensor = cast<RankedTensorType>(type);
-  Attribute attr = IntegerAttr::get(
-      tensor.getElementType(), llvm::APInt(tensor.getElementTypeBitWidth(), static_cast<uint64_t>(number),
-                                           /*isSigned=*/false, /*implicitTrunc=*/true));
-  return stablehlo::ConstantOp::create(builder, loc, type, DenseElementsAttr::get(tensor, attr));
-}
-
-/// sign * x + offset.
-Value affine(OpBuilder &builder, Location loc, Value x, int64_t sign, int64_t offset) {
-  if (sign > 0 && offset == 0)
-    return x;
-  Value constant = integer(builder, loc, x.getType(), offset);
-  if (sign > 0)
-    return stablehlo::AddOp::create(builder, loc, x.getType(), x, constant);
-  return stablehlo::SubtractOp::create(builder, loc, x.getType(), constant, x);
-}
-
-/// A stack of `count` values like this one, its contents of no importance.
-Value emptyStack(OpBuilder &builder, Value value, int64_t count) {
-  auto type = cast<RankedTensorType>(value.getType());
-  auto scalar = RankedTensorType::get({}, type.getElementType());
-  DenseElementsAttr zero;
-  if (auto complex = dyn_cast<ComplexType>(type.getElementType())) {
-    llvm::APFloat part(cast<FloatType>(complex.getElementType()).getFloatSemantics());
-    zero = DenseElementsAttr::get(scalar, std::complex<llvm::APFloat>(part, part));
-  } else {
-    zero = DenseElementsAttr::get(scalar, builder.getZeroAttr(type.getElementType()));
-  }
-  SmallVector<int64_t> shape{count};
-  llvm::append_range(shape, type.getShape());
-  Value element = stablehlo::ConstantOp::create(builder, value.getLoc(), scalar, zero);
-  return stablehlo::BroadcastInDimOp::create(builder, value.getLoc(),
-                                             RankedTensorType::get(shape, type.getElementType()), element,
-                                             builder.getDenseI64ArrayAttr({}));
-}
-
-RankedTensorType unitSlice(Value value) {
-  auto type = cast<RankedTensorType>(value.getType());
-  SmallVector<int64_t> shape{1};
-  llvm::append_range(shape, type.getShape());
-  return RankedTensorType::get(shape, type.getElementType());
-}
-
-SmallVector<Value> sliceStart(OpBuilder &builder, Value slot, int64_t rank) {
-  SmallVector<Value> start{slot};
-  if (rank > 1)
-    start.append(rank - 1, integer(builder, slot.getLoc(), slot.getType(), 0));
-  return start;
-}
 
 bool isDead(Operation *op) {
   return op->use_empty() && !op->hasTrait<OpTrait::IsTerminator>() &&
@@ -319,7 +269,7 @@ private:
     unsigned firstStack = layout.operands.size();
     for (unsigned v = 0; v < candidates.size(); ++v)
       if (range.choice->saved[v]) {
-        layout.operands.push_back(emptyStack(builder, candidates[v].value, range.last - range.first));
+        layout.operands.push_back(emptyStack(builder, candidates[v].value.getLoc(), stacked(range, v), range.last - range.first));
         range.stacks.push_back({v, Value()});
       }
     IRMapping mapping;
@@ -341,7 +291,7 @@ private:
       for (auto [at, stack] : llvm::enumerate(range.stacks)) {
         Value value = candidates[stack.first].value;
         BlockArgument whole = body.getArgument(firstStack + at);
-        RankedTensorType slice = unitSlice(value);
+        RankedTensorType slice = unitSlice(whole);
         Value written = mapping.lookup(value);
         if (range.onHost(stack.first))
           written = place(builder, value.getLoc(), written, Placement::PinnedHost);
@@ -505,9 +455,17 @@ private:
     return barrier->getResult(1);
   }
 
+  /// What a stack has of a candidate: the value as it is, or its elements in a row.
+  RankedTensorType stacked(const Range &range, unsigned candidate) const {
+    Value value = pair.prob.candidates[candidate].value;
+    auto type = cast<RankedTensorType>(value.getType());
+    bool flat = pair.options.flatBytes > 0 && pair.options.size(value) >= pair.options.flatBytes;
+    return flat && !range.onHost(candidate) ? RankedTensorType::get({type.getNumElements()}, type.getElementType()) : type;
+  }
+
   /// The slice of a stack of values like this one.
   Value take(Value value, Value stack, Value slot, bool fromHost) {
-    RankedTensorType slice = unitSlice(value);
+    RankedTensorType slice = unitSlice(stack);
     Value taken = stablehlo::DynamicSliceOp::create(builder, value.getLoc(), slice, stack,
                                                     sliceStart(builder, slot, slice.getRank()),
                                                     builder.getDenseI64ArrayAttr(slice.getShape()));

@@ -155,9 +155,11 @@ LogicalResult rewriteAsPlanned(ModuleOp module, const llvm::json::Object &plan, 
   if (plan.getBoolean("gathers").value_or(false))
     gatherLate(module);
   CostModel costs(module, Machine::fromJSON(plan.getObject("machine")));
+  LoopOptions options;
+  options.replan = !plan.getBoolean("keep_checkpoints").value_or(false);
+  options.flatBytes = plan.getInteger("flat_bytes").value_or(0);
   if (const llvm::json::Array *loops = plan.getArray("loops"))
-    if (failed(
-            applyLoops(module, costs, *loops, plan.getBoolean("keep_checkpoints").value_or(false), remarks)))
+    if (failed(applyLoops(module, costs, *loops, options, remarks)))
       return failure();
   SizeFn size = deviceMemory(module);
   // All blocks are looked up before any is rewritten: rewriting adds operations, not paths.

@@ -33,6 +33,7 @@ PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
     options.objective = objective->str();
   options.keep = textsOf(object, "keep");
   options.keepCheckpoints = object.getBoolean("keep_checkpoints").value_or(false);
+  options.flatBytes = object.getInteger("flat_bytes").value_or(0);
   if (std::optional<int64_t> small = object.getInteger("small_bytes"))
     options.smallBytes = std::max<int64_t>(1, *small);
   if (std::optional<int64_t> seed = object.getInteger("stress"))
@@ -304,6 +305,8 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
                                    {"keep_checkpoints", options.keepCheckpoints},
                                    {"loops", std::move(loopPlan.loops)},
                                    {"blocks", std::move(blocks)}};
+  if (options.flatBytes > 0)
+    result.plan["flat_bytes"] = options.flatBytes;
   return result;
 }
 

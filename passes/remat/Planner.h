@@ -26,6 +26,8 @@ struct PlanOptions {
   std::vector<std::string> keep;
   /// Loops keep what `jax.checkpoint` makes them compute again; false decides that anew.
   bool keepCheckpoints = false;
+  /// From this size on, values are in a row in stacks (LoopOptions); 0: none.
+  int64_t flatBytes = 0;
   /// What may wait in host memory.
   OffloadRules offload;
   /// Values smaller than this are kept whatever is chosen.
@@ -42,7 +44,7 @@ ForbidFn forbidFrom(const std::vector<std::string> &keep);
 /// Plans `module`, whose calls must be inlined. Loops and the straight part are decided one after the other; the
 /// estimate of the program as planned then says whether budget is left, or missing, and both are decided again. The
 /// answer is what `applyPlan` takes:
-/// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "loops": (LoopPlanner.h), "blocks": [{"path",
+/// {"version": 1, "small_bytes", "machine", "keep_checkpoints", "flat_bytes", "loops": (LoopPlanner.h), "blocks": [{"path",
 /// "boundary", "cuts": [key], "segments": [null |
 /// {"recompute": [key], "offload": [key]}]}], "gathers": whether weights are gathered late (Gathers.h),
 ///  "predicted": {"before", "after": bytes, "seconds", "flops": of recomputation, "host_bytes": sent to

@@ -6,6 +6,7 @@ stack had kept apart. ``jax.checkpoint`` changes results in the same way.
 """
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,23 @@ def test_arbitrary_choices_mean_the_same(name):
     assert counters["loop-pairs-rewritten"] == pairs
     for a, b in zip(expected, run(new, arguments), strict=True):
         assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("name", ["dropout", "chunked attention", "checkpointed", "LSTM both ways"])
+def test_stacks_of_values_in_a_row_mean_the_same(name, tmp_path):
+    build, _ = PROGRAMS[name]
+    text, arguments = lowered(build)
+    stacks = {}
+    for least in (0, 1):
+        module, file = _core.Module.parse(text), tmp_path / f"{least}.json"
+        file.write_text(json.dumps(plan_of(module, stress=1, flat_bytes=least)))
+        module.run(f"builtin.module(farrier-remat{{plan={file}}})")
+        new = bytes(module.print()).decode()
+        writes = re.findall(r"dynamic_update_slice.*-> tensor<([0-9x]+)x", new)
+        stacks[least] = sum(shape.count("x") > 1 for shape in writes)
+        for a, b in zip(run(text, arguments), run(new, arguments), strict=True):
+            assert a.tobytes() == b.tobytes()
+    assert stacks[1] < stacks[0]
 
 
 def test_stacks_keep_within_their_share():

@@ -93,6 +93,52 @@ def test_a_program_that_fits_is_left_alone():
     assert (plan.compiles, planner.asked) == (1, [])
 
 
+class Stacking(Planner):
+    """Plans loops whose stacks XLA writes anew, `anew` times what they hold in all, unless they are in rows."""
+
+    def __init__(self, anew=2.0, **options):
+        super().__init__(**options)
+        self.anew = anew
+
+    def has_stacks(self, plan, context):
+        return context.partitions == 1
+
+    def plan(self, module, context, *, temp_budget, host=True, rows=False):
+        plan = super().plan(module, context, temp_budget=temp_budget, host=host)
+        return plan | {"loops": [plan["predicted"]["after"]], "flat_bytes": int(rows)}
+
+    def apply(self, module, plan, *, remark=None):
+        super().apply(module, plan, remark=remark)
+        module.temp *= 1 if plan["flat_bytes"] else self.anew
+
+
+def stacked(planner, **options):
+    plan = search.plan_step(
+        Module(), [planner], context(1700, options.pop("really", lambda temp: temp), **options)
+    )
+    measured = [attempt["measured_temp_bytes"] for attempt in plan.measured["attempts"]]
+    return plan.passes["remat"]["flat_bytes"], measured
+
+
+def test_stacks_that_are_written_anew_are_held_in_rows():
+    assert stacked(Stacking()) == (1, [1400, 700])
+
+
+def test_a_plan_of_rows_that_misses_is_corrected_as_any_other():
+    assert stacked(Stacking(), really=lambda temp: temp + 50, max_compiles=4) == (1, [1450, 750, 700])
+
+
+def test_rows_that_need_as_much_are_not_used_again():
+    planner = Stacking()
+    planner.apply = lambda module, plan: setattr(module, "temp", 2 * plan["predicted"]["after"])
+    assert stacked(planner, max_compiles=4) == (0, [1400, 1400, 2 * planner.floor])
+
+
+def test_stacks_stay_as_they_are_where_little_is_missing():
+    rows, measured = stacked(Stacking(anew=1.04))
+    assert not rows and measured[-1] <= 700
+
+
 class Annotated(Planner):
     """The program computes again what may be kept: that takes `kept` bytes, and a second less."""
 

@@ -39,6 +39,9 @@ _NEARLY_LEAST = 1.03
 _LAST_SPARE = 0.02
 _LAST_TIMES = (1.5, 1.0)
 
+# Of the budget, what a plan is predicted too low by at least where stacks may have been written anew.
+_REORDERED = 0.05
+
 # Of the budget, the most that what a plan was off by takes from one of another kind: of a plan with transfers from
 # one without, because most of it is what was under way; of one way from another.
 _MOST_CARRIED = 0.08
@@ -83,7 +86,7 @@ class _Choice:
     @property
     def text(self) -> str:
         """What tells two choices apart."""
-        decided = self.plan and [self.plan["loops"], self.plan["blocks"]]
+        decided = self.plan and [self.plan["loops"], self.plan["blocks"], self.plan.get("flat_bytes")]
         return json.dumps([self.way.passes, self.way.origin is not None, decided], sort_keys=True)
 
     @property
@@ -274,17 +277,19 @@ def _choices(
     budget_of: Callable[[_Way], int],
     *,
     host: bool = True,
+    rows: bool = False,
     measured: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> list[_Choice]:
     """For each way what is to be done to keep its budget of temporary bytes; the best comes first.
 
-    `measured` has, by the way's id, what its own compile showed of its values.
+    `measured` has, by the way's id, what its own compile showed of its values; with `rows` stacks hold theirs in rows.
     """
     choices = []
+    held = {"rows": True} if rows else {}
     for way in ways:
         temp_budget = budget_of(way)
         known = {"measured": measured[id(way)]} if measured and id(way) in measured else {}
-        plan = _decision(remat, way.module, context, temp_budget=temp_budget, host=host, **known)
+        plan = _decision(remat, way.module, context, temp_budget=temp_budget, host=host, **held, **known)
         predicted = plan["predicted"] if plan else {}
         temp = int(predicted.get("after", way.estimate["temp"]))
         choices.append(
@@ -306,17 +311,20 @@ class _Beliefs:
       room: temporary bytes that the budget leaves beside arguments and results.
       scale: bytes as the estimator counts them for one byte of a device; other than 1 where it counts global sizes.
       host: whether transfers may be planned.
+      rows: whether stacks hold the elements of their values in a row.
       measured: of ways, what a compile of them as they stand showed of single values.
     """
 
     def __init__(self, room: int, scale: float):
         self.room, self.scale = room, scale
         self.host = True
+        self.rows = False
         self.measured: dict[int, Mapping[str, Any]] = {}
         # What a way's estimate was wrong by says all about this way, and something about the others.
         self._corrected: dict[int, int] = {}
         self._latest = room
         self._missed = self._tried_nearly = False
+        self._without_rows: int | None = None
 
     def budget_of(self, way: _Way) -> int:
         """What a plan for the way may be predicted to need, bytes of a device."""
@@ -345,6 +353,19 @@ class _Beliefs:
         self._tried_nearly = True
         self._corrected[id(choice.way)] = int(_NEARLY_LEAST * choice.temp / self.scale)
         return True
+
+    def try_rows(self, attempt: _Attempt, over: int) -> bool:
+        """Where a plan misses the budget by less than it was predicted too low, and that was much, XLA may have written
+        stacks anew in another order: asks once for the same with stacks that have none, and keeps to them where that needs
+        less.
+        """
+        if self._without_rows is not None:
+            self.rows &= attempt.measurement.temp_bytes < self._without_rows
+        elif 0 < over <= attempt.wrong and attempt.wrong >= _REORDERED * self.room:
+            self._without_rows = attempt.measurement.temp_bytes
+            self.rows = True
+            return True
+        return False
 
     def correct(self, attempt: _Attempt, over: int) -> None:
         """Takes into account what a plan was measured to need; `over` the budget, bytes."""
@@ -456,6 +477,8 @@ class _Fit:
             used = choice.fits and -over <= _SLACK * beliefs.room
             if over <= 0 and (choice.cost <= 0 or used):
                 break
+            if self._may_hold_rows(choice) and beliefs.try_rows(attempt, over):
+                continue
             beliefs.correct(attempt, over)
 
     def _try_least(self, beliefs: _Beliefs) -> None:
@@ -490,8 +513,14 @@ class _Fit:
             self.context,
             budget_of,
             host=host and beliefs.host,
+            rows=beliefs.rows,
             measured=beliefs.measured,
         )
+
+    def _may_hold_rows(self, choice: _Choice) -> bool:
+        """Whether the choice has stacks that may hold the elements of their values in a row."""
+        has_stacks = getattr(self.remat, "has_stacks", None)
+        return bool(choice.plan and has_stacks and has_stacks(choice.plan, self.context))
 
     def _attempt(self, choice: _Choice, beliefs: _Beliefs) -> _Attempt | None:
         """The choice, applied and compiled; None where XLA refuses it."""

@@ -72,6 +72,9 @@ _SHARE, _LEAST_SMALL = 512, 64 << 10
 # there, which no annotation asked for.
 _COMPUTED_AGAIN = 1e-3
 
+# Values from this size on, in bytes, are in a row where stacks are asked to hold them so.
+_BIG = 4 << 20
+
 # Where a budget is out of reach: the share of what the plan needs that is asked for next, and how often at most.
 _LESS, _TIMES = 0.97, 4
 
@@ -143,6 +146,12 @@ class RematDriver:
             plan |= _told(self.sizes(module, context))
         return {**plan, "afresh": self.options.objective or context.objective}
 
+    def has_stacks(self, plan: Mapping[str, Any], context: Any) -> bool:
+        """Whether ``plan`` rewrites stacks that may hold the elements of their values in a row: parts of several devices have
+        an order that tells them apart.
+        """
+        return bool(plan["loops"]) and context.partitions == 1
+
     @staticmethod
     def _forget(module: Any, objective: str, known: Mapping[str, Any]) -> dict[str, int]:
         """Rewrites ``module``, of which `sizes` is ``known``; what was taken back, by kind, of which there was some."""
@@ -163,13 +172,15 @@ class RematDriver:
         *,
         temp_budget: int | None = None,
         host: bool = True,
+        rows: bool = False,
         measured: Mapping[str, Any] | None = None,
     ) -> Mapping[str, Any] | None:
         """A plan that keeps temporaries within ``temp_budget`` bytes, as the estimator counts them, corrected by what
         `learn` found.
 
-        With ``host`` false nothing new waits in host memory but what ``to_host`` names. The plan's "predicted"
-        entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, "host_bytes", and whether
+        With ``host`` false nothing new waits in host memory but what ``to_host`` names. With ``rows`` stacks hold the elements
+        of big values in a row: XLA writes a stack anew, beside itself, for a loop that reads it in another order. The plan's
+        "predicted" entry has "before" and "after" (bytes), "seconds" and "flops" of recomputation, "host_bytes", and whether
         the estimator believes that it fits.
         """
         if temp_budget is None and self.needs_budget:
@@ -190,6 +201,8 @@ class RematDriver:
         }
         if self.options.small_bytes is not None:
             request["small_bytes"] = self.options.small_bytes
+        if rows:
+            request["flat_bytes"] = _BIG
         if measured:
             request["measured"] = dict(measured)
         if self.options.stress is not None:
