@@ -289,6 +289,15 @@ def test_attempts_that_missed_by_little_are_not_answered_by_recomputing_everythi
     assert plan.compiles == 4
 
 
+def test_attempts_that_missed_by_nearly_the_same_say_what_the_next_will_miss_by():
+    needs = {800: 800, 500: 650, 350: 540}
+    plan = search.plan_step(
+        Module(), [Planner(floor=100)], context(FIXED + 500, lambda temp: needs.get(temp, temp + 150))
+    )
+    measured = [attempt["measured_temp_bytes"] for attempt in plan.measured["attempts"]]
+    assert measured == [650, 540, 410]
+
+
 def test_a_budget_below_arguments_and_results_is_refused():
     with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000") as caught:
         search.plan_step(Module(), [Planner(floor=100)], context(FIXED - 1, lambda temp: temp))

@@ -441,7 +441,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       moved(graph.numValues(), false), padded(graph.numValues(), false);
   std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
-    layouts.emplace(graph);
+    layouts.emplace(graph, options.reorderOnce);
     std::vector<bool> shared = sharedCopies(graph, *layouts);
     for (unsigned op = graph.numOps(); op-- > 0;) {
       if (isa<stablehlo::DotGeneralOp>(graph.ops[op]) && readsBuffers(graph.ops[op])) {

@@ -31,7 +31,7 @@ static bool inDefaultOrder(ArrayRef<unsigned> order, RankedTensorType type) {
   return llvm::is_sorted(kept);
 }
 
-Layouts::Layouts(const BlockGraph &graph)
+Layouts::Layouts(const BlockGraph &graph, bool once)
     : graph(graph), orders(graph.numValues()), changesOrder(graph.numValues(), false),
       isGiven(graph.numValues(), false), keepsPlace(graph.numValues(), false) {
   for (unsigned arg = 0; arg < graph.numArguments; ++arg) {
@@ -43,7 +43,7 @@ Layouts::Layouts(const BlockGraph &graph)
   }
   for (unsigned op = 0; op < graph.numOps(); ++op)
     propagate(op);
-  for (unsigned value = graph.numValues(); value-- > graph.numArguments;)
+  for (unsigned value = graph.numValues(); once && value-- > graph.numArguments;)
     if (changesOrder[value] && !keepsPlace[value])
       reorderEarlier(value);
 }

@@ -410,9 +410,11 @@ std::vector<int64_t> Liveness::profile(llvm::function_ref<bool(unsigned)> includ
   return result;
 }
 
-RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph) {
+RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph, Order order) {
   RootSets::Options options;
   options.materialiseKernelOperands = true;
+  // Of plans that compute attention again the estimate is nearer without.
+  options.reorderOnce = order == Order::Joined;
   // Beside what the block has, however little that is.
   int64_t most = 0;
   for (auto [value, bytes] : llvm::enumerate(graph.bytes))
@@ -423,7 +425,7 @@ RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph) {
 }
 
 MemoryEstimate::MemoryEstimate(Block &block, SizeFn size, Order order)
-    : graph(block, size), roots(graph, bufferOptions(graph)),
+    : graph(block, size), roots(graph, bufferOptions(graph, order)),
       liveness(graph, roots, size, /*mergeProducts=*/true, order) {
   std::vector<int64_t> profile = liveness.profile();
   for (unsigned op = 0; op < profile.size(); ++op)

@@ -23,6 +23,10 @@ from farrier._src.report.program import Program
 # An estimate that is nearer than this to what was measured is not corrected: the rest is other values' order.
 _CLOSE = 0.01
 
+# Of what the estimate is off by, what values that XLA stores must explain to be believed of plans, too: names tell apart
+# neither what one kernel makes of another nor a value from its copy.
+_EXPLAINED = 0.25
+
 # Smaller buffers do not decide whether a step fits.
 _SMALL = 4 << 20
 
@@ -125,7 +129,7 @@ def corrections(
     best, error = {}, abs(before["temp"] - measured)
     found: dict[str, Any] = {"stored": _stored_otherwise(before["elementwise"], seen["buffers"])}
     now = ask(measured=found, curve=True)
-    if abs(now["temp"] - measured) >= error:
+    if abs(now["temp"] - measured) > (1 - _EXPLAINED) * error:
         found, now = {}, before
     else:
         best, error = found, abs(now["temp"] - measured)

@@ -482,18 +482,23 @@ class _Fit:
             beliefs.correct(attempt, over)
 
     def _try_least(self, beliefs: _Beliefs) -> None:
-        """Before a budget is refused, one compile more: where attempts missed by little, for the cheapest plan without
-        transfers that leaves room for more than that; else, or where that misses, too, for what is believed to need
-        least, given how wrong that belief was for the same way before. A budget that nothing can keep gets it, as well:
-        the error names what would do.
+        """Before a budget is refused, one compile more: where attempts missed by little, or all by nearly the same, for the
+        cheapest plan without transfers that leaves room for more than that; else, or where that misses, too, for what is
+        believed to need least, given how wrong that belief was for the same way before. A budget that nothing can keep gets
+        it, as well: the error names what would do.
         """
         wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
         missed = max(alike) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
-        for times in _LAST_TIMES if self.attempts and missed <= _MOST_CARRIED * beliefs.room else ():
-            spare = _LAST_SPARE * beliefs.room + (times if alike else 1) * missed
-            aim = max(1, int((beliefs.room - spare) * beliefs.scale))
+        little = _MOST_CARRIED * beliefs.room
+        spares: list[float] = []
+        if self.attempts and missed <= little:
+            spares = [times * missed for times in (_LAST_TIMES if alike else (1,))]
+        elif len(alike) > 1 and missed - min(alike) <= little:
+            spares = [2 * missed - min(alike), missed]
+        for spare in spares:
+            aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
             safe = self._choices(beliefs, lambda way, aim=aim: aim, host=False)[0]
             if safe.fits and safe.text not in self.seen:
                 self._attempt(safe, beliefs)

@@ -70,6 +70,8 @@ public:
     /// does not fuse producers into those kernels. True for estimates, false for planning, where such a
     /// value is always worth computing again.
     bool materialiseKernelOperands = false;
+    /// Where two orders meet, what stands first behind a product is stored in the other (Layouts.h).
+    bool reorderOnce = false;
     /// Block arguments that are buffers of their own (a loop body's carries), rather than memory that is
     /// there anyway (parameters).
     std::function<bool(unsigned)> argumentIsRoot;

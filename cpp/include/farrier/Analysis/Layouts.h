@@ -21,7 +21,8 @@ namespace farrier {
 
 class Layouts {
 public:
-  explicit Layouts(const BlockGraph &graph);
+  /// `once`: where orders meet, what stands first behind a product is reordered, instead of what is computed from it.
+  Layouts(const BlockGraph &graph, bool once);
 
   /// Whether the product `op` can read its operand (0 or 1) from where it lies: batch dimensions come first,
   /// and both what is contracted and what is not lie together, in the order in which the product names them.

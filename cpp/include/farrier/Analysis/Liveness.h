@@ -74,7 +74,7 @@ public:
   const RootSets &getRoots() const { return roots; }
 
 private:
-  static RootSets::Options bufferOptions(const BlockGraph &graph);
+  static RootSets::Options bufferOptions(const BlockGraph &graph, Order order);
   BlockGraph graph;
   RootSets roots;
   Liveness liveness;
