@@ -143,6 +143,21 @@ def test_a_close_estimate_is_left_alone_and_a_silent_measurement_teaches_nothing
     assert dataclasses.replace(silent, held=seen) == silent
 
 
+def test_values_that_explain_little_of_what_is_missing_are_not_believed():
+    """They would count in every plan."""
+    module = core(chain, (2048, 2048), (2048, 2048))
+    before = ask(module, measured={}, elementwise=True)
+    name, line, element, elements = next(row[1:5] for row in before["elementwise"] if row[1].endswith("/sin"))
+    seen = {"anchors": [["", 0]], "buffers": [[name, line, element, elements, 1, 0]]}
+
+    def found(missing):
+        return corrections.corrections(module, {}, seen, before["temp"] + missing)
+
+    (number,) = found(4 * elements)["stored"]
+    assert ask(module, measured={"stored": {number: True}})["temp"] == before["temp"] + 4 * elements
+    assert found(10 * 4 * elements) == {}
+
+
 def test_what_was_held_beside_stacks_goes_with_them():
     def loss(x, w):
         def layer(x, w):

@@ -436,3 +436,17 @@ def test_a_stage_waits_for_what_is_stored_anyway():
     joined = re.findall(r"stablehlo.optimization_barrier.* : \((.*?)\) ->", text)
     # The last of what a barrier joins is what its stage waits for; the others are kept, as the scores' product may be.
     assert joined and not any("4096x4096" in types.split(", ")[-1] for types in joined)
+
+
+def test_attention_that_a_scan_computes_again_takes_what_is_planned():
+    """Each step of the backward loop has its scores, what is made of them in f32 and the probabilities in bf16, once."""
+    target = farrier.Target("h100")
+    built = workloads.build("llm-1b-scan", target, layers=2, attention="naive")
+    module = interchange.to_core(built.lower().compiler_ir("stablehlo"))
+    context = types.SimpleNamespace(platform="cuda", partitions=1, target=target, objective="time")
+    driver = RematDriver(farrier.Remat(offload=False))
+    written = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    plan = driver.plan(module, context, temp_budget=int(0.45 * written))
+    assert plan["loops"] and driver.apply(module, plan) is None
+    measured = oracle.compile_module(interchange.to_jaxlib(module), target).measurement.temp_bytes
+    assert measured == pytest.approx(plan["predicted"]["after"], rel=0.02)
