@@ -170,6 +170,13 @@ static LogicalResult applyAll(ModuleOp module, const PlanOptions &options, const
   return success();
 }
 
+/// The estimate of the program as it is rewritten so far, which is to be planned on: it gets the shards of what is new.
+static int64_t peakOf(ModuleOp module, const PlanOptions &options) {
+  inferShards(module);
+  OwningOpRef<ModuleOp> copy(module.clone());
+  return estimatePlanned(*copy, options.smallBytes);
+}
+
 /// The estimate of the program with these decisions; nothing where one does not apply.
 static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options, const LoopDecisions &decisions) {
   OwningOpRef<ModuleOp> copy(module.clone());
@@ -312,7 +319,7 @@ static void planOneByOne(ModuleOp module, const PlanOptions &options, LoopPlan &
     if (failed(biggest->apply(decision)))
       continue;
     plan = std::move(with);
-    plan.peak = estimatePlanned(*OwningOpRef<ModuleOp>(module.clone()), options.smallBytes);
+    plan.peak = peakOf(module, options);
   }
 }
 
@@ -462,7 +469,7 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   for (const auto &pair : pairs)
     done.insert(pair->key());
   plan = std::move(with);
-  plan.peak = estimatePlanned(*OwningOpRef<ModuleOp>(module.clone()), options.smallBytes);
+  plan.peak = peakOf(module, options);
 }
 
 bool severalPairs(ModuleOp module, const PlanOptions &options) {

@@ -380,3 +380,17 @@ def test_what_only_an_optimizer_reads_is_summed_over_devices_behind_the_loops():
     module = interchange.to_core(jax.jit(mapped).lower(*arguments).compiler_ir("stablehlo"))
     # The gradient, a product of the loop's and what the loop hands on.
     assert json.loads(module.query("memory.estimate", "{}"))["temp"] == 3 * 4 * 2048 * 2048
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5])
+def test_what_is_planned_after_a_loop_knows_the_shards_of_its_stacks(share):
+    """Straight-line values are decided on the program with the loop rewritten: in global sizes they would be recomputed."""
+    target = farrier.Target("h100", topology="1x1x8")
+    built = workloads.build("fsdp-scan", target, layers=4)
+    module = interchange.to_core(built.lower().compiler_ir("stablehlo"))
+    context = types.SimpleNamespace(platform="cuda", partitions=8, target=target, objective="flops")
+    driver = RematDriver()
+    written = json.loads(module.query("memory.estimate", json.dumps(driver.sizes(module, context))))["temp"]
+    plan = driver.plan(module, context, temp_budget=int(share * written))
+    assert plan["loops"] and plan["blocks"] and plan["predicted"]["fits"]
+    assert plan["predicted"]["flops"] == 0
