@@ -22,7 +22,7 @@ CASES = {
     "scan, attention in chunks": Step("llm-1b-scan", options={"layers": 4, "attention": "chunked"}),
     "accumulating gradients": Step("llm-1b-accumulate", options={"layers": 2}),
     "vit-large": Step("vit-large", options={"layers": 4}),
-    "Llama-3 8B, FSDP on 8": Step("llama3-8b-fsdp", "1x1x8", {"layers": 4}),
+    "FSDP on 8, scan": Step("fsdp-scan", "1x1x8", {"layers": 4}),
 }
 POLICIES = ("nothing", "dots-no-batch")
 SHARES = (0.0, 0.5, 1.0)
