@@ -364,7 +364,8 @@ void explore(ModuleOp module, const PlanOptions &options, bool together, bool fi
   int64_t loopBudget = options.budget, blockBudget = options.budget;
   std::vector<std::pair<int64_t, int64_t>> tried;
   bool anyLoops = false;
-  bool small = !options.stress && numOps(module) <= mostWhole, large = !options.stress && numOps(module) > manyOps;
+  size_t ops = numOps(module);
+  bool small = !options.stress && ops <= mostWhole, large = !options.stress && ops > manyOps;
   std::vector<Cuts> rejected;
   size_t rejections = 0;
   for (int attempt = 0; attempt < maxDrafts; ++attempt) {

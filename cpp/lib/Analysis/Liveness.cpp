@@ -164,9 +164,10 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
 }
 
 /// When a sum over devices runs: nothing but an optimizer reads a weight's gradient, and XLA's scheduler, which goes backwards
-/// from there, puts its sum behind the loops in between. What it sums is whole until then.
-static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, unsigned op) {
-  if (!isa<stablehlo::ReduceScatterOp>(graph.ops[op]))
+/// from there, puts its sum behind the loops in between, of `loops`. What it sums is whole until then.
+static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, llvm::ArrayRef<unsigned> loops,
+                                unsigned op) {
+  if (loops.empty() || !isa<stablehlo::ReduceScatterOp>(graph.ops[op]))
     return time[op];
   unsigned read = graph.numOps(), late = time[op];
   llvm::SetVector<unsigned> reached(graph.outputs[op].begin(), graph.outputs[op].end());
@@ -176,8 +177,8 @@ static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned
         reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
       else
         read = std::min(read, time[user]);
-  for (unsigned loop = 0; loop < graph.numOps(); ++loop)
-    if (isa<stablehlo::WhileOp>(graph.ops[loop]) && time[loop] < read)
+  for (unsigned loop : loops)
+    if (time[loop] < read)
       late = std::max(late, time[loop]);
   return late;
 }
@@ -192,9 +193,13 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     lastOfKernel = std::move(joined.lastOfKernel);
   }
   unsigned numOps = graph.numOps();
-  for (unsigned op = 0; op < numOps; ++op)
+  llvm::SmallVector<unsigned> loops;
+  for (unsigned op = 0; op < numOps; ++op) {
     if (runsBlocks(graph.ops[op]))
       inner[op] = peakInside(graph.ops[op], size, order);
+    if (isa<stablehlo::WhileOp>(graph.ops[op]))
+      loops.push_back(op);
+  }
 
   // Which values feed nothing but results, and when each op can run at the earliest.
   std::vector<bool> isResult(graph.numValues(), false);
@@ -214,7 +219,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       earliest = std::max(earliest, ready[value]);
     bool update = graph.isVirtual[op] &&
                   llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
-    runsAt[op] = update ? earliest : runsBehindLoops(graph, time, op);
+    runsAt[op] = update ? earliest : runsBehindLoops(graph, time, loops, op);
     fetchedAt[op] = earliest;
     for (unsigned value : graph.outputs[op])
       ready[value] = graph.isVirtual[op] ? earliest : time[op];
