@@ -1,5 +1,6 @@
 #include "passes/remat/Planner.h"
 
+#include "passes/remat/BlockUnits.h"
 #include "passes/remat/Gathers.h"
 #include "passes/remat/Gradients.h"
 #include "passes/remat/LoopPlanner.h"
@@ -134,20 +135,27 @@ struct Draft {
   std::vector<Cuts> cuts;
 };
 
-/// Plans `module`, in which pairs of loops are rewritten, with `budget` bytes for loops and for blocks each; pairs of
-/// loops one by one or together; no block by cuts that were `rejected`. With `fineEverywhere` all mixtures are tried for
-/// every way to cut a small block, else for the best only.
-Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together,
+/// What drafts of one program share.
+struct Program {
+  ModuleOp module;
+  /// Its blocks, once a draft found that no loop is to be rewritten before them.
+  std::unique_ptr<BlockUnits> asWritten;
+};
+
+/// Plans a program with `budget` bytes for loops and for blocks each; pairs of loops one by one or together; no block by
+/// cuts that were `rejected`. With `fineEverywhere` all mixtures are tried for every way to cut a small block, else for the
+/// best only.
+Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t blockBudget, bool together,
             llvm::ArrayRef<Cuts> rejected = {}, bool fineEverywhere = false) {
-  CostModel costs(module, options.machine);
+  OwningOpRef<ModuleOp> rewritten(program.module.clone());
   options.budget = loopBudget;
-  LoopPlan loopPlan = planLoops(module, options, together);
+  LoopPlan loopPlan = planLoops(*rewritten, options, together);
   options.budget = blockBudget;
-  SizeFn size = deviceMemory(module);
-  llvm::DenseSet<Operation *> paired = pairedLoops(module, costs);
-  ForbidFn forbid = [&paired, named = forbidFrom(options.keep)](Operation *op) {
-    return paired.contains(op) || (named && named(op));
-  };
+  std::unique_ptr<BlockUnits> ofRewritten;
+  if (!loopPlan.loops.empty())
+    ofRewritten = std::make_unique<BlockUnits>(*rewritten, options);
+  else if (!program.asWritten)
+    program.asWritten = std::make_unique<BlockUnits>(program.module, options);
   llvm::json::Array blocks;
   int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
@@ -157,23 +165,21 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1),
       randomBoundary(options.stress.value_or(0) + 2);
 
-  for (const NamedBlock &named : plannableBlocks(module)) {
-    StraightLine unit(*named.block, costs, options.smallBytes, size, forbid);
-    std::vector<int64_t> profile = unit.getLiveness().profile();
-    int64_t peak = profile.empty() ? 0 : *std::max_element(profile.begin(), profile.end());
+  for (BlockUnit &block : (ofRewritten ? ofRewritten : program.asWritten)->units) {
+    const NamedBlock &named = block.named;
+    StraightLine &unit = block.unit;
+    unit.setBoundary(unit.getBoundaries().front());
     bool outermost = !StringRef(named.path).contains('/');
     if (outermost)
-      after = std::max(after, peak);
+      after = std::max(after, block.peak);
     // Most programs have no place where much is alive: half of the time any place is the boundary.
     if (options.stress && unit.getGraph().numOps() > 2 && randomBoundary() % 2 == 0)
       unit.setBoundary(randomBoundary() % (unit.getGraph().numOps() - 2));
-    if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
+    if (!unit.worthwhile() || (!options.stress && block.peak <= options.budget))
       continue;
 
-    std::vector<double> before = computeBefore(unit, costs);
-    bool partitioned = isPartitioned(*named.block);
     std::optional<Solution> best;
-    std::unique_ptr<Segmentation> bestSegmentation;
+    const Evaluated *bestOf = nullptr;
     std::vector<std::vector<Choice>> bestFrontiers;
     bool sends = false;
     unsigned bestBoundary = unit.getBoundary();
@@ -182,19 +188,20 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     auto consider = [&](const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine = false) {
       if (llvm::is_contained(rejected, Cuts{named.path, unit.getBoundary(), cuts}))
         return;
-      auto segmentation = std::make_unique<Segmentation>(unit.segmentAt(cuts));
-      offerSegments(unit, *segmentation, before, options.machine, rules);
-      Evaluation evaluation(unit, *segmentation, fine);
+      const Evaluated &evaluated = block.evaluated(cuts, rules, fine);
+      const Evaluation &evaluation = *evaluated.evaluation;
+      std::vector<std::vector<Choice>> stressed;
       Solution solution;
       if (options.stress) {
         // One segment in eight stays; of the others a random part is kept.
-        for (size_t i = 0; i < evaluation.frontiers.size(); ++i) {
-          std::vector<Choice> &frontier = evaluation.frontiers[i];
+        stressed = evaluation.frontiers;
+        for (size_t i = 0; i < stressed.size(); ++i) {
+          std::vector<Choice> &frontier = stressed[i];
           if (frontier.empty() || random() % 8 == 0) {
             solution.options.push_back(untouched);
             continue;
           }
-          const Problem &problem = segmentation->segments[i].problem;
+          const Problem &problem = evaluated.segmentation.segments[i].problem;
           uint64_t keepOneIn = 1 + random() % 8;
           std::vector<bool> wanted, onHost;
           for (size_t c = 0; c < problem.candidates.size(); ++c) {
@@ -212,18 +219,18 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
         // from that that nothing needs doing.
         std::vector<int> none(evaluation.frontiers.size(), untouched);
         int64_t asWritten = evaluation.peak(none);
-        int64_t budget = asWritten <= options.budget ? asWritten - (peak - options.budget) : options.budget;
+        int64_t budget = asWritten <= options.budget ? asWritten - (block.peak - options.budget) : options.budget;
         solution = solveOrLeast(evaluation, budget, options.objective == "flops");
       }
       // Of what costs the same, finer cuts for several devices, which come later: XLA's scheduler runs ahead of few stages.
       bool same = best && std::abs(solution.seconds - best->seconds) <= roundingError * std::abs(best->seconds);
-      bool cheaper = best && (same ? partitioned : solution.seconds < best->seconds);
+      bool cheaper = best && (same ? block.partitioned : solution.seconds < best->seconds);
       bool better = !best || (solution.fits && !best->fits) ||
                     (solution.fits == best->fits && (solution.fits ? cheaper : solution.peak < best->peak));
       if (better) {
         best = solution;
-        bestSegmentation = std::move(segmentation);
-        bestFrontiers = std::move(evaluation.frontiers);
+        bestOf = &evaluated;
+        bestFrontiers = options.stress ? std::move(stressed) : evaluation.frontiers;
         bestBoundary = unit.getBoundary();
         bestCuts = cuts;
         bestRules = rules;
@@ -242,7 +249,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
         unit.setBoundary(boundary);
         std::vector<std::vector<unsigned>> seen;
         std::vector<int64_t> sizes = segmentSizes(unit, options.smallBytes);
-        if (unit.getGraph().numOps() <= mostWhole && !partitioned)
+        if (unit.getGraph().numOps() <= mostWhole && !block.partitioned)
           sizes.insert(sizes.begin(), unit.residualBytes());
         for (int64_t segmentBytes : sizes)
           for (bool tail : {false, true}) {
@@ -270,7 +277,7 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     if (best && !options.stress && bestFrontiers.size() <= mostFine)
       consider(bestCuts, bestRules, /*fine=*/true);
     // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
-    if (!best || (!options.stress && !best->fits && best->peak > peak))
+    if (!best || (!options.stress && !best->fits && best->peak > block.peak))
       continue;
     std::vector<const Choice *> choices;
     for (size_t i = 0; i < best->options.size(); ++i)
@@ -281,11 +288,11 @@ Draft draft(ModuleOp module, PlanOptions options, int64_t loopBudget, int64_t bl
     // it: only a segment with a choice computes those again.
     std::deque<Choice> keepingAll;
     if (sends)
-      for (auto [segment, choice] : llvm::zip(bestSegmentation->segments, choices))
+      for (auto [segment, choice] : llvm::zip(bestOf->segmentation.segments, choices))
         if (!choice && segment.needed() && segment.stage < unit.getGraph().numOps())
           choice = &keepingAll.emplace_back(
               segment.problem.complete(std::vector<bool>(segment.problem.candidates.size(), true)));
-    blocks.push_back(describe(named, unit, *bestSegmentation, choices));
+    blocks.push_back(describe(named, unit, bestOf->segmentation, choices));
     chosen.push_back({named.path, bestBoundary, bestCuts});
     for (const Choice *choice : choices)
       hostBytes += choice ? choice->hostBytes : 0;
@@ -358,20 +365,19 @@ size_t numOps(ModuleOp module) {
 
 /// Drafts with ever other shares of the budget for loops and for what is straight, each given to `consider`, which says
 /// what it is estimated to need, or nothing if it does not apply. Pairs of loops are decided `together` or one by one.
-void explore(ModuleOp module, const PlanOptions &options, bool together, bool fineEverywhere,
+void explore(Program &program, const PlanOptions &options, bool together, bool fineEverywhere,
              llvm::function_ref<std::optional<int64_t>(Draft &&)> consider) {
   int64_t smallest = options.budget / 512;
   int64_t loopBudget = options.budget, blockBudget = options.budget;
   std::vector<std::pair<int64_t, int64_t>> tried;
   bool anyLoops = false;
-  size_t ops = numOps(module);
+  size_t ops = numOps(program.module);
   bool small = !options.stress && ops <= mostWhole, large = !options.stress && ops > manyOps;
   std::vector<Cuts> rejected;
   size_t rejections = 0;
   for (int attempt = 0; attempt < maxDrafts; ++attempt) {
     tried.push_back({loopBudget, blockBudget});
-    OwningOpRef<ModuleOp> copy(module.clone());
-    Draft next = draft(*copy, options, loopBudget, blockBudget, together, rejected, fineEverywhere);
+    Draft next = draft(program, options, loopBudget, blockBudget, together, rejected, fineEverywhere);
     bool loops = next.loops, blocks = next.blocks, sends = next.sends;
     double seconds = next.seconds;
     int64_t chosenBy = next.after;
@@ -412,8 +418,7 @@ void explore(ModuleOp module, const PlanOptions &options, bool together, bool fi
     auto shared = static_cast<int64_t>(options.budget * (1 + step * sharingStep));
     if (llvm::is_contained(tried, std::make_pair(shared, options.budget)))
       continue;
-    OwningOpRef<ModuleOp> copy(module.clone());
-    consider(draft(*copy, options, shared, options.budget, together));
+    consider(draft(program, options, shared, options.budget, together));
   }
 }
 
@@ -423,6 +428,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   readThroughConcatenations(module);
   int64_t asWritten = estimateModule(module);
   bool gathers = gatherLate(module) > 0;
+  Program program{module};
   std::optional<Draft> best;
   int64_t bestAfter = 0;
   auto cost = [byFlops = options.objective == "flops"](const Draft &draft) {
@@ -445,12 +451,12 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     return after;
   };
   if (!options.stress && severalPairs(module, options))
-    explore(module, options, /*together=*/true, /*fineEverywhere=*/false, consider);
-  explore(module, options, /*together=*/false, /*fineEverywhere=*/false, consider);
+    explore(program, options, /*together=*/true, /*fineEverywhere=*/false, consider);
+  explore(program, options, /*together=*/false, /*fineEverywhere=*/false, consider);
   // What uses a budget up by the segments' figures is over it first where the estimate has more: that is why not at once.
   worth = worthMixing;
   if (best && best->blocks && !best->loops && !options.stress && numOps(module) <= mostWhole)
-    explore(module, options, /*together=*/false, /*fineEverywhere=*/true, consider);
+    explore(program, options, /*together=*/false, /*fineEverywhere=*/true, consider);
   // What is under way to the host and back takes memory, too: without it a budget may be kept where it is not with it.
   if (best && best->hostBytes > 0 && bestAfter > options.budget && !options.offload.onlyAsked && !options.stress) {
     PlanOptions asked = options;
