@@ -35,6 +35,7 @@ PlanOptions PlanOptions::fromJSON(const llvm::json::Object &object) {
   options.keep = textsOf(object, "keep");
   options.keepCheckpoints = object.getBoolean("keep_checkpoints").value_or(false);
   options.flatBytes = object.getInteger("flat_bytes").value_or(0);
+  options.sparing = object.getNumber("sparing").value_or(0);
   if (std::optional<int64_t> small = object.getInteger("small_bytes"))
     options.smallBytes = std::max<int64_t>(1, *small);
   if (std::optional<int64_t> seed = object.getInteger("stress"))
@@ -67,6 +68,8 @@ constexpr double roundingError = 1e-9;
 /// estimates are less certain: of two layers with attention written out such a plan, 0.7 % cheaper, took 3.5 % more memory
 /// than estimated, and one of three segments 0.3 % less.
 constexpr double worthMixing = 0.99;
+/// Of a budget, what estimates are seldom wrong by less than.
+constexpr double spareShare = 0.005;
 
 /// Segment sizes to try, as fractions of all residuals: from halves to as fine as the program is.
 std::vector<int64_t> segmentSizes(const StraightLine &unit, int64_t smallBytes) {
@@ -431,8 +434,13 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   Program program{module};
   std::optional<Draft> best;
   int64_t bestAfter = 0;
-  auto cost = [byFlops = options.objective == "flops"](const Draft &draft) {
-    return byFlops ? priceByFlops(draft.flops, draft.seconds) : draft.seconds;
+  auto price = [byFlops = options.objective == "flops"](double flops, double seconds) {
+    return byFlops ? priceByFlops(flops, seconds) : seconds;
+  };
+  double sparing = price(0, options.sparing * CostModel(module, options.machine).total().seconds);
+  auto cost = [&](const Draft &draft, int64_t after) {
+    bool spares = after <= (1 - spareShare) * options.budget;
+    return price(draft.flops, draft.seconds) + (spares ? 0 : sparing);
   };
   // What a draft must cost less than, of the best one's cost.
   double worth = 1;
@@ -444,7 +452,7 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     bool fits = *after <= options.budget, bestFits = best && bestAfter <= options.budget;
     if (!best || (fits && !bestFits) ||
         (fits == bestFits &&
-         (fits || *after == bestAfter ? cost(next) < worth * cost(*best) : *after < bestAfter))) {
+         (fits || *after == bestAfter ? cost(next, *after) < worth * cost(*best, bestAfter) : *after < bestAfter))) {
       best = std::move(next);
       bestAfter = *after;
     }

@@ -28,6 +28,8 @@ struct PlanOptions {
   bool keepCheckpoints = false;
   /// From this size on, values are in a row in stacks (LoopOptions); 0: none.
   int64_t flatBytes = 0;
+  /// What a draft may cost, of the modelled time of the program, that leaves a little of the budget where another does not.
+  double sparing = 0;
   /// What may wait in host memory.
   OffloadRules offload;
   /// Values smaller than this are kept whatever is chosen.

@@ -118,7 +118,7 @@ FailureOr<OwningOpRef<ModuleOp>> inlinedCopy(ModuleOp module, const llvm::json::
 }
 
 /// remat.plan: {"budget", "machine", "objective", "keep", "keep_checkpoints", "offload",
-/// "offload_only_asked", "on_device", "to_host", "small_bytes", "flat_bytes", "stress", "shards", "kernels", "measured"}
+/// "offload_only_asked", "on_device", "to_host", "small_bytes", "flat_bytes", "sparing", "stress", "shards", "kernels", "measured"}
 /// -> a plan.
 FailureOr<llvm::json::Value> planQuery(ModuleOp module, const llvm::json::Object &options) {
   FailureOr<OwningOpRef<ModuleOp>> copy = inlinedCopy(module, options);

@@ -307,6 +307,17 @@ def plan_of(module, **options):
     return json.loads(module.query("remat.plan", json.dumps(request)))
 
 
+def test_a_plan_that_leaves_a_little_may_cost_more_where_asked():
+    text, _ = lowered(encoder_decoder)
+    module = _core.Module.parse(text)
+    budget = int(0.45 * json.loads(module.query("memory.estimate", "{}"))["temp"])
+    tight, spared = (plan_of(module, budget=budget, sparing=share)["predicted"] for share in (0, 1))
+    assert tight["fits"] and tight["after"] > 0.995 * budget >= spared["after"]
+    assert tight["seconds"] < spared["seconds"]
+    # Not more than that.
+    assert plan_of(module, budget=budget, sparing=1e-9)["predicted"] == tight
+
+
 @pytest.fixture(scope="module")
 def checkpointed():
     """A scan whose layers say themselves what is computed again."""
