@@ -189,6 +189,22 @@ def test_an_annotated_program_stays_as_it_is_where_nothing_cheaper_fits():
     assert plan.compiles == 2
 
 
+def test_before_an_annotated_program_stays_attempts_that_missed_by_little_are_followed_by_one():
+    class Cheap(Annotated):
+        def plan(self, module, context, **options):
+            plan = super().plan(module, context, **options)
+            plan["predicted"]["seconds"] /= 1000
+            return plan
+
+    needs = {800: 800, 900: 910, 890: 905}
+    plan = search.plan_step(
+        Module(), [Cheap()], context(FIXED + 900, lambda temp: needs.get(temp, temp), max_compiles=3)
+    )
+    assert plan.passes["remat"]["afresh"] == "time"
+    assert FIXED + 800 < plan.measured["after"]["total_bytes"] <= FIXED + 900
+    assert plan.compiles == 4
+
+
 def test_a_low_prediction_is_corrected_by_the_next_compile():
     planner = Planner()
     plan = search.plan_step(Module(), [planner], context(FIXED + 500, lambda temp: temp + 60))

@@ -426,8 +426,11 @@ class _Fit:
         self._learn(way, before, beliefs)
         self.seen = {untouched.text}
         self._search(beliefs, first=way, wrong=before.temp_bytes - int(estimate / scale))
-        if self.context.budget_binding and not self._kept() and not self.context.clock.expired():
-            self._try_least(beliefs)
+        if not self._fitting() and not self.context.clock.expired():
+            if self.standing:
+                self._try_spared(beliefs)
+            elif self.context.budget_binding:
+                self._try_least(beliefs)
         return self._outcome(untouched, before, fixed)
 
     @property
@@ -482,12 +485,22 @@ class _Fit:
             beliefs.correct(attempt, over)
 
     def _try_least(self, beliefs: _Beliefs) -> None:
-        """Before a budget is refused, one compile more: where attempts missed by little, or all by nearly the same, for the
-        cheapest plan without transfers that leaves room for more than that; else, or where that misses, too, for what is
+        """Before a budget is refused, one compile more: `_try_spared`; else, or where that misses, too, for what is
         believed to need least, given how wrong that belief was for the same way before. A budget that nothing can keep gets
         it, as well: the error names what would do.
         """
         wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
+        self._try_spared(beliefs)
+        if self._fitting():
+            return
+        least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
+        if least:
+            self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
+
+    def _try_spared(self, beliefs: _Beliefs) -> None:
+        """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan without transfers that
+        leaves room for more than that: before a budget is refused, or a step stays that computes more again than it must.
+        """
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
         missed = max(alike) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
@@ -500,14 +513,10 @@ class _Fit:
         for spare in spares:
             aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
             safe = self._choices(beliefs, lambda way, aim=aim: aim, host=False)[0]
-            if safe.fits and safe.text not in self.seen:
+            dear = self.standing and safe.cost >= self.standing.choice.cost
+            if safe.fits and not dear and safe.text not in self.seen:
                 self._attempt(safe, beliefs)
-                if self._kept():
-                    return
                 break
-        least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
-        if least:
-            self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
 
     def _choices(
         self, beliefs: _Beliefs, budget_of: Callable[[_Way], int], *, host: bool = True
@@ -552,10 +561,9 @@ class _Fit:
         learns = self.compiles == 1 and hasattr(self.remat, "learn")
         return self.context.measure(module, held=True) if learns else self.context.measure(module)
 
-    def _kept(self) -> list[_Attempt]:
+    def _fitting(self) -> list[_Attempt]:
         """The attempts that were measured to keep the budget."""
-        kept = [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
-        return [self.standing, *kept] if self.standing else kept
+        return [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
 
     def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
         plan = choice.plan
@@ -570,7 +578,7 @@ class _Fit:
             {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
             for a in self.attempts
         ]
-        if kept := self._kept():
+        if kept := [*([self.standing] if self.standing else []), *self._fitting()]:
             best = min(kept, key=lambda a: (a.choice.cost, a.measurement.total_bytes))
             self.report["planned_bytes"] = fixed + best.predicted_temp
             return self._step(best.choice, self.report | {"after": _described(best.measurement)})
