@@ -231,6 +231,23 @@ def test_transfers_over_the_budget_twice_are_followed_by_a_plan_without():
     assert plan.measured["after"]["total_bytes"] == FIXED + 460
 
 
+def test_transfers_that_miss_by_next_to_nothing_twice_may_be_in_the_next_plan():
+    needed = iter((800, 502, 501, 495))
+    plan = search.plan_step(
+        Module(),
+        [Planner(host_bytes=50)],
+        context(FIXED + 500, lambda temp: next(needed), max_compiles=4),
+    )
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 50
+    # And in the one before a budget is refused.
+    needed = iter((800, 502, 501, 495))
+    plan = search.plan_step(
+        Module(), [Planner(host_bytes=50)], context(FIXED + 500, lambda temp: next(needed))
+    )
+    assert plan.passes["remat"]["predicted"]["host_bytes"] == 50
+    assert plan.compiles == 4
+
+
 def test_transfers_that_the_compiler_refuses_are_left_out():
     def needs(temp):
         if refused.host_bytes and len(refused.asked) == 1:

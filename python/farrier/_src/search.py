@@ -39,6 +39,10 @@ _NEARLY_LEAST = 1.03
 _LAST_SPARE = 0.02
 _LAST_TIMES = (1.5, 1.0)
 
+# Of the budget, what plans with transfers are predicted too low by at most for another one to be worth a compile after two
+# that missed.
+_TRANSFERS_KNOWN = 0.01
+
 # Of the budget, what a plan is predicted too low by at least where stacks may have been written anew: where it was 23 %,
 # rows needed 5.6 GB less, where it was 5 % (an encoder and decoder) 1.1 GB more.
 _REORDERED = 0.1
@@ -382,7 +386,7 @@ class _Beliefs:
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.
             self._latest = min(self._latest, predicted - over)
-            if attempt.choice.host and self._missed:
+            if attempt.choice.host and self._missed and wrong > _TRANSFERS_KNOWN * self.room:
                 self.host = False
                 self._latest = max(self._latest, int((1 - _MOST_CARRIED) * self.room))
             self._missed = self._missed or attempt.choice.host
@@ -499,8 +503,9 @@ class _Fit:
             self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
 
     def _try_spared(self, beliefs: _Beliefs) -> None:
-        """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan without transfers that
-        leaves room for more than that: before a budget is refused, or a step stays that computes more again than it must.
+        """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan that leaves room for more
+        than that: before a budget is refused, or a step stays that computes more again than it must. Without transfers, but
+        where all with them missed by next to nothing.
         """
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
@@ -511,9 +516,10 @@ class _Fit:
             spares = [times * missed for times in (_LAST_TIMES if alike else (1,))]
         elif len(alike) > 1 and missed - min(alike) <= little:
             spares = [2 * missed - min(alike), missed]
+        host = all(a.wrong <= _TRANSFERS_KNOWN * beliefs.room for a in self.attempts if a.choice.host)
         for spare in spares:
             aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
-            safe = self._choices(beliefs, lambda way, aim=aim: aim, host=False)[0]
+            safe = self._choices(beliefs, lambda way, aim=aim: aim, host=host)[0]
             dear = self.standing and safe.cost >= self.standing.choice.cost
             if safe.fits and not dear and safe.text not in self.seen:
                 self._attempt(safe, beliefs)
