@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/Softmax.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/OperationSupport.h"
@@ -455,6 +456,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
           } else if (graph.bytes[value] >= options.smallBytes) {
             copies[op].push_back(value);
             isCopied[value] = true;
+            if (options.reorderOnce && layouts->isTransposedUntiled(value))
+              together.insert(value);
           }
         }
       } else if (readsBuffers(graph.ops[op])) {
@@ -588,6 +591,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= isPart && big == 1 && 2 * bytes < bigBytes;
         root |= feedsKernel[value] && !isLayout && !isSplat(operation);
         root |= layouts && (layouts->reordered(value) || addsScattered(operation));
+        root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
           root |= readInAtLeast(value, least);
         if (options.materialiseKernelOperands)

@@ -241,6 +241,16 @@ SmallVector<unsigned> Layouts::wanted(unsigned op, unsigned operand) const {
                 : joined({roles.batch, roles.contracted, roles.free}, type);
 }
 
+bool Layouts::isTransposedUntiled(unsigned value) const {
+  RankedTensorType type = tensor(graph.values[value]);
+  if (!type || orders[value].empty() || type.getElementTypeBitWidth() != 16)
+    return false;
+  SmallVector<unsigned> order = withoutOnes(orders[value], type);
+  // Read off compiled attention with so many queries to a key, bf16, deviceless, H100; with 2, 4, 5 and 6 it has.
+  int64_t innermost = order.empty() ? 1 : type.getDimSize(order.back());
+  return innermost == 3 || innermost == 7 || (innermost >= 9 && innermost <= 15);
+}
+
 bool Layouts::serves(unsigned op, unsigned operand) const {
   auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]);
   if (!dot)

@@ -334,13 +334,27 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   std::vector<unsigned> opAt(numOps);
   for (unsigned op = 0; op < numOps; ++op)
     opAt[time[op]] = op;
+  const std::vector<int64_t> made = copies;
   for (unsigned op = 0; op < numOps; ++op)
     if (!roots.copiesFor(op).empty())
       for (unsigned at = time[op] + 1; at <= lastOfKernel[op]; ++at) {
-        copies[opAt[at]] += copies[op];
+        copies[opAt[at]] += made[op];
         for (unsigned value : roots.copiesFor(op))
           llvm::append_range(transposed[opAt[at]], roots.roots(value));
       }
+  // What one kernel writes in several orders waits for the products that read it.
+  llvm::DenseMap<unsigned, unsigned> writtenFor; // by value, when the first product runs
+  std::vector<int64_t> waiting(numOps + 1, 0);   // copies that begin and end
+  for (unsigned at = 0; at < numOps; ++at)
+    for (unsigned value : roots.copiesFor(opAt[at]))
+      if (roots.copiesTogether(value))
+        if (auto [first, isFirst] = writtenFor.insert({value, at}); !isFirst) {
+          waiting[first->second] += graph.bytes[value];
+          waiting[at] -= graph.bytes[value];
+        }
+  int64_t waits = 0;
+  for (unsigned at = 0; at < numOps; ++at)
+    copies[opAt[at]] += waits += waiting[at];
   // Parts of a sum are added up when the operands are gone.
   for (unsigned op = 0; op < numOps; ++op) {
     int64_t made = graph.outputs[op].empty() ? 0 : graph.bytes[graph.outputs[op][0]];

@@ -64,7 +64,7 @@ public:
       if (kernels.size() <= mostReaders)
         for (; !kernels.empty(); kernels = kernels.drop_front())
           for (unsigned other : kernels.drop_front())
-            if (elements(kernels.front()) == elements(other) && !(hasCopy(kernels.front()) && hasCopy(other)))
+            if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
               join(group[kernels.front()], group[other]);
   }
 
@@ -99,9 +99,12 @@ private:
     return largest;
   }
 
-  /// Whether a kernel that writes a copy is in the operation's group: two that transpose are not one.
-  bool hasCopy(unsigned op) const {
-    return llvm::any_of(members[group[op]], [&](unsigned member) { return copiedFor(member) >= 0; });
+  /// Whether a kernel that transposes in tiles is in the operation's group: two of them are not one.
+  bool hasTiles(unsigned op) const {
+    return llvm::any_of(members[group[op]], [&](unsigned member) {
+      int copied = copiedFor(member);
+      return copied >= 0 && !roots.copiesTogether(copied);
+    });
   }
 
   int64_t elements(unsigned op) const {

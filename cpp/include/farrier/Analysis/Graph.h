@@ -15,6 +15,7 @@
 #include "mlir/IR/Block.h"
 #include "mlir/IR/Operation.h"
 #include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/SmallVector.h"
 
 #include <functional>
@@ -89,9 +90,13 @@ public:
     return it == copies.end() ? llvm::ArrayRef<unsigned>() : it->second;
   }
 
+  /// Whether one kernel writes the value in all orders that products want, for the first of them (Layouts.h).
+  bool copiesTogether(unsigned value) const { return together.contains(value); }
+
 private:
   std::vector<BlockGraph::Ids> sets; ///< sorted
   llvm::DenseMap<unsigned, BlockGraph::Ids> copies;
+  llvm::DenseSet<unsigned> together;
 };
 
 } // namespace farrier

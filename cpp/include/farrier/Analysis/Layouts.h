@@ -35,6 +35,13 @@ public:
   /// Whether the value is stored because an elementwise operation needs it in another order.
   bool reordered(unsigned value) const { return changesOrder[value]; }
 
+  /// Whether the value lies in the order of its dimensions, those of extent 1 included.
+  bool inDefault(unsigned value) const { return llvm::is_sorted(orders[value]); }
+
+  /// Whether XLA has no tiles for a transpose that moves the innermost dimension of the value, so that it is a loop like
+  /// any other and becomes one with loops that read the same.
+  bool isTransposedUntiled(unsigned value) const;
+
 private:
   using Order = llvm::SmallVector<unsigned, 6>;
   void propagate(unsigned op);

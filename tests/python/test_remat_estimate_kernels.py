@@ -1,0 +1,74 @@
+"""Kernels that the estimate takes XLA:GPU to make, against what a compile of the same program needs."""
+
+from __future__ import annotations
+
+import json
+
+import farrier
+import jax
+import jax.numpy as jnp
+import pytest
+from farrier._src import interchange, oracle
+
+TARGET = farrier.Target("h100", topology="1x1x1")
+
+
+def judged(function, *shapes):
+    """The estimated temporary bytes over the measured ones, and what the estimate has at its peak, as "operation type"."""
+    arguments = [jax.ShapeDtypeStruct(shape, dtype, sharding=TARGET.sharding()) for shape, dtype in shapes]
+    program = jax.jit(function).lower(*arguments).compiler_ir("stablehlo")
+    answer = json.loads(interchange.to_core(program).query("memory.estimate", json.dumps({"top": 64})))
+    live = [entry["key"].split("|")[-3:-1] for entry in answer["live"]]
+    measured = oracle.measure(program, TARGET).temp_bytes
+    return answer["temp"] / measured, [f"{kind.split('.')[1].split(':')[0]} {shape}" for kind, shape in live]
+
+
+def attention_gradient(scale, grouped=False):
+    """Of causal attention written out, and of a wide product behind it, at which the peak is."""
+
+    def loss(q, k, v, w):
+        scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k) if grouped else jnp.einsum("bqhgd,bkhd->bhqk", q, k)
+        scores = scores.astype(jnp.float32) * scale if scale else scores.astype(jnp.float32)
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, -1e30)
+        weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+        out = jnp.einsum("bhgqk,bkhd->bqhgd" if grouped else "bhqk,bkhd->bqhd", weights, v)
+        return jnp.sum(jnp.tanh(out @ w).astype(jnp.float32))
+
+    return jax.grad(loss, argnums=(0, 1, 2))
+
+
+def attention_shapes(length, groups=1):
+    kv = ((4, length, 8 // groups, 64), jnp.bfloat16)
+    return ((4, length, 8 // groups, groups, 64), jnp.bfloat16), kv, kv, ((64, 4096), jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("length", "scale", "stored"), [(640, 1, True), (768, 0.1, True), (768, None, False), (896, 0.1, False)]
+)
+def test_what_of_a_softmax_is_stored_follows_from_its_rows(length, scale, stored):
+    """Rows of 640 fill five eighths of a tile of 1,024: XLA writes the differences from each maximum in f32, and the scores
+    in bf16 are gone. Rows of 896 are computed again from the scores, and what is only masked from 768 on.
+    """
+    off, live = judged(attention_gradient(scale), *attention_shapes(length))
+    scores = f"tensor<4x8x{length}x{length}x"
+    assert (f"subtract {scores}f32>" in live, f"dot_general {scores}bf16>" in live) == (stored, not stored)
+    assert off == pytest.approx(1, abs=0.04)
+
+
+def test_differences_in_another_order_are_not_stored():
+    """With grouped heads the scores lie in the order of the product, over which no kernel of rows goes."""
+    off, live = judged(attention_gradient(0.1, grouped=True), *attention_shapes(640, groups=2))
+    assert not [value for value in live if value.startswith("subtract")]
+    assert off == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("queries", [2, 3, 7])
+def test_copies_in_two_orders_are_written_together_where_there_are_no_tiles(queries):
+    """The forward and the backward product want the probabilities in two orders. With three or seven queries to a key XLA
+    transposes in loops, not in tiles, and one kernel writes both: the second waits from the forward part on, while the wide
+    product is there.
+    """
+    kv = ((4, 512, 4, 64), jnp.bfloat16)
+    shapes = ((4, 512, 4, queries, 64), jnp.bfloat16), kv, kv, ((64, 8192), jnp.bfloat16)
+    off, _ = judged(attention_gradient(0.1, grouped=True), *shapes)
+    assert off == pytest.approx(1, abs=0.03)
