@@ -267,6 +267,16 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       }
   }
 
+  // What is sent to the host is there until that is done: XLA's scheduler ends a transfer right before what waits for it.
+  for (unsigned op = 0; op < numOps; ++op)
+    if (placementOf(graph.ops[op]) == Placement::PinnedHost)
+      for (unsigned user : graph.users[graph.outputs[op][0]])
+        if (isa<stablehlo::OptimizationBarrierOp>(graph.ops[user])) {
+          for (unsigned root : roots.roots(graph.inputs[op][0]))
+            last[root] = std::max(last[root], runsAt[user]);
+          break;
+        }
+
   // Kernels read their part of a merged product from a copy; what is elementwise reads the whole, and is not written over a
   // part. A part that passes a barrier is a copy for all who read it from then on, made at the latest for the barrier.
   std::vector<bool> isPart(graph.numValues(), false);
