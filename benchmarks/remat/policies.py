@@ -3,7 +3,8 @@
 Of each step all policies are measured; farrier is asked for the total memory of each that no other policy beats in both
 memory and FLOPs. Any other policy has the memory of one of those, or more, and no fewer FLOPs. Policies that use host
 memory are a frontier of their own, rivals of the searches that may use it; those searches count FLOPs before time, because
-a policy's transfers cost no FLOPs however long they take. A policy is beaten with a point of the step's
+a policy's transfers cost no FLOPs however long they take. So do those against a policy that has fewer FLOPs than the step as
+it is written: it keeps what takes longer to write and read than to compute again. A policy is beaten with a point of the step's
 FLOPs less within its memory, or with 3 % less memory at its FLOPs by any of farrier's plans; farrier is asked for
 that, too, where the policy computes nothing again.
 
@@ -15,6 +16,7 @@ that, too, where the policy computes nothing again.
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import Any
 
 from lines import Lines, main
@@ -66,24 +68,23 @@ def run(args: argparse.Namespace, found: Lines) -> None:
         none = found.get({"case": case, "step": "none", "policy": None})["flops"]
         for host in (False, True):
             for rival in rivals(found, case, host=host):
-                plan = searched(args, found, case, rival["step"], rival["total_bytes"], host=host)
+                by = "flops" if host or rival["flops"] < none else "time"
+                ask = functools.partial(searched, args, found, case, host=host, objective=by)
+                plan = ask(rival["step"], rival["total_bytes"])
                 # Who computes nothing again can only be beaten in memory.
                 if rival["flops"] <= (1 + POINT) * none and "beaten" not in verdict(
                     rival, plan, [plan], none
                 ):
-                    name, less = f"{rival['step']}, less memory", int(LESS_MEMORY * rival["total_bytes"])
-                    searched(args, found, case, name, less, host=host)
+                    ask(f"{rival['step']}, less memory", int(LESS_MEMORY * rival["total_bytes"]))
 
 
 def searched(
-    args: argparse.Namespace, found: Lines, case: str, name: str, budget: int, *, host: bool
+    args: argparse.Namespace, found: Lines, case: str, name: str, budget: int, *, host: bool, objective: str
 ) -> dict[str, Any]:
     """farrier's row of that name, searched within `budget` bytes in total if it is not there."""
     return found.once(
         {"case": case, "step": "farrier", "policy": name, "budget_bytes": budget},
-        lambda: STEPS[case].searched(
-            budget, host=host, compiles=args.max_compiles, objective="flops" if host else "time"
-        ),
+        lambda: STEPS[case].searched(budget, host=host, compiles=args.max_compiles, objective=objective),
         again=args.again,
     )
 

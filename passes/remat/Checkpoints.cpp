@@ -155,9 +155,30 @@ bool widenOnePair(ModuleOp module, CostModel &costs, const LoopOptions &options)
   return false;
 }
 
-/// Rewrites one pair of loops whose backward loop computes products again, where saving them costs less; false if there
-/// is none that is not `done`.
-bool saveOnePair(ModuleOp module, CostModel &costs, const LoopOptions &options, llvm::StringSet<> &done) {
+/// Whether what both loops compute is a product, and by time takes longer than to write it to a stack and
+/// read it. What follows from it is no reason to keep more: XLA fuses that into readers.
+bool isWorthStack(Operation *op, CostModel &costs, const LoopOptions &options) {
+  OpCost cost = costs.cost(op);
+  int64_t bytes = 0;
+  for (Value result : op->getResults())
+    bytes += options.size(result);
+  return cost.flops > 0 &&
+         (options.byFlops || cost.seconds > 2.0 * bytes / costs.getMachine().bytesPerSecond);
+}
+
+/// Lets one loop of a backward body read from a stack what a loop of the forward body computes; false if
+/// there is none.
+bool shareOneInner(ModuleOp module, CostModel &costs, const LoopOptions &options) {
+  for (auto &pair : findLoopPairs(module, costs, options, [](Operation *, StringRef) {}))
+    if (pair->shareInner(costs))
+      return true;
+  return false;
+}
+
+/// Rewrites pairs of loops whose backward loop computes products again, where saving them costs less, but for
+/// those that are `done`; how many.
+unsigned savePairs(ModuleOp module, CostModel &costs, const LoopOptions &options, llvm::StringSet<> &done) {
+  unsigned saved = 0;
   for (auto &pair : findLoopPairs(module, costs, options, [](Operation *, StringRef) {})) {
     if (!pair->recomputesAlready() || !done.insert(pair->key()).second)
       continue;
@@ -165,9 +186,9 @@ bool saveOnePair(ModuleOp module, CostModel &costs, const LoopOptions &options, 
     std::vector<Choice> frontier = problem.frontier();
     if (!frontier.empty() && frontier.front().flops < pair->current().flops &&
         succeeded(pair->apply({{problem.instances, frontier.front()}})))
-      return true;
+      ++saved;
   }
-  return false;
+  return saved;
 }
 
 struct ForgetCheckpoints : impl::ForgetCheckpointsBase<ForgetCheckpoints>, CounterSet {
@@ -193,6 +214,8 @@ struct ForgetCheckpoints : impl::ForgetCheckpointsBase<ForgetCheckpoints>, Count
     LoopOptions options;
     options.byFlops = objective == "flops";
     options.offload.allowed = false;
+    if (shared)
+      options.shared = [&](Operation *op) { return isWorthStack(op, costs, options); };
     Forgotten forgotten = forgetCheckpoints(module, costs, options);
     merged += forgotten.merged;
     pairs += forgotten.pairs;
@@ -222,12 +245,20 @@ Forgotten forgetCheckpoints(ModuleOp module, CostModel &costs, const LoopOptions
       forgotten.merged += mergeRecomputed(*block);
   });
   llvm::StringSet<> done;
+  size_t loops = 0;
+  module.walk([&](stablehlo::WhileOp) { ++loops; });
+  // What loops of a body share comes last: until then a loop that is run again is the same as the first.
+  size_t shared = 0;
   do {
-    size_t left = 0;
-    module.walk([&](stablehlo::WhileOp) { ++left; });
-    while (left-- > 0 && widenOnePair(module, costs, options))
-      ;
-  } while (saveOnePair(module, costs, options, done) && ++forgotten.pairs);
+    for (unsigned saved = 1; saved > 0; forgotten.pairs += saved) {
+      size_t left = 0;
+      module.walk([&](stablehlo::WhileOp) { ++left; });
+      while (left-- > 0 && widenOnePair(module, costs, options))
+        ;
+      saved = savePairs(module, costs, options, done);
+    }
+    done.clear();
+  } while (options.shared && shared++ < loops && shareOneInner(module, costs, options));
   return forgotten;
 }
 

@@ -478,11 +478,33 @@ bool severalPairs(ModuleOp module, const PlanOptions &options) {
   return count > 1 && count <= mostTogether;
 }
 
+/// Lets stacks hold the elements of their values in a row, and be otherwise what they are.
+static void holdInRows(ModuleOp module, const PlanOptions &options, LoopPlan &plan) {
+  CostModel costs(module, options.machine);
+  LoopPlan with = plan;
+  LoopDecisions decisions;
+  auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+  for (const auto &pair : llvm::reverse(pairs)) {
+    if (pair->stackBytes() < options.flatBytes)
+      continue;
+    decisions.push_back({pair->key().str(), {{pair->problem().instances, pair->current()}}});
+    with.loops.push_back(describe(*pair, decisions.back().second));
+  }
+  if (decisions.empty() || failed(applyAll(module, options, decisions)))
+    return;
+  plan = std::move(with);
+  plan.peak = peakOf(module, options);
+}
+
 LoopPlan planLoops(ModuleOp module, const PlanOptions &options, bool together) {
   LoopPlan plan;
   plan.peak = estimateModule(module);
-  if (!options.stress && plan.peak <= options.budget)
+  if (!options.stress && plan.peak <= options.budget) {
+    // Rows are asked for where XLA needs more than is estimated.
+    if (options.flatBytes > 0)
+      holdInRows(module, options, plan);
     return plan;
+  }
   llvm::StringSet<> done;
   if (together)
     planTogether(module, options, plan, done);

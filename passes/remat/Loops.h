@@ -36,6 +36,11 @@ struct LoopOptions {
   std::function<bool(mlir::Operation *)> forbid;
   /// Plan anew what the backward loop already recomputes (jax.checkpoint); false keeps those choices.
   bool replan = true;
+  /// Where set, operations whose recomputation is looked for also where the backward loop has all that they
+  /// read from outside, as the forward one has: chunks under jax.checkpoint, of which nothing is saved. Loops
+  /// that hand each other no stack are a pair by these. Null: what the backward loop computes of residuals
+  /// alone is known to be computed again.
+  std::function<bool(mlir::Operation *)> shared;
   /// Price choices by FLOPs, seconds breaking ties; by seconds otherwise.
   bool byFlops = false;
   /// Let collectives be recomputed, at the price of their communication. Every device runs the same loops,
@@ -90,6 +95,11 @@ public:
   /// Lets a loop that the forward body runs give what a loop of the backward body computes again and more; false if there is
   /// none. The pair is stale afterwards.
   virtual bool widenForward() = 0;
+
+  /// Lets a loop of the backward body that computes again what a loop of the forward body does
+  /// (`LoopOptions::shared`) read it from a copy of that, where saving it costs less: what is computed again
+  /// is the copy then, as a whole. False if there is none. The pair is stale afterwards.
+  virtual bool shareInner(CostModel &costs) = 0;
 };
 
 /// What reads one whole operand of a concatenation reads that operand instead. A scan that is unrolled altogether

@@ -1,5 +1,6 @@
 #include "passes/remat/Gradients.h"
 #include "passes/remat/LoopsPair.h"
+#include "passes/remat/Reads.h"
 #include "passes/remat/Stacks.h"
 
 #include "farrier/Analysis/HostMemory.h"
@@ -126,7 +127,36 @@ public:
     eraseDeadMakers(operands);
   }
 
+  /// The same for loops in two blocks; see `MatchedPair::applyAcross`.
+  bool runAcross(const Choice &choice, Reads &at) {
+    // What the body is given instead is not what the copy would be.
+    forward.recipes.clear();
+    Range range{0, F.trips, &choice, {}};
+    builder.setInsertionPoint(F.op);
+    SmallVector<Value> forwardResults = makeForward(range, {});
+    Operation *made = range.stacks.front().second.getDefiningOp();
+    Operation *copy = at.copy(made);
+    if (!copy) {
+      SmallVector<Value> operands(made->getOperands());
+      made->erase();
+      eraseDeadMakers(operands);
+      return false;
+    }
+    at.keep();
+    there = &at;
+    for (auto &[candidate, stack] : range.stacks)
+      stack = copy->getResult(cast<OpResult>(stack).getResultNumber());
+    builder.setInsertionPoint(B.op);
+    SmallVector<Value> operands = replace(backward, makeBackward(range, {}));
+    operands.append(replace(forward, forwardResults));
+    eraseDeadMakers(operands);
+    return true;
+  }
+
 private:
+  /// What the forward loop is given, where the backward one stands.
+  Value given(Value outside) { return there ? there->at(outside) : outside; }
+
   /// Of a stack that only the old backward loop read, and takes them off the list.
   static void eraseReshapesOf(Value stack, SmallVector<Value> &values) {
     for (Operation *user : llvm::make_early_inc_range(stack.getUsers())) {
@@ -341,7 +371,7 @@ private:
         continue;
       auto recipe = forward.recipes.find(i);
       if (recipe == forward.recipes.end())
-        layout.add(F.op.getOperand()[i]);
+        layout.add(given(F.op.getOperand()[i]));
       else
         for (Value leaf : recipe->second.leaves)
           layout.add(leaf);
@@ -400,7 +430,7 @@ private:
       else if (auto recipe = forward.recipes.find(i); recipe != forward.recipes.end())
         recomputed.map(value, makeSunk(recipe->second, outside, layout, body));
       else
-        leaf(value, body.getArgument(layout.invariant.lookup(outside)));
+        leaf(value, body.getArgument(layout.invariant.lookup(given(outside))));
     }
     if (range.last - range.first == 1 && !chain.empty() && !leaves.empty()) {
       // XLA inlines a loop of one iteration, and would then merge the recomputation with the original.
@@ -533,6 +563,7 @@ private:
   WhileLoop &F, &B;
   OpBuilder builder;
   Rewritten forward, backward;
+  Reads *there = nullptr; ///< of loops in two blocks
 };
 
 LogicalResult MatchedPair::apply(const LoopDecision &decision) {
@@ -553,6 +584,16 @@ LogicalResult MatchedPair::apply(const LoopDecision &decision) {
       finishProducts(F.op, B.op, *carry);
   LoopRewriter(*this).run(decision);
   return success();
+}
+
+bool MatchedPair::applyAcross(const Choice &choice, llvm::function_ref<Value(Value)> same) {
+  // A chain that is cloned reads what its loop captures as it is.
+  Reads at(B.op, same);
+  for (Value read : readsOf(F.op))
+    if (Value equal = at.at(read);
+        !equal || (equal != read && !llvm::is_contained(F.op->getOperands(), read)))
+      return false;
+  return LoopRewriter(*this).runAcross(choice, at);
 }
 
 } // namespace farrier::remat

@@ -24,7 +24,7 @@ public:
                                                user->getBlock() == forwardOp->getBlock() &&
                                                !taken.contains(user))
           readers[user] += options.size(result);
-    if (readers.empty()) {
+    if (readers.empty() && !options.shared) {
       if (Operation *glued = gluedStack(forwardOp))
         missed(glued, "a loop's stacks are left alone: they are read in other groups than they are written, as "
                       "those of a scan that is unrolled with a remainder");
@@ -42,7 +42,7 @@ public:
       if (pair && (!best || pair->stackBytes() > best->stackBytes()))
         best = std::move(pair);
     }
-    return best;
+    return best || !options.shared ? std::move(best) : share(*forward, taken);
   }
 
 private:
@@ -86,6 +86,43 @@ private:
     return WhileLoop::analyse(op, reason);
   }
 
+  /// A loop that has no stack of this one, but computes again what both are given the operands of: the first
+  /// of those that are given the most of what this one is.
+  std::unique_ptr<MatchedPair> share(const WhileLoop &forward,
+                                     const llvm::SmallPtrSetImpl<Operation *> &taken) {
+    auto body = forward.body().without_terminator();
+    if (llvm::none_of(body, [&](Operation &op) { return options.shared(&op); }) || isSharded(forward.op))
+      return nullptr;
+    llvm::MapVector<Operation *, int64_t> given;
+    for (unsigned i = 0; i < forward.size(); ++i) {
+      Value operand = forward.op->getOperand(i);
+      if (forward.kinds[i] != WhileLoop::Kind::Invariant)
+        continue;
+      for (OpOperand *use : usesOf(operand))
+        if (Operation *user = use->getOwner(); isa<stablehlo::WhileOp>(user) && !taken.contains(user) &&
+                                               user->getBlock() == forward.op->getBlock() &&
+                                               forward.op->isBeforeInBlock(user))
+          given[user] += options.size(operand);
+    }
+    int64_t most = 0;
+    for (auto [user, bytes] : given)
+      most = std::max(most, bytes);
+    for (auto [user, bytes] : given) {
+      std::string reason;
+      std::optional<WhileLoop> backward;
+      if (bytes < most || isSharded(user) || !(backward = analyse(cast<stablehlo::WhileOp>(user), reason)) ||
+          forward.trips != backward->trips || forward.counter < 0 || backward->counter < 0)
+        continue;
+      for (bool reversed : {true, false}) {
+        auto pair = std::make_unique<MatchedPair>(forward.copy(), backward->copy(), reversed,
+                                                  std::vector<Residual>(), options);
+        if (pair->recomputesAlready())
+          return pair;
+      }
+    }
+    return nullptr;
+  }
+
   std::unique_ptr<MatchedPair> matchWith(const WhileLoop &forward, stablehlo::WhileOp backwardOp) {
     std::string reason;
     std::optional<WhileLoop> analysed = analyse(backwardOp, reason);
@@ -99,7 +136,7 @@ private:
       return nullptr;
     }
     for (stablehlo::WhileOp loop : {stablehlo::WhileOp(forward.op), backwardOp})
-      if (loop->hasAttr("sdy.sharding") || loop->hasAttr("mhlo.sharding")) {
+      if (isSharded(loop)) {
         missed(loop, "a loop is left alone: it carries one sharding for each result");
         return nullptr;
       }
@@ -193,6 +230,8 @@ private:
 };
 
 } // namespace
+
+bool isSharded(Operation *loop) { return loop->hasAttr("sdy.sharding") || loop->hasAttr("mhlo.sharding"); }
 
 /// The value that a slice or a concatenation hands on unchanged; null if it makes a new one.
 static Value handedOn(Operation *op) {

@@ -86,7 +86,9 @@ void numberLoop(ValueNumbering &numbers, WhileLoop &loop, llvm::ArrayRef<int64_t
 } // namespace
 
 BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool reversed,
-                             llvm::ArrayRef<Residual> residuals, bool replan) {
+                             llvm::ArrayRef<Residual> residuals, const LoopOptions &options,
+                             ValueNumbering outer)
+    : numbers(std::move(outer)) {
   std::vector<int64_t> order(forward.trips), back(forward.trips);
   for (int64_t t = 0; t < forward.trips; ++t) {
     order[t] = t;
@@ -148,14 +150,25 @@ BodyNumbering::BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool rever
     return false;
   });
 
-  // What follows from reads alone, and is the same as something forward, need not stay.
+  // What is no other in each iteration is not worth a stack.
+  llvm::DenseSet<Value> varying;
+  for (BlockArgument arg : backward.body().getArguments())
+    if (backward.kinds[arg.getArgNumber()] != WhileLoop::Kind::Invariant)
+      varying.insert(arg);
+  // What follows from reads alone, or from what both loops are given and is shared, and is the same as
+  // something forward, need not stay.
   for (Operation &op : backward.body().without_terminator()) {
     bool isRead = readNumber.contains(&op);
-    bool depends = isRead || llvm::any_of(readsOf(&op), [&](Value v) { return known.contains(v); });
+    SmallVector<Value> reads = readsOf(&op);
+    if (llvm::any_of(reads, [&](Value v) { return varying.contains(v); }))
+      varying.insert(op.result_begin(), op.result_end());
+    bool depends =
+        isRead || llvm::any_of(reads, [&](Value v) { return known.contains(v); }) ||
+        (options.shared && op.getNumResults() && varying.contains(op.getResult(0)) && options.shared(&op));
     bool unwraps = op.getNumOperands() == 1 && (isUnitReshape(&op) || splits.contains(&op)) && depends;
     bool isBarrier = isa<stablehlo::OptimizationBarrierOp>(op);
     for (Value result : op.getResults())
-      if (depends && first.contains(numbers[result]) && (isRead || unwraps || replan))
+      if (depends && first.contains(numbers[result]) && (isRead || unwraps || options.replan))
         known.insert(result);
     if (op.getNumResults() && llvm::all_of(op.getResults(), [&](Value v) { return known.contains(v); })) {
       replaced.insert(&op);

@@ -30,9 +30,9 @@ LoopDecision LoopPair::split(const Choice &lower, const Choice &upper, int64_t s
 }
 
 MatchedPair::MatchedPair(WhileLoop forward, WhileLoop backward, bool reversed,
-                         std::vector<Residual> residuals, const LoopOptions &options)
+                         std::vector<Residual> residuals, const LoopOptions &options, ValueNumbering outer)
     : F(std::move(forward)), B(std::move(backward)), reversed(reversed), residuals(std::move(residuals)),
-      options(options), numbering(F, B, reversed, this->residuals, options.replan) {
+      options(options), numbering(F, B, reversed, this->residuals, options, std::move(outer)) {
   for (const Residual &residual : this->residuals)
     stacks += residual.bytes;
 }
@@ -218,6 +218,50 @@ bool MatchedPair::widenForward() {
     for (auto narrow : F.body().getOps<stablehlo::WhileOp>())
       if (widen(narrow, wide, numbering.numbers, same))
         return true;
+  }
+  return false;
+}
+
+bool MatchedPair::shareInner(CostModel &costs) {
+  DenseMap<unsigned, Value> first; // the first value of a number in the backward body
+  for (BlockArgument arg : B.body().getArguments())
+    first.try_emplace(numbering.numbers[arg], arg);
+  for (Operation &op : B.body().without_terminator())
+    for (Value result : op.getResults())
+      first.try_emplace(numbering.numbers[result], result);
+  auto same = [&](Value value) {
+    if (Value there = first.lookup(numbering.numbers[value]))
+      return there;
+    auto arg = dyn_cast<BlockArgument>(value);
+    bool given = arg && F.isBodyArgument(arg) && F.kinds[arg.getArgNumber()] == WhileLoop::Kind::Invariant;
+    return given ? F.op.getOperand()[arg.getArgNumber()] : value;
+  };
+  llvm::DenseSet<unsigned> ranAgain;
+  for (auto loop : B.body().getOps<stablehlo::WhileOp>())
+    for (Value result : loop->getResults())
+      ranAgain.insert(numbering.numbers[result]);
+  std::string reason;
+  for (auto once : F.body().getOps<stablehlo::WhileOp>()) {
+    // Where it is run again as it is, that would not be known any more.
+    if (!isClonable(once) || isSharded(once) || !options.shared(once) ||
+        llvm::any_of(once->getResults(), [&](Value v) { return ranAgain.contains(numbering.numbers[v]); }))
+      continue;
+    std::optional<WhileLoop> forward = WhileLoop::analyse(once, reason);
+    for (auto again : B.body().getOps<stablehlo::WhileOp>()) {
+      std::optional<WhileLoop> backward = WhileLoop::analyse(again, reason);
+      if (!forward || !backward || isSharded(again) || forward->trips != backward->trips || forward->counter < 0 ||
+          backward->counter < 0)
+        continue;
+      for (bool mirrored : {true, false}) {
+        MatchedPair inner(forward->copy(), backward->copy(), mirrored, {}, options, numbering.numbers);
+        if (!inner.recomputesAlready() || !inner.formulate(costs, reason))
+          continue;
+        std::vector<Choice> frontier = inner.prob.frontier();
+        if (!frontier.empty() && frontier.front().savedBytes > 0 &&
+            frontier.front().flops < inner.now.flops && inner.applyAcross(frontier.front(), same))
+          return true;
+      }
+    }
   }
   return false;
 }

@@ -29,7 +29,7 @@ struct Residual {
 class BodyNumbering {
 public:
   BodyNumbering(WhileLoop &forward, WhileLoop &backward, bool reversed, llvm::ArrayRef<Residual> residuals,
-                bool replan);
+                const LoopOptions &options, ValueNumbering outer);
 
   /// The first forward value equal to this forward value.
   mlir::Value representative(mlir::Value forwardValue) const;
@@ -52,8 +52,9 @@ private:
 
 class MatchedPair : public LoopPair {
 public:
+  /// `outer`: the numbers of what is outside of the loops, as far as there are.
   MatchedPair(WhileLoop forward, WhileLoop backward, bool reversed, std::vector<Residual> residuals,
-              const LoopOptions &options);
+              const LoopOptions &options, ValueNumbering outer = ValueNumbering());
 
   llvm::StringRef key() const override { return name; }
   mlir::Operation *forward() const override { return F.op; }
@@ -64,6 +65,7 @@ public:
   const Choice &current() const override { return now; }
   mlir::LogicalResult apply(const LoopDecision &decision) override;
   bool widenForward() override;
+  bool shareInner(CostModel &costs) override;
 
   /// Fills in the problem. False, with the reason, if something needed cannot be a candidate.
   bool formulate(CostModel &costs, std::string &reason);
@@ -75,7 +77,12 @@ private:
   /// Free in the backward body: loop invariants, counters, what lies outside.
   bool isFree(mlir::Value value) const;
   bool isRecomputable(mlir::Operation *op) const;
-  /// The largest value that the backward loop starts from and that comes after the forward one; null if there is none.
+  /// Rewrites the pair, whose loops are in two blocks, by one choice for all iterations: stacks are read from
+  /// a copy of the new forward loop before the backward one. `same` gives what is equal to a value there, or
+  /// that value. False, with the program as it was, if what the forward loop reads is not there.
+  bool applyAcross(const Choice &choice, llvm::function_ref<mlir::Value(mlir::Value)> same);
+  /// The largest value that the backward loop starts from and that comes after the forward one; null if there
+  /// is none.
   mlir::OpOperand *carriedGradient();
   /// Much that a compile held beside the estimate while the stacks were there is copies of them in another order: as much
   /// of it stays as the decision keeps of the stacks. What is little beside them is something that the bodies hold.
@@ -93,6 +100,9 @@ private:
   Choice now;
   int64_t stacks = 0;
 };
+
+/// Whether a loop carries one sharding for each result, which says nothing of results that are added or taken away.
+bool isSharded(mlir::Operation *loop);
 
 /// The operand of `joined` that `slice` takes, if it takes exactly one; null otherwise.
 mlir::Value partOf(stablehlo::ConcatenateOp joined, stablehlo::SliceOp slice);

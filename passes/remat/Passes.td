@@ -98,6 +98,11 @@ def ForgetCheckpoints : Pass<"farrier-forget-checkpoints", "::mlir::ModuleOp"> {
     are the same by name, attributes, regions and operands; collectives whatever their channels. A barrier that an
     `all_gather` reads from stays, with what is behind it: weights are gathered again for the sake of memory.
 
+    With `shared`, a loop also reads from a stack what an earlier one computes of the same slices and invariants, in the same
+    order or the reverse, where neither gets a stack of the other: attention in chunks under `jax.checkpoint`, whose backward
+    loop computes each chunk's scores again. In the bodies of a scan and its derivative the later loop reads from a copy of the
+    earlier one, which is then what the backward loop of the scan computes again.
+
     `farrier-remat` plans such a program, and the program as it is, and takes the cheaper one within the budget.
 
     Input:
@@ -117,6 +122,8 @@ def ForgetCheckpoints : Pass<"farrier-forget-checkpoints", "::mlir::ModuleOp"> {
   }];
   let options = [
     Option<"objective", "objective", "std::string", "\"time\"", "By what loops save: time or flops">,
+    Option<"shared", "shared", "bool", "false",
+           "Also keep products that two loops compute of the same, where neither hands the other a stack">,
     Option<"known", "known", "std::string", "\"\"",
            "File with shards and wrapped kernels of the program (JSON), as queries are told them">,
   ];

@@ -1,11 +1,9 @@
 #include "passes/remat/WideLoops.h"
 
-#include "passes/remat/LoopsPair.h"
+#include "passes/remat/Reads.h"
 
 #include "farrier/Analysis/OpInfo.h"
 
-#include "mlir/IR/Dominance.h"
-#include "mlir/IR/IRMapping.h"
 #include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/Sequence.h"
 
@@ -106,50 +104,6 @@ bool doesAllOf(stablehlo::WhileOp narrow, stablehlo::WhileOp wide, Pairing &plac
   return true;
 }
 
-/// What a copy of a loop reads at another place: values that are there, or copies of the little that makes them (the zeros
-/// that stacks start from).
-class Reads {
-public:
-  Reads(Operation *place, llvm::function_ref<Value(Value)> same)
-      : place(place), same(same), dominance(place->getParentOp()->getParentOp()), builder(place) {}
-  ~Reads() {
-    if (!kept)
-      for (Operation *op : llvm::reverse(made))
-        op->erase();
-  }
-
-  /// Null if it is not there and is not made of little.
-  Value at(Value value) {
-    if (Value copied = copies.lookupOrNull(value))
-      return copied;
-    if (Value equal = same(value); dominance.properlyDominates(equal, place))
-      return equal;
-    Operation *op = value.getDefiningOp();
-    if (!op || op->getNumRegions() || !isClonable(op) || made.size() == mostCopied)
-      return {};
-    for (Value operand : op->getOperands()) {
-      Value there = at(operand);
-      if (!there)
-        return {};
-      copies.map(operand, there);
-    }
-    made.push_back(builder.clone(*op, copies));
-    return copies.lookup(value);
-  }
-  void keep() { kept = true; }
-
-private:
-  static constexpr size_t mostCopied = 64;
-
-  Operation *place;
-  llvm::function_ref<Value(Value)> same;
-  DominanceInfo dominance;
-  OpBuilder builder;
-  IRMapping copies;
-  SmallVector<Operation *> made;
-  bool kept = false;
-};
-
 } // namespace
 
 bool widen(stablehlo::WhileOp narrow, stablehlo::WhileOp wide, ValueNumbering &numbers,
@@ -160,15 +114,10 @@ bool widen(stablehlo::WhileOp narrow, stablehlo::WhileOp wide, ValueNumbering &n
   if (!doesAllOf(narrow, wide, places, numbers))
     return false;
   Reads reads(narrow, same);
-  IRMapping mapping;
-  for (Value read : readsOf(wide)) {
-    Value there = reads.at(read);
-    if (!there)
-      return false;
-    mapping.map(read, there);
-  }
+  Operation *copy = reads.copy(wide);
+  if (!copy)
+    return false;
   reads.keep();
-  Operation *copy = OpBuilder(narrow).clone(*wide, mapping);
   for (OpResult result : narrow->getResults()) {
     unsigned n = result.getResultNumber();
     result.replaceAllUsesWith(places[n] == unchanged ? narrow->getOperand(n) : copy->getResult(places[n]));

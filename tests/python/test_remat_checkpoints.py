@@ -1,5 +1,6 @@
 """Programs that say themselves what is computed again: decided anew within a budget, bit by bit the same."""
 
+import dataclasses
 import functools
 import json
 
@@ -63,7 +64,23 @@ def outermost_scan(w, x, *, around, **kwargs):
     return jax.value_and_grad(loss)(w, x)
 
 
+def chunks(w, x, *, around, scanned=False, reverse=False, carry=False):
+    """Attention in chunks of queries, each under `around`: no stack goes from the loop of chunks to its derivative."""
+
+    def in_chunks(q, k, v):
+        def chunk(sum_, part):
+            out = around(attend)(part, k, v)
+            return sum_ + carry * (out**2).sum(), out
+
+        parts = q.reshape(q.shape[0], 4, -1, *q.shape[2:]).swapaxes(0, 1)
+        sum_, out = lax.scan(chunk, jnp.float32(0), parts, reverse=reverse)
+        return out.swapaxes(0, 1).reshape(q.shape) + sum_
+
+    return step(w, x, around=lambda f: f, scanned=scanned, attention=in_chunks)
+
+
 ARGUMENTS = weights(3), normal(9, 2, 4, 8)
+IN_CHUNKS = weights(3), normal(9, 2, 8, 8)
 RECURRENT = [{"in": normal(i, 8, 8), "out": normal(5 + i, 8, 8)} for i in range(2)], normal(9, 6, 2, 8)
 nothing = jax.checkpoint
 dots = functools.partial(jax.checkpoint, policy=checkpoint_policies.dots_with_no_batch_dims_saveable)
@@ -75,6 +92,16 @@ PROGRAMS = {
     "scan": (step, {"around": nothing, "scanned": True}, ARGUMENTS),
     "loops in a scan": (step, {"around": nothing, "scanned": True, "attention": attend_chunked}, ARGUMENTS),
     "loops run again for more": (outermost_scan, {"around": nothing}, RECURRENT),
+    "chunks": (chunks, {"around": nothing}, IN_CHUNKS),
+    "chunks from the last": (chunks, {"around": nothing, "reverse": True}, IN_CHUNKS),
+    "chunks that hand on": (chunks, {"around": nothing, "carry": True}, IN_CHUNKS),
+    "chunks in a scan": (chunks, {"around": nothing, "scanned": True}, IN_CHUNKS),
+    "chunks from the last in a scan": (
+        chunks,
+        {"around": nothing, "scanned": True, "reverse": True},
+        IN_CHUNKS,
+    ),
+    "chunks that hand on in a scan": (chunks, {"around": nothing, "scanned": True, "carry": True}, IN_CHUNKS),
 }
 
 
@@ -101,20 +128,21 @@ def test_nothing_is_computed_again_and_means_the_same(name):
     function, options, arguments = PROGRAMS[name]
     written = module_of(functools.partial(function, **options), arguments)
     plain = module_of(functools.partial(function, **{**options, "around": lambda f: f}), arguments)
-    afresh = RematDriver().afresh(written, CONTEXT)
+    assert (RematDriver().afresh(written, CONTEXT) is None) == (function is chunks)
+    afresh = RematDriver().afresh(written, CONTEXT, shared=function is chunks)
     assert flops(plain) == flops(afresh) < flops(written)
     assert run(afresh, arguments) == run(written, arguments)
 
 
-@pytest.mark.parametrize("name", ["layers", "loops in a scan"])
+@pytest.mark.parametrize("name", ["layers", "loops in a scan", "chunks", "chunks in a scan"])
 def test_a_plan_applies_to_the_program_as_it_is_written(name):
     function, options, arguments = PROGRAMS[name]
     written = module_of(functools.partial(function, **options), arguments)
-    driver = RematDriver(Remat(small_bytes=64))
-    afresh = driver.afresh(written, CONTEXT)
+    driver, shared = RematDriver(Remat(small_bytes=64)), function is chunks
+    afresh = driver.afresh(written, CONTEXT, shared=shared)
     need = json.loads(afresh.query("memory.estimate"))["temp"]
     decided = driver.plan(afresh, CONTEXT, temp_budget=int(0.8 * need), host=False)
-    plan = driver.from_afresh(decided, decided["predicted"]["after"], afresh, CONTEXT)
+    plan = driver.from_afresh(decided, decided["predicted"]["after"], afresh, CONTEXT, shared=shared)
     rewritten, said = written.clone(), []
     assert driver.apply(rewritten, plan, remark=said.append) is None
     assert said[0].message.startswith("what jax.checkpoint computes again is decided anew")
@@ -124,10 +152,60 @@ def test_a_plan_applies_to_the_program_as_it_is_written(name):
     assert run(rewritten, arguments) == run(written, arguments)
 
 
+def twice(w, x, *, index=lambda i: i, times=4, given=lambda x: x, drawn=lambda x: x):
+    """Two loops over the rows of `x`, neither of which reads what the other writes."""
+    rows, out = given(x), jnp.zeros((*x.shape[:-1], w.shape[1]))
+    once = lax.fori_loop(0, 4, lambda i, y: y.at[i].set(jnp.tanh(drawn(x[i]) @ w)), out)
+    again = lax.fori_loop(0, times, lambda i, s: s + i * jnp.sin(drawn(rows[index(i)]) @ w), out[0])
+    return once, again
+
+
+@pytest.mark.parametrize(
+    ("options", "is_same"),
+    [
+        ({}, True),
+        ({"index": lambda i: 3 - i}, True),
+        ({"index": lambda i: (i + 1) % 4}, False),
+        ({"times": 3}, False),
+        ({"given": lambda x: 2 * x}, False),
+        ({"drawn": lambda x: x + lax.rng_uniform(0.0, 1.0, x.shape)}, False),
+    ],
+    ids=["in order", "mirrored", "other rows", "fewer rows", "other values", "drawn anew"],
+)
+def test_loops_that_are_given_the_same_compute_it_once(options, is_same):
+    arguments = normal(1, 8, 8), normal(2, 4, 8, 8)
+    written = module_of(functools.partial(twice, **options), arguments)
+    afresh = RematDriver().afresh(written, CONTEXT, shared=True)
+    assert (afresh is not None) == is_same
+    if is_same:
+        assert flops(afresh) == flops(written) / 2
+        assert run(afresh, arguments) == run(written, arguments)
+
+
+def test_what_is_shared_is_apart_from_what_is_computed_again_already():
+    function, options, arguments = PROGRAMS["loops in layers"]
+    written = module_of(functools.partial(function, **options), arguments)
+    assert RematDriver().afresh(written, CONTEXT) is not None
+    assert RematDriver().afresh(written, CONTEXT, shared=True) is None
+
+
+def test_a_product_is_kept_only_where_a_stack_is_faster():
+    """Scores of short rows take longer to write and read than to compute again; where FLOPs count they are kept."""
+
+    def kept(width, objective):
+        arguments = normal(1, width, 512), normal(2, 4, 4096, width)
+        written = module_of(twice, arguments)
+        context = dataclasses.replace(CONTEXT, objective=objective)
+        return RematDriver().afresh(written, context, shared=True) is not None
+
+    assert [kept(64, "time"), kept(64, "flops"), kept(8192, "time")] == [False, True, True]
+
+
 def test_programs_without_recomputation_and_options_that_keep_it_are_left_alone():
     function, options, arguments = PROGRAMS["scan"]
     plain = module_of(functools.partial(function, **{**options, "around": lambda f: f}), arguments)
     assert RematDriver().afresh(plain, CONTEXT) is None
+    assert RematDriver().afresh(plain, CONTEXT, shared=True) is None
     written = module_of(functools.partial(function, **options), arguments)
     assert RematDriver(Remat(checkpoint="keep")).afresh(written, CONTEXT) is None
 

@@ -240,6 +240,21 @@ def test_stacks_of_values_in_a_row_mean_the_same(name, tmp_path):
     assert stacks[1] < stacks[0]
 
 
+def test_stacks_that_all_fit_are_put_in_rows_where_that_is_asked_for(tmp_path):
+    text, arguments = lowered(decoder)
+    module, file = _core.Module.parse(text), tmp_path / "plan.json"
+    assert plan_of(module, budget=1 << 40)["loops"] == []
+    plan = plan_of(module, budget=1 << 40, flat_bytes=1)
+    assert plan["predicted"]["seconds"] == plan["predicted"]["flops"] == 0
+    file.write_text(json.dumps(plan))
+    module.run(f"builtin.module(farrier-remat{{plan={file}}})")
+    new = bytes(module.print()).decode()
+    flat, before = (len(re.findall(r"dynamic_update_slice.*-> tensor<3x[0-9]+xf32>", t)) for t in (new, text))
+    assert flat > before
+    for a, b in zip(run(text, arguments), run(new, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 def test_stacks_keep_within_their_share():
     text, _ = lowered(decoder)
 

@@ -100,7 +100,7 @@ class Stacking(Planner):
         super().__init__(**options)
         self.anew = anew
 
-    def has_stacks(self, plan, context):
+    def has_stacks(self, plan, module, context):
         return context.partitions == 1
 
     def plan(self, module, context, *, temp_budget, host=True, rows=False):
@@ -146,10 +146,10 @@ class Annotated(Planner):
         super().__init__(**options)
         self.kept = kept
 
-    def afresh(self, module, context):
-        return dataclasses.replace(module, temp=self.kept, seconds=module.seconds - 1.0)
+    def afresh(self, module, context, *, shared=False):
+        return None if shared else dataclasses.replace(module, temp=self.kept, seconds=module.seconds - 1.0)
 
-    def from_afresh(self, plan, temp, module, context):
+    def from_afresh(self, plan, temp, module, context, *, shared=False):
         return {**(plan or {"loops": [], "blocks": [], "predicted": {"seconds": 0.0}}), "afresh": "time"}
 
     def cost(self, module, context):
@@ -163,6 +163,51 @@ def test_what_an_annotated_program_computes_again_is_kept_where_it_fits():
     assert plan.measured["before"]["total_bytes"] == FIXED + 800
     assert plan.measured["after"]["total_bytes"] == FIXED + 1000
     assert plan.compiles == 2
+
+
+def test_what_loops_share_is_another_way_beside_that():
+    class Sharing(Annotated):
+        def afresh(self, module, context, *, shared=False):
+            return dataclasses.replace(
+                module, temp=self.kept + 200 * shared, seconds=module.seconds - 1.0 - shared
+            )
+
+        def from_afresh(self, plan, temp, module, context, *, shared=False):
+            return {**super().from_afresh(plan, temp, module, context), "shared": shared}
+
+    def kept(room):
+        plan = search.plan_step(Module(), [Sharing()], context(FIXED + room, lambda temp: temp))
+        return plan.passes["remat"]["shared"], plan.measured["after"]["total_bytes"] - FIXED
+
+    assert [kept(1250), kept(1010)] == [(True, 1200), (False, 1000)]
+
+
+@pytest.mark.parametrize(("anew", "compiles", "needs"), [(1.3, 3, 1000), (1.0, 2, 1000)])
+def test_what_is_kept_is_held_in_rows_where_it_is_written_anew(anew, compiles, needs):
+    class Stacks(Annotated):
+        def has_stacks(self, plan, module, context):
+            return module.temp == self.kept
+
+        def plan(self, module, context, *, temp_budget, host=True, rows=False):
+            if temp_budget < module.temp:
+                return super().plan(module, context, temp_budget=temp_budget, host=host)
+            predicted = {"after": module.temp, "seconds": 0.0, "host_bytes": 0}
+            return {"loops": ["in rows"], "blocks": [], "predicted": predicted} if rows else None
+
+        def apply(self, module, plan, *, remark=None):
+            super().apply(module, plan, remark=remark)
+            module.rows = bool(plan["loops"])
+
+    def really(module):
+        return module.temp * (anew if module.temp == 1000 and not getattr(module, "rows", False) else 1)
+
+    asked = context(FIXED + 1100, lambda temp: temp)
+    measure = dataclasses.replace(
+        asked, measure=lambda module: asked.measure(dataclasses.replace(module, temp=really(module)))
+    )
+    plan = search.plan_step(Module(), [Stacks()], measure)
+    assert (plan.compiles, plan.measured["after"]["total_bytes"]) == (compiles, FIXED + needs)
+    assert plan.passes["remat"]["afresh"] == "time" and plan.passes["remat"]["predicted"]["seconds"] == 0
 
 
 def test_a_budget_between_keeps_a_part_of_it():

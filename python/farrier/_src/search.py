@@ -63,6 +63,7 @@ class _Way:
       resort: whether it is used only where no other way keeps the budget.
       estimate: what the estimator says of it as it stands, "temp" and "fixed" bytes.
       origin: of a program without what ``jax.checkpoint`` computes again, the way that has it.
+      shared: whether also what two loops compute of the same is computed once there.
     """
 
     passes: Mapping[str, Any]
@@ -71,6 +72,7 @@ class _Way:
     resort: bool = False
     estimate: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: _Way | None = None
+    shared: bool = False
 
     @property
     def written(self) -> _Way:
@@ -92,7 +94,8 @@ class _Choice:
     def text(self) -> str:
         """What tells two choices apart."""
         decided = self.plan and [self.plan["loops"], self.plan["blocks"], self.plan.get("flat_bytes")]
-        return json.dumps([self.way.passes, self.way.origin is not None, decided], sort_keys=True)
+        kind = [self.way.origin is not None, self.way.shared]
+        return json.dumps([self.way.passes, kind, decided], sort_keys=True)
 
     @property
     def order(self) -> tuple:
@@ -155,13 +158,16 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
         if unspent is None or not driver.wishes:
             continue
         remat = next(driver for driver in early if getattr(driver, "needs_budget", False))
-        afresh = passes.get(remat.name, {}).get("afresh")
+        decision = passes.get(remat.name, {})
+        afresh, shared = decision.get("afresh"), decision.get("shared", False)
         if afresh:
-            unspent = remat.afresh(unspent, context)
+            unspent = remat.afresh(unspent, context, shared=shared)
         moved = exchange(unspent, remat, driver, passes.get(remat.name), decided.measured, context, _decision)
         compiles += moved.compiles
         if moved.remat is not None:
-            again = remat.from_afresh(moved.remat, 0, unspent, context) if afresh else moved.remat
+            again = moved.remat
+            if afresh:
+                again = remat.from_afresh(again, 0, unspent, context, shared=shared)
             passes |= {remat.name: again, driver.name: moved.late}
             measured["after"] = _described(driver.measurement)
     return dataclasses.replace(decided, passes=passes, measured=measured, compiles=compiles)
@@ -190,9 +196,10 @@ def _with_afresh(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Wa
     found = list(ways)
     if hasattr(remat, "afresh"):
         for way in ways:
-            module = _decision(remat, way.module, context, ask="afresh")
-            if module is not None:
-                found.append(dataclasses.replace(way, module=module, origin=way))
+            for shared in (False, True):
+                module = _decision(remat, way.module, context, ask="afresh", shared=shared)
+                if module is not None:
+                    found.append(dataclasses.replace(way, module=module, origin=way, shared=shared))
     return found
 
 
@@ -233,19 +240,19 @@ def _estimated(module: Any, remat: Any, context: Context) -> dict[str, int]:
     return json.loads(module.query("memory.estimate", json.dumps(remat.sizes(module, context))))
 
 
-def _decision(driver: Any, module: Any, context: Context, *, ask: str = "plan", **budget: Any) -> Any:
+def _decision(driver: Any, module: Any, context: Context, *, ask: str = "plan", **told: Any) -> Any:
     """What a pass decides, or the `ask` of it else; None when it takes longer than it may.
 
     It decides on a copy where there is a limit: what is given up goes on reading it.
     """
     if context.pass_seconds is None:
-        return getattr(driver, ask)(module, context, **budget)
+        return getattr(driver, ask)(module, context, **told)
     copy = module.clone()
     try:
         return limits.within(
             context.pass_seconds,
             f"pass {driver.name!r}",
-            lambda: getattr(driver, ask)(copy, context, **budget),
+            lambda: getattr(driver, ask)(copy, context, **told),
         )
     except errors.PassError as error:
         context.remark(_LeftOut(driver.name, error.what))
@@ -541,7 +548,7 @@ class _Fit:
     def _may_hold_rows(self, choice: _Choice) -> bool:
         """Whether the choice has stacks that may hold the elements of their values in a row."""
         has_stacks = getattr(self.remat, "has_stacks", None)
-        return bool(choice.plan and has_stacks and has_stacks(choice.plan, self.context))
+        return bool(has_stacks and has_stacks(choice.plan, choice.way.module, self.context))
 
     def _attempt(self, choice: _Choice, beliefs: _Beliefs) -> _Attempt | None:
         """The choice, applied and compiled; None where XLA refuses it."""
@@ -575,7 +582,8 @@ class _Fit:
     def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
         plan = choice.plan
         if choice.way.origin:
-            plan = self.remat.from_afresh(plan, choice.temp, choice.way.module, self.context)
+            told = (choice.temp, choice.way.module, self.context)
+            plan = self.remat.from_afresh(plan, *told, shared=choice.way.shared)
         passes = {**choice.way.passes, **({self.remat.name: plan} if plan else {})}
         return StepPlan(passes=passes, measured=measured, compiles=self.compiles)
 

@@ -127,41 +127,50 @@ class RematDriver:
         request = json.dumps({**sizes, "measured": found})
         return found, json.loads(module.query("memory.estimate", request))["temp"]
 
-    def afresh(self, module: Any, context: Any) -> Any | None:
+    def afresh(self, module: Any, context: Any, *, shared: bool = False) -> Any | None:
         """``module`` without what ``jax.checkpoint`` computes again, for planning from there; None where nothing worth it
         is computed again, or the options keep it so.
+
+        With ``shared`` also without what two loops compute of the same though neither hands the other anything; None where
+        that is no more. To give up what is kept so can cost more than before: a whole loop runs again for it.
         """
         if self.options.checkpoint == "keep" or self.options.stress is not None:
             return None
-        copy = module.clone()
-        if not self._forget(copy, self.options.objective or context.objective, self.sizes(module, context)):
-            return None
-        before, after = (self.cost(each, context)["flops"] for each in (module, copy))
-        return copy if after < (1 - _COMPUTED_AGAIN) * before else None
+        objective, sizes = self.options.objective or context.objective, self.sizes(module, context)
+        found = module
+        for shares in (False, True) if shared else (False,):
+            less, found = found, module.clone()
+            if not self._forget(found, objective, sizes, shared=shares) and shares == shared:
+                return None
+        before, after = (self.cost(each, context)["flops"] for each in (less, found))
+        return found if after < (1 - _COMPUTED_AGAIN) * before else None
 
     def from_afresh(
-        self, plan: Mapping[str, Any] | None, temp: int, module: Any, context: Any
+        self, plan: Mapping[str, Any] | None, temp: int, module: Any, context: Any, *, shared: bool = False
     ) -> dict[str, Any]:
-        """What `apply` makes of the program as it is written: `afresh`'s ``module``, then ``plan`` (None: nothing), which
-        needs ``temp`` bytes by the estimate.
+        """What `apply` makes of the program as it is written: `afresh`'s ``module``, ``shared`` or not, then ``plan`` (None:
+        nothing), which needs ``temp`` bytes by the estimate.
         """
         if plan is None:
             predicted = {"before": temp, "after": temp, "seconds": 0.0, "flops": 0, "host_bytes": 0}
             plan = {"version": 1, "loops": [], "blocks": [], "predicted": {**predicted, "fits": True}}
             plan |= _told(self.sizes(module, context))
-        return {**plan, "afresh": self.options.objective or context.objective}
+        also = {"shared": True} if shared else {}
+        return {**plan, "afresh": self.options.objective or context.objective, **also}
 
-    def has_stacks(self, plan: Mapping[str, Any], context: Any) -> bool:
-        """Whether ``plan`` rewrites stacks that may hold the elements of their values in a row: parts of several devices have
-        an order that tells them apart.
+    def has_stacks(self, plan: Mapping[str, Any] | None, module: Any, context: Any) -> bool:
+        """Whether ``module`` has stacks that may hold the elements of their values in a row, and ``plan`` rewrites them or there
+        is none: parts of several devices have an order that tells them apart.
         """
-        return bool(plan["loops"]) and context.partitions == 1
+        if plan or context.partitions > 1:
+            return bool(plan and plan["loops"]) and context.partitions == 1
+        return any(pair["stack_bytes"] >= _BIG for pair in json.loads(module.query("remat.loops"))["pairs"])
 
     @staticmethod
-    def _forget(module: Any, objective: str, known: Mapping[str, Any]) -> dict[str, int]:
+    def _forget(module: Any, objective: str, known: Mapping[str, Any], *, shared: bool) -> dict[str, int]:
         """Rewrites ``module``, of which `sizes` is ``known``; what was taken back, by kind, of which there was some."""
         with _file(known) as path:
-            options = f"objective={objective} known={path}"
+            options = f"objective={objective} shared={str(shared).lower()} known={path}"
             result = module.run(f"builtin.module(farrier-forget-checkpoints{{{options}}})")
         return {name: count for record in result.passes for name, count in record.counters.items() if count}
 
@@ -260,7 +269,8 @@ class RematDriver:
         from farrier import _core
 
         if plan.get("afresh"):
-            taken = self._forget(module, plan["afresh"], _known(module, plan))
+            known = _known(module, plan)
+            taken = self._forget(module, plan["afresh"], known, shared=plan.get("shared", False))
             if remark:
                 what = ", ".join(f"{count} {name.replace('-', ' ')}" for name, count in taken.items())
                 message = f"what jax.checkpoint computes again is decided anew: {what}"
