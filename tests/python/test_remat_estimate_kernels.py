@@ -72,3 +72,22 @@ def test_copies_in_two_orders_are_written_together_where_there_are_no_tiles(quer
     shapes = ((4, 512, 4, queries, 64), jnp.bfloat16), kv, kv, ((64, 8192), jnp.bfloat16)
     off, _ = judged(attention_gradient(0.1, grouped=True), *shapes)
     assert off == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(("rows", "stored"), [(16384, True), (2048, False)])
+def test_of_the_numbers_of_scattered_rows_a_comparison_is_left(rows, stored):
+    """Rows may be written to one place. JAX scatters their numbers, too, and compares what stands there with each, for what
+    is written and again for its gradient: of big ones XLA stores the comparison, once, and the numbers are gone.
+    """
+
+    def loss(x, w, up, at):
+        written = jnp.zeros_like(x).at[at].set(x @ w, mode="drop")
+        return jnp.sum(jnp.tanh(jnp.tanh(written @ w) @ up).astype(jnp.float32))
+
+    shapes = ((rows, 1024), jnp.bfloat16), ((1024, 1024), jnp.bfloat16), ((1024, 16384), jnp.bfloat16)
+    off, live = judged(jax.grad(loss), *shapes, ((rows,), jnp.int32))
+    assert (f"compare tensor<{rows}x1024xi1>" in live, f"scatter tensor<{rows}x1024xui32>" in live) == (
+        stored,
+        not stored,
+    )
+    assert off == pytest.approx(1, abs=0.02)
