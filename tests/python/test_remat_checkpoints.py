@@ -233,3 +233,28 @@ def test_the_gpu_compiler_confirms_that_the_room_is_used():
     assert plan.measured["before"]["flops"] > 1.1 * needs.flops
     assert plan.measured["after"]["flops"] == needs.flops
     assert plan.measured["after"]["total_bytes"] <= needs.total_bytes
+
+
+def test_the_gpu_compiler_confirms_that_logits_in_chunks_are_computed_once():
+    """The chunks' own jax.checkpoint leaves nothing between the loops; above its need, a budget has room for the logits."""
+    target = farrier.Target("h100")
+    place = jax.sharding.NamedSharding(target.mesh((1,), ("x",)), jax.sharding.PartitionSpec())
+    w, x = (jax.ShapeDtypeStruct(shape, np.float32, sharding=place) for shape in ((1024, 8192), (4096, 1024)))
+
+    def loss(around, w, x):
+        def one(sum_, rows):
+            return sum_ + around(lambda rows: jax.nn.logsumexp(rows @ w, -1).sum())(rows), None
+
+        return lax.scan(one, jnp.float32(0), x.reshape(4, -1, x.shape[1]))[0]
+
+    chunked, plain = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, around), argnums=(0, 1)))
+        for around in (jax.checkpoint, lambda f: f)
+    )
+    needs = oracle.measure(plain.lower(w, x), target)
+    plan = farrier.optimize(
+        chunked, memory_budget=needs.total_bytes, target=target, passes=[Remat(offload=False)]
+    ).plan(w, x)
+    assert plan.measured["before"]["flops"] > 1.2 * needs.flops
+    assert plan.measured["after"]["flops"] == needs.flops
+    assert plan.passes["remat"]["shared"]
