@@ -6,6 +6,7 @@
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/Softmax.h"
+#include "farrier/Analysis/WorthStoring.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/OperationSupport.h"
@@ -370,50 +371,6 @@ static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGrap
 static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
   return isa<stablehlo::GatherOp>(graph.ops[op]) && !feedsKernel[graph.outputs[op][0]] &&
          readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16);
-}
-
-/// From how many kernels on that read it computing the operation again in each takes longer than writing its result and
-/// reading it again, on the GPUs that are known here; 0 for never. Read off compiled programs (deviceless, H100): with two
-/// readers sines and the complementary error function, in bf16 hyperbolic tangents and powers, too; with three, as where a
-/// norm's derivative reads it, these also in f32. Exponentials, logarithms, logistics, roots and the error function never.
-static unsigned leastReadersOfDear(Operation *op) {
-  int64_t bits = op->getNumResults() == 1 ? elementBits(op->getResult(0).getType()) : 0;
-  if (isa<stablehlo::SineOp, stablehlo::CosineOp>(op) || op->getName().getStringRef() == "chlo.erfc")
-    return 2;
-  if (isa<stablehlo::TanhOp, stablehlo::PowOp>(op))
-    return bits <= 16 ? 2 : 3;
-  return 0;
-}
-
-/// Whether a sum over rows has fewer columns than a GPU has multiprocessors to give 32 of them to each, and few enough rows
-/// that XLA does not sum parts of them first: what it sums is then made by another kernel, if it is more than a product of
-/// two. (Read off compiled sums of f32[16,4096,128] and [4,4096,128] against [64,4096,128], [16,4096,512], [16,8192,128];
-/// group norms reduce so.)
-static bool sumsFewColumns(stablehlo::ReduceOp reduce) {
-  constexpr int64_t multiprocessors = 128, columnsOfOne = 32, rowsInParts = 8192, leastRows = 256;
-  auto type = dyn_cast<RankedTensorType>(reduce.getInputs().front().getType());
-  if (!type || !type.hasStaticShape())
-    return false;
-  // Where what is summed over is not in one piece, the first is summed over first.
-  int64_t outer = 1, rows = 1, columns = 1;
-  for (int64_t dim = 0; dim < type.getRank(); ++dim) {
-    bool summed = llvm::is_contained(reduce.getDimensions(), dim);
-    int64_t extent = type.getDimSize(dim);
-    (columns > 1 || (rows > 1 && !summed) ? columns : summed ? rows : outer) *= extent;
-  }
-  return columns > 1 && rows >= leastRows && rows < rowsInParts &&
-         outer * llvm::divideCeil(columns, columnsOfOne) <= multiprocessors;
-}
-
-/// Whether the value is computed by at least two operations that do arithmetic, one after the other.
-static bool isComputed(Value value, unsigned least = 2) {
-  Operation *op = value.getDefiningOp();
-  if (!op || op->getNumOperands() == 0 || classify(op) != OpClass::Virtual)
-    return least == 0;
-  bool passes = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::ConvertOp>(op);
-  if (!passes && (!isElementwise(op) || least == 0))
-    return least == 0;
-  return llvm::any_of(op->getOperands(), [&](Value operand) { return isComputed(operand, passes ? least : least - 1); });
 }
 
 /// Values that several products read from one copy: they want it in the same order.

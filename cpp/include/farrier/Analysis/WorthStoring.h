@@ -1,0 +1,27 @@
+//===- WorthStoring.h - what XLA:GPU stores rather than compute again ------===//
+
+#ifndef FARRIER_ANALYSIS_WORTHSTORING_H
+#define FARRIER_ANALYSIS_WORTHSTORING_H
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+namespace farrier {
+
+/// From how many kernels on that read it computing the operation again in each takes longer than writing its result and
+/// reading it again, on the GPUs that are known here; 0 for never. Read off compiled programs (deviceless, H100): with two
+/// readers sines and the complementary error function, in bf16 hyperbolic tangents and powers, too; with three, as where a
+/// norm's derivative reads it, these also in f32. Exponentials, logarithms, logistics, roots and the error function never.
+unsigned leastReadersOfDear(mlir::Operation *op);
+
+/// Whether a sum over rows has fewer columns than a GPU has multiprocessors to give 32 of them to each, and few enough rows
+/// that XLA does not sum parts of them first: what it sums is then made by another kernel, if it is more than a product of
+/// two. (Read off compiled sums of f32[16,4096,128] and [4,4096,128] against [64,4096,128], [16,4096,512], [16,8192,128];
+/// group norms reduce so.)
+bool sumsFewColumns(stablehlo::ReduceOp reduce);
+
+/// Whether the value is computed by at least so many operations that do arithmetic, one after the other.
+bool isComputed(mlir::Value value, unsigned least = 2);
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_WORTHSTORING_H
