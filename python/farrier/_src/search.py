@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from farrier._src import errors, limits
+from farrier._src.beliefs import MOST_CARRIED, TRANSFERS_KNOWN, Attempt, Beliefs, Choice, Way
 from farrier._src.exchange import exchange
 from farrier._src.pipeline import Context, StepPlan
 
@@ -30,98 +31,10 @@ from farrier._src.pipeline import Context, StepPlan
 # recomputed for memory nobody asked back is waste.
 _SLACK = 0.02
 
-# Where not even the plan of the least predicted memory keeps the budget, the cheapest one predicted this much
-# above it is tried: with fewer recomputations in flight XLA can need less for it.
-_NEARLY_LEAST = 1.03
-
 # What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
 # transfers was wrong by at most; the fewer where no other plan leaves more.
 _LAST_SPARE = 0.02
 _LAST_TIMES = (1.5, 1.0)
-
-# Of the budget, what plans with transfers are predicted too low by at most for another one to be worth a compile after two
-# that missed.
-_TRANSFERS_KNOWN = 0.01
-
-# Of the budget, what a plan is predicted too low by at least where stacks may have been written anew: where it was 23 %,
-# rows needed 5.6 GB less, where it was 5 % (an encoder and decoder) 1.1 GB more.
-_REORDERED = 0.1
-
-# Of the budget, the most that what a plan was off by takes from one of another kind: of a plan with transfers from
-# one without, because most of it is what was under way; of one way from another.
-_MOST_CARRIED = 0.08
-
-
-@dataclasses.dataclass(frozen=True)
-class _Way:
-    """A program that the passes before rematerialization can leave.
-
-    Attributes:
-      passes: what they decided.
-      module: the program.
-      cost: of one run as it stands, seconds or FLOPs as the objective says, over the cheapest way's.
-      resort: whether it is used only where no other way keeps the budget.
-      estimate: what the estimator says of it as it stands, "temp" and "fixed" bytes.
-      origin: of a program without what ``jax.checkpoint`` computes again, the way that has it.
-      shared: whether also what two loops compute of the same is computed once there.
-    """
-
-    passes: Mapping[str, Any]
-    module: Any
-    cost: float = 0.0
-    resort: bool = False
-    estimate: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    origin: _Way | None = None
-    shared: bool = False
-
-    @property
-    def written(self) -> _Way:
-        """The way with all that the program computes again as it is written."""
-        return self.origin or self
-
-
-@dataclasses.dataclass(frozen=True)
-class _Choice:
-    """A way, and what rematerialization does with it; `temp` as the estimator counts it."""
-
-    way: _Way
-    plan: Mapping[str, Any] | None
-    temp: int
-    fits: bool
-    cost: float
-
-    @property
-    def text(self) -> str:
-        """What tells two choices apart."""
-        decided = self.plan and [self.plan["loops"], self.plan["blocks"], self.plan.get("flat_bytes")]
-        kind = [self.way.origin is not None, self.way.shared]
-        return json.dumps([self.way.passes, kind, decided], sort_keys=True)
-
-    @property
-    def order(self) -> tuple:
-        """Cheapest first; of those that are not believed to fit, the smallest."""
-        return (False, self.way.resort, self.cost) if self.fits else (True, False, self.temp)
-
-    @property
-    def host(self) -> bool:
-        """Whether anything waits in host memory."""
-        return bool(self.plan and self.plan["predicted"].get("host_bytes"))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Attempt:
-    """One choice, compiled."""
-
-    choice: _Choice
-    predicted_temp: int
-    measurement: Any
-    by_rules: int | None = None
-    """What is predicted without what another compile showed, where that was used."""
-
-    @property
-    def wrong(self) -> int:
-        """Bytes that were measured beyond the prediction."""
-        return self.measurement.temp_bytes - self.predicted_temp
 
 
 def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
@@ -175,7 +88,7 @@ def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan
 
 def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
     remat = None
-    ways = [_Way({}, module)]
+    ways = [Way({}, module)]
     for driver in drivers:
         if getattr(driver, "needs_budget", False):
             remat = driver
@@ -187,11 +100,11 @@ def _within_budget(module: Any, drivers: Sequence[Any], context: Context) -> Ste
     if remat is None or context.budget_bytes is None:
         return StepPlan(passes=ways[0].passes)
     if any(way.passes for way in ways) and all(way.passes for way in ways):
-        ways.append(_Way({}, module, resort=True))
+        ways.append(Way({}, module, resort=True))
     return _Fit(_priced(_with_afresh(ways, remat, context), remat, context), remat, context).run()
 
 
-def _with_afresh(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
+def _with_afresh(ways: Sequence[Way], remat: Any, context: Context) -> list[Way]:
     """The ways, and after them each again without what ``jax.checkpoint`` computes again, where it does."""
     found = list(ways)
     if hasattr(remat, "afresh"):
@@ -203,7 +116,7 @@ def _with_afresh(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Wa
     return found
 
 
-def _left_by(driver: Any, way: _Way, context: Context, *, all_ways: bool) -> list[_Way]:
+def _left_by(driver: Any, way: Way, context: Context, *, all_ways: bool) -> list[Way]:
     """The ways that a pass can leave of one: all, or the one that it would take by itself."""
     if all_ways and hasattr(driver, "alternatives"):
         plans = _decision(driver, way.module, context, ask="alternatives") or [None]
@@ -216,11 +129,11 @@ def _left_by(driver: Any, way: _Way, context: Context, *, all_ways: bool) -> lis
             continue
         current = way.module.clone()
         driver.apply(current, plan)
-        left.append(_Way({**way.passes, driver.name: plan}, current))
+        left.append(Way({**way.passes, driver.name: plan}, current))
     return left
 
 
-def _priced(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
+def _priced(ways: Sequence[Way], remat: Any, context: Context) -> list[Way]:
     """The ways with what they are believed to need and to cost; a single one has no other to cost more than."""
     found = []
     for way in ways:
@@ -228,7 +141,7 @@ def _priced(ways: Sequence[_Way], remat: Any, context: Context) -> list[_Way]:
         cost = _cost(remat.cost(way.module, context), remat, context) if len(ways) > 1 else 0.0
         found.append(dataclasses.replace(way, estimate=estimate, cost=cost))
     least = min(way.cost for way in found if not way.resort)
-    priced: dict[int, _Way] = {}
+    priced: dict[int, Way] = {}
     for way, known in zip(ways, found, strict=True):
         origin = priced[id(way.origin)] if way.origin else None
         priced[id(way)] = dataclasses.replace(known, cost=known.cost - least, origin=origin)
@@ -283,15 +196,15 @@ def _cost(figures: Mapping[str, float], remat: Any, context: Context) -> float:
 
 
 def _choices(
-    ways: Sequence[_Way],
+    ways: Sequence[Way],
     remat: Any,
     context: Context,
-    budget_of: Callable[[_Way], int],
+    budget_of: Callable[[Way], int],
     *,
     host: bool = True,
     rows: bool = False,
     measured: Mapping[int, Mapping[str, Any]] | None = None,
-) -> list[_Choice]:
+) -> list[Choice]:
     """For each way what is to be done to keep its budget of temporary bytes; the best comes first.
 
     `measured` has, by the way's id, what its own compile showed of its values; with `rows` stacks hold theirs in rows.
@@ -305,7 +218,7 @@ def _choices(
         predicted = plan["predicted"] if plan else {}
         temp = int(predicted.get("after", way.estimate["temp"]))
         choices.append(
-            _Choice(
+            Choice(
                 way,
                 plan,
                 temp,
@@ -316,101 +229,17 @@ def _choices(
     return sorted(choices, key=lambda choice: choice.order)
 
 
-class _Beliefs:
-    """What a search believes: how many temporary bytes each way may be given, corrected by every compile.
-
-    Attributes:
-      room: temporary bytes that the budget leaves beside arguments and results.
-      scale: bytes as the estimator counts them for one byte of a device; other than 1 where it counts global sizes.
-      host: whether transfers may be planned.
-      rows: whether stacks hold the elements of their values in a row.
-      measured: of ways, what a compile of them as they stand showed of single values.
-    """
-
-    def __init__(self, room: int, scale: float):
-        self.room, self.scale = room, scale
-        self.host = True
-        self.rows = False
-        self.measured: dict[int, Mapping[str, Any]] = {}
-        # What a way's estimate was wrong by says all about this way, and something about the others.
-        self._corrected: dict[int, int] = {}
-        self._latest = room
-        self._missed = self._tried_nearly = False
-        self._without_rows: int | None = None
-
-    def budget_of(self, way: _Way) -> int:
-        """What a plan for the way may be predicted to need, bytes of a device."""
-        return self._corrected.get(id(way), max(self._latest, int((1 - _MOST_CARRIED) * self.room)))
-
-    def counted_budget_of(self, way: _Way) -> int:
-        """`budget_of`, as the estimator counts."""
-        return max(1, int(self.budget_of(way) * self.scale))
-
-    def predicted(self, choice: _Choice) -> int:
-        """What a choice is predicted to need, bytes of a device."""
-        return int(choice.temp / self.scale)
-
-    def does_not_fit(self, way: _Way, wrong: int) -> bool:
-        """The way as it stands was believed to fit and measured not to; False if that was said before."""
-        if id(way) in self._corrected:
-            return False
-        self._latest -= max(1, wrong)
-        self._corrected[id(way)] = self._latest
-        return True
-
-    def allow_nearly_least(self, choice: _Choice) -> bool:
-        """Not even the least plan keeps the budget: asks for one predicted a little above it; once."""
-        if self._tried_nearly or choice.plan is None or choice.fits:
-            return False
-        self._tried_nearly = True
-        self._corrected[id(choice.way)] = int(_NEARLY_LEAST * choice.temp / self.scale)
-        return True
-
-    def try_rows(self, attempt: _Attempt, over: int) -> bool:
-        """Where a plan misses the budget by less than it was predicted too low, and that was much, XLA may have written
-        stacks anew in another order: asks once for the same with stacks that have none, and keeps to them where that needs
-        less.
-        """
-        if self._without_rows is not None:
-            self.rows &= attempt.measurement.temp_bytes < self._without_rows
-        elif 0 < over <= attempt.wrong and attempt.wrong >= _REORDERED * self.room:
-            self._without_rows = attempt.measurement.temp_bytes
-            self.rows = True
-            return True
-        return False
-
-    def correct(self, attempt: _Attempt, over: int) -> None:
-        """Takes into account what a plan was measured to need; `over` the budget, bytes."""
-        predicted, wrong = attempt.predicted_temp, attempt.wrong
-        if attempt.by_rules is not None and abs(attempt.measurement.temp_bytes - attempt.by_rules) < abs(
-            wrong
-        ):
-            # What the way's own compile showed misleads about its plans: they may have given up just that.
-            del self.measured[id(attempt.choice.way)]
-            predicted, wrong = attempt.by_rules, attempt.measurement.temp_bytes - attempt.by_rules
-        # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
-        self._latest = self.room - wrong
-        if over > 0:
-            # Never ask for the same again when the prediction was right and yet over.
-            self._latest = min(self._latest, predicted - over)
-            if attempt.choice.host and self._missed and wrong > _TRANSFERS_KNOWN * self.room:
-                self.host = False
-                self._latest = max(self._latest, int((1 - _MOST_CARRIED) * self.room))
-            self._missed = self._missed or attempt.choice.host
-        self._corrected[id(attempt.choice.way)] = self._latest
-
-
 class _Fit:
     """Brings one of several ways within the budget."""
 
-    def __init__(self, ways: Sequence[_Way], remat: Any, context: Context):
+    def __init__(self, ways: Sequence[Way], remat: Any, context: Context):
         self.ways, self.remat, self.context = ways, remat, context
         self.budget = context.budget_bytes
         self.compiles = 0
-        self.attempts: list[_Attempt] = []
+        self.attempts: list[Attempt] = []
         self.report: dict[str, Any] = {}
         self.seen: set[str] = set()
-        self.standing: _Attempt | None = None
+        self.standing: Attempt | None = None
 
     def run(self) -> StepPlan:
         """The cheapest plan that was measured to keep the budget.
@@ -423,18 +252,18 @@ class _Fit:
             return self._step(first, {"estimate": first.way.estimate["temp"]})
         way = first.way.written
         estimate = way.estimate["temp"]
-        untouched = _Choice(way, None, estimate, fits=True, cost=way.cost)
+        untouched = Choice(way, None, estimate, fits=True, cost=way.cost)
         before = self._measure(way.module)
         self.report = {"before": _described(before), "estimate": estimate}
         if before.total_bytes <= self.budget:
             if all(other.written is not way or other.cost >= way.cost for other in self.ways):
                 return self._step(untouched, self.report | {"after": _described(before)})
             # It fits, and computes again what there may be room for.
-            self.standing = _Attempt(untouched, before.temp_bytes, before)
+            self.standing = Attempt(untouched, before.temp_bytes, before)
         # Parameters and results stay what they are: the plan moves temporaries only.
         fixed = before.total_bytes - before.temp_bytes
         scale = estimate / before.temp_bytes if self._in_global_sizes and before.temp_bytes else 1.0
-        beliefs = _Beliefs(self.budget - fixed, scale)
+        beliefs = Beliefs(self.budget - fixed, scale)
         self._learn(way, before, beliefs)
         self.seen = {untouched.text}
         self._search(beliefs, first=way, wrong=before.temp_bytes - int(estimate / scale))
@@ -452,23 +281,23 @@ class _Fit:
         """
         return self.context.partitions > 1 and not self.remat.sizes(self.ways[0].module, self.context)
 
-    def _believed_best(self) -> _Choice:
+    def _believed_best(self) -> Choice:
         """The choice that the estimates say is best; of a single way nothing is believed before it was compiled."""
         way = self.ways[0]
         if self.context.measure is not None and all(other.written is way for other in self.ways):
-            return _Choice(way, None, way.estimate["temp"], fits=True, cost=way.cost)
+            return Choice(way, None, way.estimate["temp"], fits=True, cost=way.cost)
         devices = self.context.partitions if self._in_global_sizes else 1
         believed = max(1, self.budget * devices - way.estimate["fixed"])
         return _choices(self.ways, self.remat, self.context, lambda way: believed)[0]
 
-    def _learn(self, way: _Way, measurement: Any, beliefs: _Beliefs) -> None:
+    def _learn(self, way: Way, measurement: Any, beliefs: Beliefs) -> None:
         """What the compile of a way as it stands says of its values, where it is asked to."""
         learn = getattr(self.remat, "learn", None)
         found = learn(way.module, self.context, measurement) if learn and beliefs.scale == 1 else None
         if found:
             beliefs.measured[id(way)], self.report["corrected_estimate"] = found
 
-    def _search(self, beliefs: _Beliefs, *, first: _Way, wrong: int) -> None:
+    def _search(self, beliefs: Beliefs, *, first: Way, wrong: int) -> None:
         """Plans and compiles until the budget is kept and used, or compiles or ideas run out."""
         while self.compiles < max(self.context.max_compiles, 2) and not self.context.clock.expired():
             if max(map(beliefs.budget_of, self.ways)) <= 0:
@@ -496,7 +325,7 @@ class _Fit:
                 continue
             beliefs.correct(attempt, over)
 
-    def _try_least(self, beliefs: _Beliefs) -> None:
+    def _try_least(self, beliefs: Beliefs) -> None:
         """Before a budget is refused, one compile more: `_try_spared`; else, or where that misses, too, for what is
         believed to need least, given how wrong that belief was for the same way before. A budget that nothing can keep gets
         it, as well: the error names what would do.
@@ -509,7 +338,7 @@ class _Fit:
         if least:
             self._attempt(min(least, key=lambda c: beliefs.predicted(c) + wrong.get(id(c.way), 0)), beliefs)
 
-    def _try_spared(self, beliefs: _Beliefs) -> None:
+    def _try_spared(self, beliefs: Beliefs) -> None:
         """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan that leaves room for more
         than that: before a budget is refused, or a step stays that computes more again than it must. Without transfers, but
         where all with them missed by next to nothing.
@@ -517,13 +346,13 @@ class _Fit:
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
         missed = max(alike) if alike else min((abs(a.wrong) for a in self.attempts), default=0)
-        little = _MOST_CARRIED * beliefs.room
+        little = MOST_CARRIED * beliefs.room
         spares: list[float] = []
         if self.attempts and missed <= little:
             spares = [times * missed for times in (_LAST_TIMES if alike else (1,))]
         elif len(alike) > 1 and missed - min(alike) <= little:
             spares = [2 * missed - min(alike), missed]
-        host = all(a.wrong <= _TRANSFERS_KNOWN * beliefs.room for a in self.attempts if a.choice.host)
+        host = all(a.wrong <= TRANSFERS_KNOWN * beliefs.room for a in self.attempts if a.choice.host)
         for spare in spares:
             aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
             safe = self._choices(beliefs, lambda way, aim=aim: aim, host=host)[0]
@@ -533,8 +362,8 @@ class _Fit:
                 break
 
     def _choices(
-        self, beliefs: _Beliefs, budget_of: Callable[[_Way], int], *, host: bool = True
-    ) -> list[_Choice]:
+        self, beliefs: Beliefs, budget_of: Callable[[Way], int], *, host: bool = True
+    ) -> list[Choice]:
         return _choices(
             self.ways,
             self.remat,
@@ -545,12 +374,12 @@ class _Fit:
             measured=beliefs.measured,
         )
 
-    def _may_hold_rows(self, choice: _Choice) -> bool:
+    def _may_hold_rows(self, choice: Choice) -> bool:
         """Whether the choice has stacks that may hold the elements of their values in a row."""
         has_stacks = getattr(self.remat, "has_stacks", None)
         return bool(has_stacks and has_stacks(choice.plan, choice.way.module, self.context))
 
-    def _attempt(self, choice: _Choice, beliefs: _Beliefs) -> _Attempt | None:
+    def _attempt(self, choice: Choice, beliefs: Beliefs) -> Attempt | None:
         """The choice, applied and compiled; None where XLA refuses it."""
         self.seen.add(choice.text)
         rewritten = choice.way.module
@@ -567,7 +396,7 @@ class _Fit:
         by_rules = None
         if id(choice.way) in beliefs.measured and not choice.host:
             by_rules = _estimated(rewritten, self.remat, self.context)["temp"]
-        self.attempts.append(_Attempt(choice, beliefs.predicted(choice), measurement, by_rules))
+        self.attempts.append(Attempt(choice, beliefs.predicted(choice), measurement, by_rules))
         return self.attempts[-1]
 
     def _measure(self, module: Any) -> Any:
@@ -575,11 +404,11 @@ class _Fit:
         learns = self.compiles == 1 and hasattr(self.remat, "learn")
         return self.context.measure(module, held=True) if learns else self.context.measure(module)
 
-    def _fitting(self) -> list[_Attempt]:
+    def _fitting(self) -> list[Attempt]:
         """The attempts that were measured to keep the budget."""
         return [a for a in self.attempts if a.measurement.total_bytes <= self.budget]
 
-    def _step(self, choice: _Choice, measured: Mapping[str, Any]) -> StepPlan:
+    def _step(self, choice: Choice, measured: Mapping[str, Any]) -> StepPlan:
         plan = choice.plan
         if choice.way.origin:
             told = (choice.temp, choice.way.module, self.context)
@@ -587,7 +416,7 @@ class _Fit:
         passes = {**choice.way.passes, **({self.remat.name: plan} if plan else {})}
         return StepPlan(passes=passes, measured=measured, compiles=self.compiles)
 
-    def _outcome(self, untouched: _Choice, before: Any, fixed: int) -> StepPlan:
+    def _outcome(self, untouched: Choice, before: Any, fixed: int) -> StepPlan:
         """What the attempts come to."""
         self.report["attempts"] = [
             {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
