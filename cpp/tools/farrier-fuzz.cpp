@@ -42,6 +42,7 @@ constexpr const char *kPipelines[] = {
     "farrier-remat{stress=1 small-bytes=1}",
     "farrier-remat{budget=64 small-bytes=1}",
     "farrier-forget-checkpoints",
+    "farrier-forget-checkpoints{objective=flops shared=true}",
     "farrier-remat-loops{save=0.5 sink-bytes=1}",
     "farrier-remat-loops{stress=3 sink-bytes=1 collectives=true}",
     "farrier-number-operations",

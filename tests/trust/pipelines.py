@@ -74,7 +74,13 @@ def _loops(random: Any) -> str:
 
 
 def _forget(random: Any) -> str:
-    return _options("farrier-forget-checkpoints", {"objective": ("time", "flops")[random.randrange(2)]})
+    objective, shared = (
+        ("time", "false"),
+        ("time", "true"),
+        ("flops", "false"),
+        ("flops", "true"),
+    )[random.randrange(4)]
+    return _options("farrier-forget-checkpoints", {"objective": objective, "shared": shared})
 
 
 def _fusion(random: Any, numerics: str = "bitwise") -> str:
