@@ -50,8 +50,9 @@ def optimize(fun: Callable | None = None, /, **options: Any) -> Any:
       numerics: "bitwise", "bounded" (default) or "relaxed": which changes of rounding are allowed.
       plan: a :class:`farrier.Plan` or the path of a saved one, applied without a search.
       max_compiles: how many compiles a search may spend; before a budget is refused, or an annotated step
-        is left as it is, one more is spent on a plan that leaves more of the budget. Collectives have a bound
-        of their own, `Collectives.max_compiles`. Default: 3.
+        is left as it is, one more is spent on a plan that leaves more of the budget, and before it is refused
+        one on the plan of the least predicted memory, too. Collectives have a bound of their own,
+        `Collectives.max_compiles`. Default: 3.
       max_seconds: wall time of the search. When it is up no further plan is tried and the best one so far
         is taken; a search that does not end within twice that is given up as a failed pass. Default: none.
       max_pass_seconds: wall time of one decision of one pass. A pass that takes longer is left out.
