@@ -225,10 +225,11 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
         int64_t budget = asWritten <= options.budget ? asWritten - (block.peak - options.budget) : options.budget;
         solution = solveOrLeast(evaluation, budget, options.objective == "flops");
       }
-      // Of what costs the same, finer cuts, which come later: where stages are few XLA's scheduler runs ahead. Not beside
-      // loops, which are stages.
+      // Of what costs the same, stages rather than one, and on several devices finer cuts, which come later: XLA's scheduler
+      // runs ahead of few stages. Not beside loops, which are stages.
       bool same = best && std::abs(solution.seconds - best->seconds) <= roundingError * std::abs(best->seconds);
-      bool cheaper = best && (same ? block.partitioned || !ofRewritten : solution.seconds < best->seconds);
+      bool finer = block.partitioned || (!ofRewritten && bestCuts.empty());
+      bool cheaper = best && (same ? finer : solution.seconds < best->seconds);
       bool better = !best || (solution.fits && !best->fits) ||
                     (solution.fits == best->fits && (solution.fits ? cheaper : solution.peak < best->peak));
       if (better) {

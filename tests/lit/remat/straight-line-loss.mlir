@@ -6,12 +6,11 @@
 
 // CHECK: %[[H0:[0-9]+]] = "stablehlo.dot_general"(%arg0, %arg1)
 // CHECK: "stablehlo.dot_general"(%{{[0-9]+}}, %arg3)
-// CHECK: %[[S1:[0-9]+]] = "stablehlo.cosine"
-// CHECK: %[[S1:[0-9]+]] = "stablehlo.cosine"
-// CHECK-NEXT: %[[KEPT:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[S1]])
-// CHECK-NEXT: %[[D1:[0-9]+]] = "stablehlo.multiply"(%{{[0-9]+}}, %[[KEPT]]#1)
+// CHECK: %[[D1:[0-9]+]] = "stablehlo.multiply"
+// CHECK: %[[D1:[0-9]+]] = "stablehlo.multiply"
+// CHECK-NEXT: %[[KEPT:[0-9]+]]:2 = "stablehlo.optimization_barrier"(%[[H0]], %[[D1]])
 // CHECK-NEXT: %[[A0:[0-9]+]] = "stablehlo.atan2"(%[[KEPT]]#0, %[[KEPT]]#0)
-// CHECK-NEXT: "stablehlo.dot_general"(%[[A0]], %[[D1]])
+// CHECK-NEXT: "stablehlo.dot_general"(%[[A0]], %[[KEPT]]#1)
 
 // TIGHT: %[[KEPT:[0-9]+]]:3 = "stablehlo.optimization_barrier"(%arg0, %arg1, %{{[0-9]+}})
 // TIGHT-NEXT: %[[H0:[0-9]+]] = "stablehlo.dot_general"(%[[KEPT]]#0, %[[KEPT]]#1)
