@@ -429,7 +429,7 @@ def test_of_what_costs_the_same_a_plan_has_stages():
     plan = json.loads(module.query("remat.plan", json.dumps({"budget": int(0.906 * before)})))
     assert plan["predicted"]["fits"] and plan["predicted"]["flops"] == 0
     (block,) = plan["blocks"]
-    assert sum(segment is not None for segment in block["segments"]) > 1
+    assert block["cuts"]
 
 
 def test_a_stage_waits_for_what_is_stored_anyway():
