@@ -111,7 +111,7 @@ private:
       std::string reason;
       std::optional<WhileLoop> backward;
       if (bytes < most || isSharded(user) || !(backward = analyse(cast<stablehlo::WhileOp>(user), reason)) ||
-          forward.trips != backward->trips || forward.counter < 0 || backward->counter < 0)
+          !runAlike(forward, *backward))
         continue;
       for (bool reversed : {true, false}) {
         auto pair = std::make_unique<MatchedPair>(forward.copy(), backward->copy(), reversed,
@@ -141,7 +141,7 @@ private:
         return nullptr;
       }
     WhileLoop F = forward.copy(), B = std::move(*analysed);
-    if (F.trips != B.trips || F.counter < 0 || B.counter < 0) {
+    if (!runAlike(F, B)) {
       missed(backwardOp, "a loop that reads residuals is left alone: it and the loop that writes them do not "
                          "count the same iterations one by one");
       return nullptr;
@@ -230,6 +230,10 @@ private:
 };
 
 } // namespace
+
+bool runAlike(const WhileLoop &first, const WhileLoop &second) {
+  return first.trips == second.trips && first.counter >= 0 && second.counter >= 0;
+}
 
 bool isSharded(Operation *loop) { return loop->hasAttr("sdy.sharding") || loop->hasAttr("mhlo.sharding"); }
 

@@ -249,8 +249,7 @@ bool MatchedPair::shareInner(CostModel &costs) {
     std::optional<WhileLoop> forward = WhileLoop::analyse(once, reason);
     for (auto again : B.body().getOps<stablehlo::WhileOp>()) {
       std::optional<WhileLoop> backward = WhileLoop::analyse(again, reason);
-      if (!forward || !backward || isSharded(again) || forward->trips != backward->trips || forward->counter < 0 ||
-          backward->counter < 0)
+      if (!forward || !backward || isSharded(again) || !runAlike(*forward, *backward))
         continue;
       for (bool mirrored : {true, false}) {
         MatchedPair inner(forward->copy(), backward->copy(), mirrored, {}, options, numbering.numbers);

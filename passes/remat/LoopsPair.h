@@ -101,6 +101,9 @@ private:
   int64_t stacks = 0;
 };
 
+/// Whether two loops count the same number of iterations, so that those of one may be those of the other.
+bool runAlike(const WhileLoop &first, const WhileLoop &second);
+
 /// Whether a loop carries one sharding for each result, which says nothing of results that are added or taken away.
 bool isSharded(mlir::Operation *loop);
 

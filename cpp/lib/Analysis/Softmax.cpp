@@ -53,20 +53,15 @@ static unsigned operationsBefore(Value value) {
   return count;
 }
 
-/// What the value is in another shape, or passes as it is.
+/// What makes the value, behind changes of its shape and the maximum with -inf, which JAX takes for rows of no
+/// elements; null for an argument.
 static Operation *behindShapes(Value value) {
-  Operation *op = value.getDefiningOp();
-  while (op && op->getNumOperands() > 0 &&
-         (isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp>(op) || op->getNumRegions() == 0)) {
-    // The maximum with -inf, which JAX takes for rows of no elements.
-    Value next = op->getOperand(0);
-    if (isa<stablehlo::MaxOp>(op))
-      next = isSplat(next) ? op->getOperand(1) : next;
-    else if (!isa<stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp>(op))
+  while (Operation *op = value.getDefiningOp()) {
+    if (!isa<stablehlo::MaxOp, stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp>(op))
       return op;
-    op = next.getDefiningOp();
+    value = op->getOperand(isa<stablehlo::MaxOp>(op) && isSplat(op->getOperand(0)) ? 1 : 0);
   }
-  return op;
+  return nullptr;
 }
 
 bool storesDifferences(Operation *op) {

@@ -162,8 +162,10 @@ class RematDriver:
         """Whether ``module`` has stacks that may hold the elements of their values in a row, and ``plan`` rewrites them or there
         is none: parts of several devices have an order that tells them apart.
         """
-        if plan or context.partitions > 1:
-            return bool(plan and plan["loops"]) and context.partitions == 1
+        if context.partitions > 1:
+            return False
+        if plan:
+            return bool(plan["loops"])
         return any(pair["stack_bytes"] >= _BIG for pair in json.loads(module.query("remat.loops"))["pairs"])
 
     @staticmethod
