@@ -4,6 +4,7 @@
 
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/Builders.h"
@@ -37,6 +38,11 @@ StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, S
   for (llvm::ArrayRef<unsigned> products : mergedProducts(*graph))
     for (unsigned op : products)
       merged[op] = products.front();
+
+  maskShape.assign(graph->numOps(), 0);
+  for (auto [number, kernels] : llvm::enumerate(maskKernels(*graph, *buffers)))
+    for (unsigned op : kernels)
+      maskShape[op] = number + 1;
 
   constant.assign(graph->numValues(), false);
   argumentOnly.assign(graph->numValues(), false);
@@ -323,8 +329,22 @@ llvm::DenseMap<unsigned, unsigned> StraightLine::placeClones(llvm::ArrayRef<unsi
     if (graph->definition[use.value] >= 0)
       neededAt(use.value, use.op);
   llvm::DenseSet<unsigned> cloned(chain.begin(), chain.end());
+  // Of each clone: the random masks behind one another that it is made of. Those of a shape with as many before them XLA
+  // makes together, where the first of them is read.
+  llvm::DenseMap<unsigned, unsigned> masks;
+  for (unsigned op : chain) {
+    unsigned &count = masks[op];
+    for (unsigned input : graph->inputs[op])
+      if (int from = graph->definition[input]; from >= 0 && cloned.contains(from))
+        count = std::max(count, masks.lookup(from) + (maskShape[from] > 0));
+  }
+  llvm::DenseMap<std::pair<unsigned, unsigned>, unsigned> together;
   for (unsigned op : llvm::reverse(chain)) {
     unsigned &at = place.try_emplace(op, stage).first->second;
+    if (maskShape[op] > 0) {
+      unsigned &first = together.try_emplace({maskShape[op], masks.lookup(op)}, at).first->second;
+      at = first = std::min(first, at);
+    }
     // What would have to wait for the later place, and would be gone before it otherwise.
     int64_t held = 0, made = 0;
     for (unsigned value : graph->outputs[op])

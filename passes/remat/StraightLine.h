@@ -185,6 +185,7 @@ private:
   llvm::DenseMap<unsigned, unsigned> merged; ///< of products that XLA makes one: the first of them
   std::vector<bool> constant;        ///< of each value: made of constants alone
   std::vector<bool> argumentOnly;    ///< of each value: made of arguments and constants by virtual operations
+  std::vector<unsigned> maskShape;   ///< of each op: a number for the shape of the random mask that it is a kernel of, 0 for none
   std::vector<bool> copyable;        ///< of each op: elementwise and without effects, so that readers compute it anew
   std::vector<Read> reads;           ///< every backward read of a forward value that is not constant
   std::vector<unsigned> lastForward; ///< of each root: last forward op that reads it

@@ -91,3 +91,25 @@ def test_of_the_numbers_of_scattered_rows_a_comparison_is_left(rows, stored):
         not stored,
     )
     assert off == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("second", [(4, 512), (4, 256)])
+def test_random_masks_of_one_shape_are_made_together(second):
+    """A random generator counts the elements of a mask. XLA computes the coordinate of an axis once, for all masks of a shape,
+    and gives kernels that read one value, and write as many elements, to one kernel: the second masked value is there while
+    the first is read.
+    """
+
+    def step(x, wide):
+        keys, shapes = jax.random.split(jax.random.key(0)), ((4, 512, 2048), (*second, 2048))
+
+        def masked(i):
+            return (jnp.sin(x[i]) * jax.random.bernoulli(keys[i], 0.9, shapes[i])).reshape(-1, 2048)
+
+        first = jnp.sum(jnp.sin(masked(0) @ wide))
+        return jnp.sum(jnp.sin(masked(1) @ (wide[:, :64] + first)))
+
+    shapes = ((2, 2048), jnp.float32), ((2048, 8192), jnp.float32)
+    off, live = judged(step, *shapes)
+    assert len([value for value in live if value.startswith("multiply")]) == (2 if second == (4, 512) else 1)
+    assert off == pytest.approx(1, abs=0.02)

@@ -185,22 +185,13 @@ static bool addsScattered(Operation *op) {
          });
 }
 
-/// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros.
-static bool isSplat(Operation *op) {
-  if (auto broadcast = dyn_cast<stablehlo::BroadcastInDimOp>(op))
-    op = broadcast->getOperand(0).getDefiningOp();
-  auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op);
-  return constant && cast<ElementsAttr>(constant.getValue()).isSplat();
-}
-
 /// What an iteration writes into a residual stack, from which all of the stack follows; null for anything else.
 static Value stackedValue(stablehlo::WhileOp loop, unsigned i) {
   if (!loop.getBody().hasOneBlock())
     return Value();
   Block &body = loop.getBody().front();
   auto update = body.getTerminator()->getOperand(i).getDefiningOp<stablehlo::DynamicUpdateSliceOp>();
-  Operation *start = loop->getOperand(i).getDefiningOp();
-  if (!update || update.getOperand() != body.getArgument(i) || !start || !isSplat(start))
+  if (!update || update.getOperand() != body.getArgument(i) || !splatOf(loop->getOperand(i)))
     return Value();
   Value value = update.getUpdate();
   while (Operation *op = value.getDefiningOp()) {
@@ -581,7 +572,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
                      *llvm::find_if(joined, [&](unsigned from) { return graph.bytes[from] >= options.smallBytes; }));
         // To keep a part must not mean to keep the whole.
         root |= isPart && big == 1 && 2 * bytes < bigBytes;
-        root |= feedsKernel[value] && !isLayout && !isSplat(operation);
+        root |= feedsKernel[value] && !isLayout && !splatOf(graph.values[value]);
         root |= layouts && (layouts->reordered(value) || addsScattered(operation));
         root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
@@ -589,7 +580,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         if (options.materialiseKernelOperands)
           root = measuredStored(operation).value_or(root);
       }
-      moved[value] = isMoved && !root;
+      // Parts of what is made of constants alone, a seed of a random mask, move nothing.
+      moved[value] = isMoved && !root && !joined.empty();
       padded[value] = isPadded && !root;
       if (root)
         sets[value].push_back(value);

@@ -187,8 +187,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
   std::vector<unsigned> lastOfKernel = time;
-  if (order == Order::Joined) {
-    SiblingTimes joined = joinSiblings(graph, roots, std::move(time));
+  if (order != Order::Program) {
+    SiblingTimes joined = joinSiblings(graph, roots, std::move(time), /*onlyMasks=*/order == Order::Scheduled);
     time = std::move(joined.runs);
     lastOfKernel = std::move(joined.lastOfKernel);
   }

@@ -170,6 +170,15 @@ bool isClonable(Operation *op) {
             }).wasInterrupted();
 }
 
+ElementsAttr splatOf(Value value) {
+  Operation *op = value.getDefiningOp();
+  while (isa_and_nonnull<stablehlo::BroadcastInDimOp, stablehlo::ConvertOp>(op))
+    op = op->getOperand(0).getDefiningOp();
+  auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op);
+  auto elements = constant ? dyn_cast<ElementsAttr>(constant.getValue()) : ElementsAttr();
+  return elements && elements.isSplat() ? elements : ElementsAttr();
+}
+
 int64_t elementBits(Type type) {
   Type element = getElementTypeOrSelf(type);
   if (auto complex = dyn_cast<ComplexType>(element))

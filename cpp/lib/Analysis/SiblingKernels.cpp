@@ -1,23 +1,72 @@
 #include "farrier/Analysis/SiblingKernels.h"
 
 #include "farrier/Analysis/Liveness.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinTypes.h"
 #include "llvm/ADT/DenseSet.h"
 #include "llvm/ADT/SetVector.h"
 
-#include <numeric>
+#include <optional>
+#include <tuple>
 
 using namespace mlir;
 
 namespace farrier {
 
 /// Kernels of one value that are compared with each other, and kernels that become one, at most.
-static constexpr size_t mostReaders = 16, mostJoined = 8;
+static constexpr size_t mostReaders = 16, mostJoined = 16;
 
 /// Smaller results do not count.
 static constexpr int64_t leastBytes = 256 << 10;
+
+static bool isKernel(const BlockGraph &graph, const RootSets &roots, unsigned op) {
+  return graph.isVirtual[op] && graph.outputs[op].size() == 1 && roots.isRoot(graph.outputs[op][0]) &&
+         graph.bytes[graph.outputs[op][0]] >= leastBytes &&
+         !isa<stablehlo::ConcatenateOp, stablehlo::BroadcastInDimOp>(graph.ops[op]);
+}
+
+/// The coordinate of an axis of a shape, times what an index along the axis moves by, as a random generator counts elements.
+using Coordinate = std::tuple<Type, uint64_t, Attribute>;
+
+static std::optional<Coordinate> coordinateOf(Operation *op) {
+  if (!isa<stablehlo::MulOp>(op) || cast<ShapedType>(op->getResult(0).getType()).getRank() < 2)
+    return std::nullopt;
+  for (auto [index, step] : {std::pair(0, 1), std::pair(1, 0)}) {
+    auto iota = op->getOperand(index).getDefiningOp<stablehlo::IotaOp>();
+    ElementsAttr by = splatOf(op->getOperand(step));
+    if (iota && by && by.getElementType().isInteger() && !by.getSplatValue<APInt>().isOne())
+      return Coordinate(iota.getType(), iota.getIotaDimension(), by);
+  }
+  return std::nullopt;
+}
+
+std::vector<llvm::SmallVector<unsigned, 4>> maskKernels(const BlockGraph &graph, const RootSets &roots) {
+  std::vector<llvm::SmallVector<unsigned, 4>> result;
+  llvm::DenseMap<Coordinate, unsigned> places;
+  llvm::DenseMap<unsigned, unsigned> counted; // of a value: the place of the first coordinate that is computed inside it
+  for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
+    if (!graph.isVirtual[op] || graph.outputs[op].size() != 1)
+      continue;
+    const unsigned *inside =
+        llvm::find_if(graph.inputs[op], [&](unsigned input) { return counted.contains(input); });
+    unsigned place;
+    if (inside != graph.inputs[op].end()) {
+      place = counted.lookup(*inside);
+    } else if (std::optional<Coordinate> coordinate = coordinateOf(graph.ops[op])) {
+      place = places.try_emplace(*coordinate, places.size()).first->second;
+      result.resize(places.size());
+    } else {
+      continue;
+    }
+    if (isKernel(graph, roots, op))
+      result[place].push_back(op);
+    if (!roots.isRoot(graph.outputs[op][0]))
+      counted[graph.outputs[op][0]] = place;
+  }
+  return result;
+}
 
 namespace {
 
@@ -34,7 +83,7 @@ public:
     findMarks();
   }
 
-  void join() {
+  void joinReaders() {
     std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
     // What reads a part of a merged product stays a kernel of its own.
     llvm::DenseSet<unsigned> parts;
@@ -43,7 +92,7 @@ public:
         parts.insert(graph.outputs[op][0]);
     for (unsigned op = 0; op + 1 < numOps; ++op) {
       int copied = copiedFor(op);
-      if (copied < 0 && !isKernel(op))
+      if (copied < 0 && !isKernel(graph, roots, op))
         continue;
       llvm::SmallSetVector<unsigned, 8> read;
       bool readsPart = false;
@@ -62,10 +111,12 @@ public:
     }
     for (llvm::ArrayRef<unsigned> kernels : readers)
       if (kernels.size() <= mostReaders)
-        for (; !kernels.empty(); kernels = kernels.drop_front())
-          for (unsigned other : kernels.drop_front())
-            if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
-              join(group[kernels.front()], group[other]);
+        joinEach(kernels);
+  }
+
+  void joinMasks() {
+    for (llvm::ArrayRef<unsigned> kernels : maskKernels(graph, roots))
+      joinEach(kernels);
   }
 
   SiblingTimes times() const {
@@ -84,10 +135,12 @@ public:
 private:
   static constexpr unsigned none = ~0u;
 
-  bool isKernel(unsigned op) const {
-    return graph.isVirtual[op] && graph.outputs[op].size() == 1 && roots.isRoot(graph.outputs[op][0]) &&
-           graph.bytes[graph.outputs[op][0]] >= leastBytes &&
-           !isa<stablehlo::ConcatenateOp, stablehlo::BroadcastInDimOp>(graph.ops[op]);
+  /// Joins kernels that read one value, each with those that follow it.
+  void joinEach(llvm::ArrayRef<unsigned> kernels) {
+    for (; !kernels.empty(); kernels = kernels.drop_front())
+      for (unsigned other : kernels.drop_front().take_front(mostReaders))
+        if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
+          join(group[kernels.front()], group[other]);
   }
 
   /// The operand that a kernel writes in another order for the operation, a product: the larger one, -1 for none.
@@ -208,9 +261,11 @@ private:
 
 } // namespace
 
-SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time) {
+SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time, bool onlyMasks) {
   Siblings siblings(graph, roots, std::move(time));
-  siblings.join();
+  if (!onlyMasks)
+    siblings.joinReaders();
+  siblings.joinMasks();
   return siblings.times();
 }
 

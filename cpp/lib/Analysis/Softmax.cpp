@@ -27,15 +27,6 @@ static int64_t mostFilled(int64_t tile, bool isCheap) {
 }
 static constexpr int64_t leastRow = 129;
 
-static bool isSplat(Value value) {
-  Operation *op = value.getDefiningOp();
-  while (isa_and_nonnull<stablehlo::BroadcastInDimOp, stablehlo::ConvertOp>(op))
-    op = op->getOperand(0).getDefiningOp();
-  auto constant = dyn_cast_or_null<stablehlo::ConstantOp>(op);
-  auto values = constant ? dyn_cast<ElementsAttr>(constant.getValue()) : ElementsAttr();
-  return values && values.isSplat();
-}
-
 /// How many operations do arithmetic between a product, or whatever is no elementwise operation, and the
 /// value.
 static unsigned operationsBefore(Value value) {
@@ -43,7 +34,7 @@ static unsigned operationsBefore(Value value) {
   for (Operation *op = value.getDefiningOp(); op && (isElementwise(op) || isa<stablehlo::ReshapeOp>(op));
        op = value.getDefiningOp()) {
     auto from = llvm::find_if(op->getOperands(), [](Value operand) {
-      return !isSplat(operand) && isa<FloatType>(getElementTypeOrSelf(operand.getType()));
+      return !splatOf(operand) && isa<FloatType>(getElementTypeOrSelf(operand.getType()));
     });
     if (from == op->operand_end())
       break;
@@ -59,7 +50,7 @@ static Operation *behindShapes(Value value) {
   while (Operation *op = value.getDefiningOp()) {
     if (!isa<stablehlo::MaxOp, stablehlo::BroadcastInDimOp, stablehlo::ReshapeOp>(op))
       return op;
-    value = op->getOperand(isa<stablehlo::MaxOp>(op) && isSplat(op->getOperand(0)) ? 1 : 0);
+    value = op->getOperand(isa<stablehlo::MaxOp>(op) && splatOf(op->getOperand(0)) ? 1 : 0);
   }
   return nullptr;
 }

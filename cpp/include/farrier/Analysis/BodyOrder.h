@@ -14,8 +14,8 @@
 
 namespace farrier {
 
-/// In which order operations are taken to run: as they stand; as XLA:GPU schedules loops' bodies; and where kernels that
-/// read the same value are one, too.
+/// In which order operations are taken to run: as they stand; as XLA:GPU schedules loops' bodies and makes random masks of
+/// one shape together; and where all kernels that read the same value are one, too.
 enum class Order { Program, Scheduled, Joined };
 
 /// When each operation runs, a permutation of their numbers that keeps the terminator last.

@@ -3,6 +3,7 @@
 #ifndef FARRIER_ANALYSIS_OPINFO_H
 #define FARRIER_ANALYSIS_OPINFO_H
 
+#include "mlir/IR/BuiltinAttributes.h"
 #include "mlir/IR/Operation.h"
 
 namespace farrier {
@@ -33,6 +34,9 @@ bool isCollective(mlir::Operation *op);
 
 /// Whether `op` or anything inside it is a collective.
 bool hasCollective(mlir::Operation *op);
+
+/// The constant that a value is a part of, if all of its elements are the same, through broadcasts and conversions; else null.
+mlir::ElementsAttr splatOf(mlir::Value value);
 
 /// Bits that one element of a type takes in memory: a predicate a byte, a complex number its two parts; 0 for tokens.
 int64_t elementBits(mlir::Type type);

@@ -22,9 +22,14 @@ struct SiblingTimes {
   std::vector<unsigned> lastOfKernel; ///< of each operation, when the last one in the same kernel runs
 };
 
+/// Kernels that read one and the same coordinate of an axis, in program order: XLA computes it once, in a small kernel that all
+/// random masks of a shape read, and makes those together that do not wait for each other.
+std::vector<llvm::SmallVector<unsigned, 4>> maskKernels(const BlockGraph &graph, const RootSets &roots);
+
 /// `time`, a permutation of the operations' numbers by which all run after what they read, with what waits for a kernel put
-/// off until that has run. A product stands for the kernel that writes a copy of what it reads.
-SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time);
+/// off until that has run. A product stands for the kernel that writes a copy of what it reads. With `onlyMasks` random masks
+/// of one shape alone are made together.
+SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time, bool onlyMasks);
 
 } // namespace farrier
 
