@@ -1,4 +1,4 @@
-"""What language models of the fifth and sixth part share: norms, positions, losses, optimizers."""
+"""What steps of large models share: norms, positions, losses, optimizers, how gradients are summed."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,15 @@ def rope(x, base=10000.0):
     cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, -1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def conv(x, w, s=1, pad="SAME", groups=1):
+    """Convolution of x [batch, extents, channels], one to three of them, in x's type."""
+    over = "DHW"[5 - x.ndim :]
+    return lax.conv_general_dilated(
+        x, w.astype(x.dtype), (s,) * len(over), pad, dimension_numbers=(f"N{over}C", f"{over}IO", f"N{over}C"),
+        feature_group_count=groups,
+    )  # fmt: skip
 
 
 def tokens(x, vocabulary):
@@ -124,6 +133,19 @@ def accumulated(parts):
             start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, p))
             split = jax.tree.map(lambda a: a.reshape(parts, a.shape[0] // parts, *a.shape[1:]), batch)
             return jax.tree.map(lambda a: a / parts, lax.scan(add, start, split)[0])
+
+        return gradients
+
+    return of
+
+
+def summed(axis):
+    """Gradients of a device's part of a loss, summed over the devices of an axis."""
+
+    def of(loss):
+        def gradients(p, batch):
+            value, g = jax.value_and_grad(loss)(p, batch)
+            return value, lax.psum(g, axis)
 
         return gradients
 
