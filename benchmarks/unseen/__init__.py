@@ -4,7 +4,7 @@ A program is a function that gives its loss, its parameters, the shapes of its b
 the whole batch, how it is trained (`steps.Training`), and on several devices, which (`steps.Devices`).
 """
 
-from unseen import eighth, fifth, first, fourth, ninth, second, seventh, sixth, third
+from unseen import eighth, fifth, first, fourth, ninth, second, seventh, sixth, tenth, third
 
 PARTS = {
     "first": first.ALL | second.ALL,
@@ -15,5 +15,6 @@ PARTS = {
     "sixth": seventh.ALL,
     "seventh": eighth.ALL,
     "eighth": ninth.ALL,
+    "ninth": tenth.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""

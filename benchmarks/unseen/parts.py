@@ -122,6 +122,25 @@ def _adafactor(state, g, lr=1e-3):
     return jax.tree.map(lambda p, a: p - lr * a, p, m), m
 
 
+def _muon(state, g, lr=2e-2):
+    """Muon for stacked matrices, signs for the rest; state (parameters, momentum)."""
+
+    def direction(a):
+        if a.ndim < 3:
+            return 0.1 * jnp.sign(a)
+        x = a if a.shape[-2] <= a.shape[-1] else a.swapaxes(-1, -2)
+        x = bf(x * lax.rsqrt(jnp.sum(x * x, (-2, -1), keepdims=True) + 1e-14))
+        for _ in range(5):
+            s = x @ x.swapaxes(-1, -2)
+            x = 3.4445 * x + (2.0315 * s @ s - 4.775 * s) @ x
+        x = x if x.shape == a.shape else x.swapaxes(-1, -2)
+        return x.astype(jnp.float32) * max(1.0, a.shape[-2] / a.shape[-1]) ** 0.5
+
+    p, m = state
+    m = jax.tree.map(lambda a, b: 0.95 * a + b, m, g)
+    return jax.tree.map(lambda p, a, b: p - lr * (direction(b + 0.95 * a) + 0.1 * p), p, m, g), m
+
+
 def accumulated(parts):
     """Gradients of a loss summed over so many parts of the batch in a scan."""
 
@@ -154,4 +173,4 @@ def summed(axis):
 
 ADAMW, NADAM = Training(_adamw), Training(_nadam)
 AVERAGED, ADAFACTOR = Training(_averaged, 3), Training(_adafactor, 1)
-MOMENTUM, LION = Training(_momentum, 1), Training(_lion, 1)
+MOMENTUM, LION, MUON = Training(_momentum, 1), Training(_lion, 1), Training(_muon, 1)
