@@ -113,3 +113,17 @@ def test_random_masks_of_one_shape_are_made_together(second):
     off, live = judged(step, *shapes)
     assert len([value for value in live if value.startswith("multiply")]) == (2 if second == (4, 512) else 1)
     assert off == pytest.approx(1, abs=0.02)
+
+
+def test_a_random_mask_is_stored_for_whoever_reads_it_again():
+    """To draw it again is dear; in place of the random numbers XLA stores which of them are less."""
+
+    def loss(x, w, up, seed):
+        keep = jax.random.bernoulli(jax.random.key(seed), 0.9, (4, 1024, 2048))
+        h = jnp.where(keep, jax.nn.gelu((jnp.tanh(x) @ w).reshape(keep.shape)), 0)
+        return jnp.sum(jnp.tanh(h.reshape(4096, 2048) @ up).astype(jnp.float32))
+
+    shapes = ((4096, 256), jnp.bfloat16), ((256, 2048), jnp.bfloat16), ((2048, 1024), jnp.bfloat16)
+    off, live = judged(jax.grad(loss, argnums=(0, 1)), *shapes, ((), jnp.int32))
+    assert "compare tensor<4x1024x2048xi1>" in live
+    assert off == pytest.approx(1, abs=0.02)

@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Analysis/Softmax.h"
 #include "farrier/Analysis/WorthStoring.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -413,7 +414,7 @@ static bool outlives(const BlockGraph &graph, unsigned op, unsigned root) {
 
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
   std::vector<bool> feedsKernel(graph.numValues(), false), isCopied(graph.numValues(), false),
-      moved(graph.numValues(), false), padded(graph.numValues(), false);
+      moved(graph.numValues(), false), padded(graph.numValues(), false), drawn(graph.numValues(), false);
   std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
     layouts.emplace(graph, options.reorderOnce);
@@ -577,9 +578,14 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
           root |= readInAtLeast(value, least);
+        // Whether a random number is less is dear to find out: one kernel does, for all others.
+        root |= compares && drawn[graph.inputs[op].front()] && readInAtLeast(value, 2);
         if (options.materialiseKernelOperands)
           root = measuredStored(operation).value_or(root);
       }
+      drawn[value] =
+          !root && (countsElements(operation) ||
+                    llvm::any_of(graph.inputs[op], [&](unsigned in) { return drawn[in]; }));
       // Parts of what is made of constants alone, a seed of a random mask, move nothing.
       moved[value] = isMoved && !root && !joined.empty();
       padded[value] = isPadded && !root;

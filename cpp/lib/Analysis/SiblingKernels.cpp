@@ -42,6 +42,8 @@ static std::optional<Coordinate> coordinateOf(Operation *op) {
   return std::nullopt;
 }
 
+bool countsElements(Operation *op) { return coordinateOf(op).has_value(); }
+
 std::vector<llvm::SmallVector<unsigned, 4>> maskKernels(const BlockGraph &graph, const RootSets &roots) {
   std::vector<llvm::SmallVector<unsigned, 4>> result;
   llvm::DenseMap<Coordinate, unsigned> places;

@@ -22,6 +22,10 @@ struct SiblingTimes {
   std::vector<unsigned> lastOfKernel; ///< of each operation, when the last one in the same kernel runs
 };
 
+/// Whether `op` is the coordinate of an axis, times what an index along it moves by, as a random generator counts the elements
+/// of a mask.
+bool countsElements(mlir::Operation *op);
+
 /// Kernels that read one and the same coordinate of an axis, in program order: XLA computes it once, in a small kernel that all
 /// random masks of a shape read, and makes those together that do not wait for each other.
 std::vector<llvm::SmallVector<unsigned, 4>> maskKernels(const BlockGraph &graph, const RootSets &roots);
