@@ -534,9 +534,9 @@ def test_a_convolution_adds_what_it_is_added_to(read_elsewhere):
     assert stored == (not read_elsewhere)
 
 
-@pytest.mark.parametrize("readers", [1, 3])
-def test_a_gather_is_made_in_the_few_kernels_that_read_it(readers):
-    """As messages along edges are: written where each is summed."""
+@pytest.mark.parametrize("readers", [1, 8])
+def test_a_gather_is_made_in_kernels_that_are_few_or_read_from_little(readers):
+    """As messages along edges are: written where each is summed. What they are gathered from a cache has."""
 
     def step(x, index, weights):
         messages = x[index]
@@ -544,7 +544,7 @@ def test_a_gather_is_made_in_the_few_kernels_that_read_it(readers):
 
     arguments = ((4096, 128), jnp.float32), ((65536,), jnp.int32), ((readers, 65536), jnp.float32)
     _, live = estimate(step, *arguments)
-    assert ("gather tensor<65536x128xf32>" in live) == (readers > 2)
+    assert "gather tensor<65536x128xf32>" not in live
 
 
 def test_a_convolution_is_not_written_over():

@@ -359,10 +359,22 @@ static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGrap
   return llvm::SmallVector<unsigned>(kernels.begin(), kernels.end());
 }
 
-/// Whether XLA gathers in the kernels that read what is gathered: where they are few, that saves writing it.
+/// Whether XLA gathers in the kernels that read what is gathered: where they are few, or where what it gathers rows from is so
+/// much less than the rows that a cache has it. Not for products, nor rows too short to be read at a time.
 static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
-  return isa<stablehlo::GatherOp>(graph.ops[op]) && !feedsKernel[graph.outputs[op][0]] &&
-         readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16);
+  constexpr int64_t muchLess = 4, shortRow = 32;
+  if (!isa<stablehlo::GatherOp>(graph.ops[op]) || feedsKernel[graph.outputs[op][0]])
+    return false;
+  if (readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16))
+    return true;
+  auto rows = dyn_cast<RankedTensorType>(graph.ops[op]->getResult(0).getType());
+  if (!rows || rows.getRank() == 0 || rows.getShape().back() < shortRow ||
+      muchLess * graph.bytes[graph.inputs[op].front()] > graph.bytes[graph.outputs[op][0]])
+    return false;
+  auto readers = readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/16, /*mostFollowed=*/128);
+  return readers && llvm::none_of(*readers, [&](unsigned reader) {
+    return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(graph.ops[reader]);
+  });
 }
 
 /// Values that several products read from one copy: they want it in the same order.
