@@ -40,7 +40,7 @@ int64_t estimateModule(ModuleOp module) {
   return peak;
 }
 
-static LoopOptions loopOptions(const PlanOptions &options) {
+LoopOptions loopOptions(const PlanOptions &options) {
   LoopOptions result;
   result.forbid = forbidFrom(options.keep);
   result.replan = !options.keepCheckpoints;
@@ -140,7 +140,7 @@ static LoopDecision arbitrary(const LoopPair &pair, std::mt19937_64 &random, std
   return decision;
 }
 
-static llvm::json::Object describe(const LoopPair &pair, const LoopDecision &decision) {
+llvm::json::Object described(const LoopPair &pair, const LoopDecision &decision) {
   llvm::json::Array parts;
   for (const LoopPart &part : decision) {
     llvm::json::Array save, offload;
@@ -288,7 +288,7 @@ static LoopDecision best(ModuleOp module, const PlanOptions &options, const Loop
 /// Adds a decision about a pair, which stands as before it, to the plan.
 static void add(LoopPlan &plan, const LoopPair &pair, const LoopDecision &decision, bool byFlops) {
   int64_t trips = pair.problem().instances;
-  plan.loops.push_back(describe(pair, decision));
+  plan.loops.push_back(described(pair, decision));
   double added = addedSeconds(pair, decision);
   plan.seconds += byFlops ? secondsOfPrice(added, flops(decision, trips) - pair.current().flops) : added;
   plan.flops += flops(decision, trips);
@@ -488,7 +488,7 @@ static void holdInRows(ModuleOp module, const PlanOptions &options, LoopPlan &pl
     if (pair->stackBytes() < options.flatBytes)
       continue;
     decisions.push_back({pair->key().str(), {{pair->problem().instances, pair->current()}}});
-    with.loops.push_back(describe(*pair, decisions.back().second));
+    with.loops.push_back(described(*pair, decisions.back().second));
   }
   if (decisions.empty() || failed(applyAll(module, options, decisions)))
     return;
@@ -524,9 +524,18 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
     const llvm::json::Array *parts = entry ? entry->getArray("parts") : nullptr;
     if (!key || !parts)
       return stale(module, "a pair of loops without key or parts");
+    std::optional<StringRef> within = entry->getString("within");
     auto pairs = findLoopPairs(module, costs, options, ignoreMissed);
-    auto found = llvm::find_if(pairs, [&](const auto &pair) { return pair->key() == *key; });
-    if (found == pairs.end())
+    auto named = [](auto &among, StringRef name) {
+      return llvm::find_if(among, [&](const auto &pair) { return pair->key() == name; });
+    };
+    auto found = named(pairs, within.value_or(*key));
+    std::vector<std::unique_ptr<LoopPair>> inner;
+    if (within && found != pairs.end()) {
+      inner = (*found)->inner(costs);
+      found = named(inner, *key);
+    }
+    if (found == (within ? inner.end() : pairs.end()))
       return stale(module, "the program has no pair of loops '" + *key + "'");
     const Problem &problem = (*found)->problem();
     llvm::StringMap<unsigned> index;
@@ -559,7 +568,9 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
                   llvm::formatv("iterations {0} to {1}", first, first + *iterations - 1).str());
       first += *iterations;
     }
-    if (failed((*found)->apply(decision)))
+    if (within ? decision.size() != 1 ||
+                     !applyInner(module, costs, options, *within, **found, decision.front().choice)
+               : failed((*found)->apply(decision)))
       return stale(module, "the decision for loop '" + *key + "' does not fit it");
   }
   return success();

@@ -51,6 +51,26 @@ int64_t estimateModule(mlir::ModuleOp module);
 mlir::LogicalResult applyLoops(mlir::ModuleOp module, CostModel &costs, const llvm::json::Array &plan,
                                const LoopOptions &options, DecisionRemarks &remarks);
 
+/// What loops inside of pairs are given up of the stacks that they have through stacks of those.
+struct InnerPlan {
+  llvm::json::Array loops; ///< as in `LoopPlan`, with the outer pair's key as "within"
+  double seconds = 0, flops = 0;
+};
+
+/// Rewrites every pair of loops inside of another pair by the choice that stands so far along its frontier,
+/// from its start (0) to its end (1), where that saves less than the program as it stands.
+InnerPlan planInner(mlir::ModuleOp module, const PlanOptions &options, double share);
+
+/// Rewrites a pair inside of the one of this key, and that one to save what the inner one does now. False,
+/// with the program as it was, where that is not legal.
+bool applyInner(mlir::ModuleOp module, CostModel &costs, const LoopOptions &options, llvm::StringRef key,
+                LoopPair &inner, const Choice &choice);
+
+/// A decision as plans name it.
+llvm::json::Object described(const LoopPair &pair, const LoopDecision &decision);
+
+LoopOptions loopOptions(const PlanOptions &options);
+
 /// The loops of all pairs: they are planned as pairs, never run a second time as a whole.
 llvm::DenseSet<mlir::Operation *> pairedLoops(mlir::ModuleOp module, CostModel &costs);
 

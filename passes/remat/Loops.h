@@ -96,6 +96,12 @@ public:
   /// none. The pair is stale afterwards.
   virtual bool widenForward() = 0;
 
+  /// Pairs of a loop that the forward body runs and one of the backward body, of which the one hands
+  /// residuals to the other through stacks of this pair's stacks. This pair must be there while one applies a
+  /// decision, for all iterations alike; all are stale afterwards, and this pair is to be found again by its
+  /// key and rewritten, too, to let go what nobody reads.
+  virtual std::vector<std::unique_ptr<LoopPair>> inner(CostModel &costs) = 0;
+
   /// Lets a loop of the backward body that computes again what a loop of the forward body does
   /// (`LoopOptions::shared`) read it from a copy of that, where saving it costs less: what is computed again
   /// is the copy then, as a whole. False if there is none. The pair is stale afterwards.

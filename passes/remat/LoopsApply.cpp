@@ -128,26 +128,38 @@ public:
   }
 
   /// The same for loops in two blocks; see `MatchedPair::applyAcross`.
-  bool runAcross(const Choice &choice, Reads &at) {
+  bool runAcross(const Choice &choice, Reads &at, llvm::function_ref<Value(Value)> handDown) {
     // What the body is given instead is not what the copy would be.
     forward.recipes.clear();
     Range range{0, F.trips, &choice, {}};
     builder.setInsertionPoint(F.op);
     SmallVector<Value> forwardResults = makeForward(range, {});
-    Operation *made = range.stacks.front().second.getDefiningOp();
-    Operation *copy = at.copy(made);
-    if (!copy) {
-      SmallVector<Value> operands(made->getOperands());
-      made->erase();
-      eraseDeadMakers(operands);
-      return false;
+    Operation *copy = nullptr;
+    if (!handDown) {
+      Operation *made = range.stacks.front().second.getDefiningOp();
+      copy = at.copy(made);
+      if (!copy) {
+        SmallVector<Value> operands(made->getOperands());
+        made->erase();
+        eraseDeadMakers(operands);
+        return false;
+      }
     }
     at.keep();
     there = &at;
+    elsewhere = handDown;
     for (auto &[candidate, stack] : range.stacks)
-      stack = copy->getResult(cast<OpResult>(stack).getResultNumber());
+      stack = copy ? copy->getResult(cast<OpResult>(stack).getResultNumber()) : handDown(stack);
     builder.setInsertionPoint(B.op);
     SmallVector<Value> operands = replace(backward, makeBackward(range, {}));
+    // What handed the old stacks on hands zeros on, until it is rewritten, too: nobody reads them.
+    builder.setInsertionPoint(F.op);
+    for (const Residual &residual : pair.residuals) {
+      OpResult stack = F.op->getResult(residual.forward);
+      auto type = cast<RankedTensorType>(stack.getType());
+      auto slice = RankedTensorType::get(type.getShape().drop_front(), type.getElementType());
+      stack.replaceAllUsesWith(emptyStack(builder, stack.getLoc(), slice, type.getDimSize(0)));
+    }
     operands.append(replace(forward, forwardResults));
     eraseDeadMakers(operands);
     return true;
@@ -155,7 +167,16 @@ public:
 
 private:
   /// What the forward loop is given, where the backward one stands.
-  Value given(Value outside) { return there ? there->at(outside) : outside; }
+  Value given(Value outside) {
+    if (!there)
+      return outside;
+    Value &known = givenAs[outside];
+    if (!known)
+      known = there->at(outside);
+    if (!known && elsewhere)
+      known = elsewhere(outside);
+    return known;
+  }
 
   /// Of a stack that only the old backward loop read, and takes them off the list.
   static void eraseReshapesOf(Value stack, SmallVector<Value> &values) {
@@ -563,7 +584,9 @@ private:
   WhileLoop &F, &B;
   OpBuilder builder;
   Rewritten forward, backward;
-  Reads *there = nullptr; ///< of loops in two blocks
+  Reads *there = nullptr;                     ///< of loops in two blocks
+  llvm::function_ref<Value(Value)> elsewhere; ///< hands a value down from the one block to the other
+  DenseMap<Value, Value> givenAs;
 };
 
 LogicalResult MatchedPair::apply(const LoopDecision &decision) {
@@ -586,14 +609,15 @@ LogicalResult MatchedPair::apply(const LoopDecision &decision) {
   return success();
 }
 
-bool MatchedPair::applyAcross(const Choice &choice, llvm::function_ref<Value(Value)> same) {
+bool MatchedPair::applyAcross(const Choice &choice, llvm::function_ref<Value(Value)> same,
+                              llvm::function_ref<Value(Value)> handDown) {
   // A chain that is cloned reads what its loop captures as it is.
-  Reads at(B.op, same);
+  Reads at(B.op, same, /*kernels=*/!handDown);
   for (Value read : readsOf(F.op))
-    if (Value equal = at.at(read);
-        !equal || (equal != read && !llvm::is_contained(F.op->getOperands(), read)))
-      return false;
-  return LoopRewriter(*this).runAcross(choice, at);
+    if (bool isOperand = llvm::is_contained(F.op->getOperands(), read); !isOperand || !handDown)
+      if (Value equal = at.at(read); !equal || (equal != read && !isOperand))
+        return false;
+  return LoopRewriter(*this).runAcross(choice, at, handDown);
 }
 
 } // namespace farrier::remat

@@ -46,11 +46,6 @@ public:
   }
 
 private:
-  struct Reading {
-    Residual residual;
-    bool reversed = false, inOrder = false;
-  };
-
   /// The uses of a stack, seen through reshapes: an unrolled scan flattens its stacks and splits them again,
   /// which by row-major order is nothing where the type comes back.
   static SmallVector<OpOperand *> usesOf(Value stack) {
@@ -147,82 +142,30 @@ private:
       return nullptr;
     }
     std::vector<Reading> readings;
-    int64_t votes[2] = {0, 0};
-    for (unsigned i = 0; i < F.size(); ++i) {
-      if (F.kinds[i] != WhileLoop::Kind::Stack || F.op->getResult(i).use_empty())
-        continue;
-      std::optional<Reading> reading = read(F, B, i);
-      if (!reading)
-        continue;
-      votes[0] += reading->reversed * reading->residual.bytes;
-      votes[1] += reading->inOrder * reading->residual.bytes;
-      readings.push_back(std::move(*reading));
-    }
-    bool reversed = votes[0] >= votes[1];
-    std::vector<Residual> residuals;
-    for (Reading &reading : readings) {
-      if (reversed ? reading.reversed : reading.inOrder)
-        residuals.push_back(std::move(reading.residual));
-      else
-        missed(F.write(reading.residual.forward),
-               "a residual stack is left alone: it is read in another order "
-               "than the others");
-    }
+    for (unsigned i = 0; i < F.size(); ++i)
+      if (F.kinds[i] == WhileLoop::Kind::Stack && !F.op->getResult(i).use_empty())
+        if (std::optional<Reading> reading = read(F, B, i))
+          readings.push_back(std::move(*reading));
+    auto [reversed, residuals] = inOneOrder(std::move(readings), F, missed);
     if (residuals.empty())
       return nullptr;
     return std::make_unique<MatchedPair>(std::move(F), std::move(B), reversed, std::move(residuals), options);
   }
 
   std::optional<Reading> read(WhileLoop &F, WhileLoop &B, unsigned i) {
-    stablehlo::DynamicUpdateSliceOp write = F.write(i);
     OpResult stack = F.op->getResult(i);
-    auto leave = [&](StringRef why) {
-      missed(write, ("a residual stack is left alone: " + why).str());
-      return std::nullopt;
-    };
+    auto leave = [&](StringRef why) { missed(F.write(i), ("a residual stack is left alone: " + why).str()); };
     if (!feeds(stack, B.op))
       return std::nullopt; // an output, or another loop's
-    std::optional<std::vector<int64_t>> written =
-        F.slots(write.getStartIndices(), stack.getType(), write.getUpdate().getType());
-    if (!written)
-      return leave("it is not proven which slice an iteration writes");
-    std::vector<int64_t> sorted(*written);
-    llvm::sort(sorted);
-    if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
-      return leave("two iterations write the same slice");
-
-    Reading reading{{}, true, true};
-    reading.residual.forward = i;
-    reading.residual.slice = write.getUpdate();
-    reading.residual.bytes = options.size(stack);
+    SmallVector<unsigned> operands;
     for (OpOperand *use : usesOf(stack)) {
-      if (use->getOwner() != B.op || use->get().getType() != stack.getType())
-        return leave("something else reads it too");
-      unsigned j = use->getOperandNumber();
-      if (B.kinds[j] != WhileLoop::Kind::Invariant || !B.op->getResult(j).use_empty() ||
-          !B.cond().getArgument(j).use_empty())
-        return leave("the loop that reads it changes it or hands it on");
-      reading.residual.backward.push_back(j);
-      for (OpOperand &inner : B.body().getArgument(j).getUses()) {
-        if (inner.getOwner() == B.terminator())
-          continue;
-        auto slice = dyn_cast<stablehlo::DynamicSliceOp>(inner.getOwner());
-        if (!slice || slice->getBlock() != &B.body() || inner.getOperandNumber() != 0)
-          return leave("it is read other than slice by slice");
-        std::optional<std::vector<int64_t>> slots =
-            B.slots(slice.getStartIndices(), stack.getType(), slice.getType());
-        if (!slots)
-          return leave("it is not proven which slice an iteration reads");
-        for (int64_t t = 0; t < F.trips; ++t) {
-          reading.reversed &= (*slots)[F.trips - 1 - t] == (*written)[t];
-          reading.inOrder &= (*slots)[t] == (*written)[t];
-        }
-        reading.residual.reads.push_back(slice);
+      if (use->getOwner() != B.op || use->get().getType() != stack.getType()) {
+        leave("something else reads it too");
+        return std::nullopt;
       }
+      operands.push_back(use->getOperandNumber());
     }
-    if (!reading.reversed && !reading.inOrder)
-      return leave("iterations are matched neither in order nor in reverse");
-    return reading;
+    return readingOf(F, B, i, operands, options.size(stack), leave);
   }
 
   const LoopOptions &options;
@@ -230,6 +173,72 @@ private:
 };
 
 } // namespace
+
+std::optional<Reading> readingOf(WhileLoop &F, WhileLoop &B, unsigned i, llvm::ArrayRef<unsigned> operands,
+                                 int64_t bytes, llvm::function_ref<void(StringRef)> leave) {
+  auto left = [&](StringRef why) {
+    leave(why);
+    return std::nullopt;
+  };
+  stablehlo::DynamicUpdateSliceOp write = F.write(i);
+  Type stack = F.op->getResult(i).getType();
+  std::optional<std::vector<int64_t>> written =
+      F.slots(write.getStartIndices(), stack, write.getUpdate().getType());
+  if (!written)
+    return left("it is not proven which slice an iteration writes");
+  std::vector<int64_t> sorted(*written);
+  llvm::sort(sorted);
+  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end())
+    return left("two iterations write the same slice");
+
+  Reading reading{{}, true, true};
+  reading.residual.forward = i;
+  reading.residual.slice = write.getUpdate();
+  reading.residual.bytes = bytes;
+  for (unsigned j : operands) {
+    if (B.kinds[j] != WhileLoop::Kind::Invariant || !B.op->getResult(j).use_empty() ||
+        !B.cond().getArgument(j).use_empty())
+      return left("the loop that reads it changes it or hands it on");
+    reading.residual.backward.push_back(j);
+    for (OpOperand &inner : B.body().getArgument(j).getUses()) {
+      if (inner.getOwner() == B.terminator())
+        continue;
+      auto slice = dyn_cast<stablehlo::DynamicSliceOp>(inner.getOwner());
+      if (!slice || slice->getBlock() != &B.body() || inner.getOperandNumber() != 0)
+        return left("it is read other than slice by slice");
+      std::optional<std::vector<int64_t>> slots = B.slots(slice.getStartIndices(), stack, slice.getType());
+      if (!slots)
+        return left("it is not proven which slice an iteration reads");
+      for (int64_t t = 0; t < F.trips; ++t) {
+        reading.reversed &= (*slots)[F.trips - 1 - t] == (*written)[t];
+        reading.inOrder &= (*slots)[t] == (*written)[t];
+      }
+      reading.residual.reads.push_back(slice);
+    }
+  }
+  if (!reading.reversed && !reading.inOrder)
+    return left("iterations are matched neither in order nor in reverse");
+  return reading;
+}
+
+std::pair<bool, std::vector<Residual>> inOneOrder(std::vector<Reading> readings, WhileLoop &F,
+                                                  MissedFn missed) {
+  int64_t votes[2] = {0, 0};
+  for (const Reading &reading : readings) {
+    votes[0] += reading.reversed * reading.residual.bytes;
+    votes[1] += reading.inOrder * reading.residual.bytes;
+  }
+  bool reversed = votes[0] >= votes[1];
+  std::vector<Residual> residuals;
+  for (Reading &reading : readings) {
+    if (reversed ? reading.reversed : reading.inOrder)
+      residuals.push_back(std::move(reading.residual));
+    else
+      missed(F.write(reading.residual.forward), "a residual stack is left alone: it is read in another order "
+                                                "than the others");
+  }
+  return {reversed, std::move(residuals)};
+}
 
 bool runAlike(const WhileLoop &first, const WhileLoop &second) {
   return first.trips == second.trips && first.counter >= 0 && second.counter >= 0;

@@ -222,20 +222,24 @@ bool MatchedPair::widenForward() {
   return false;
 }
 
-bool MatchedPair::shareInner(CostModel &costs) {
+std::function<Value(Value)> MatchedPair::inBackward() {
   DenseMap<unsigned, Value> first; // the first value of a number in the backward body
   for (BlockArgument arg : B.body().getArguments())
     first.try_emplace(numbering.numbers[arg], arg);
   for (Operation &op : B.body().without_terminator())
     for (Value result : op.getResults())
       first.try_emplace(numbering.numbers[result], result);
-  auto same = [&](Value value) {
+  return [this, first = std::move(first)](Value value) {
     if (Value there = first.lookup(numbering.numbers[value]))
       return there;
     auto arg = dyn_cast<BlockArgument>(value);
     bool given = arg && F.isBodyArgument(arg) && F.kinds[arg.getArgNumber()] == WhileLoop::Kind::Invariant;
     return given ? F.op.getOperand()[arg.getArgNumber()] : value;
   };
+}
+
+bool MatchedPair::shareInner(CostModel &costs) {
+  std::function<Value(Value)> same = inBackward();
   llvm::DenseSet<unsigned> ranAgain;
   for (auto loop : B.body().getOps<stablehlo::WhileOp>())
     for (Value result : loop->getResults())

@@ -24,6 +24,22 @@ struct Residual {
   int64_t bytes = 0;
 };
 
+/// A stack, and in which order the backward loop's iterations may belong to the forward one's by it.
+struct Reading {
+  Residual residual;
+  bool reversed = false, inOrder = false;
+};
+
+/// How the backward loop, which is given the stack of the forward one's operand `i` as `operands`, reads it.
+/// Nothing, with the reason to `leave`, where that is not proven.
+std::optional<Reading> readingOf(WhileLoop &F, WhileLoop &B, unsigned i, llvm::ArrayRef<unsigned> operands,
+                                 int64_t bytes, llvm::function_ref<void(llvm::StringRef)> leave);
+
+/// Whether the backward loop goes in reverse, by what the most bytes are read in, and the stacks that are
+/// read so.
+std::pair<bool, std::vector<Residual>> inOneOrder(std::vector<Reading> readings, WhileLoop &F,
+                                                  MissedFn missed);
+
 /// Which values of the backward body are the same as which of the forward body, in the iteration whose
 /// residuals are read: by numbering both bodies' operations by their operands, attributes and regions.
 class BodyNumbering {
@@ -66,21 +82,33 @@ public:
   mlir::LogicalResult apply(const LoopDecision &decision) override;
   bool widenForward() override;
   bool shareInner(CostModel &costs) override;
+  std::vector<std::unique_ptr<LoopPair>> inner(CostModel &costs) override;
 
   /// Fills in the problem. False, with the reason, if something needed cannot be a candidate.
   bool formulate(CostModel &costs, std::string &reason);
   void setName(std::string text) { name = std::move(text); }
 
-private:
+protected:
   friend class LoopRewriter;
 
+  /// What is equal in the backward body to a value of the forward one, or that value.
+  std::function<mlir::Value(mlir::Value)> inBackward();
+  /// Loops of the two bodies as a pair, where the stacks of the one go to the other through stacks of these
+  /// and nowhere else; null where there is none.
+  std::unique_ptr<MatchedPair> innerPair(stablehlo::WhileOp once, stablehlo::WhileOp again);
   /// Free in the backward body: loop invariants, counters, what lies outside.
   bool isFree(mlir::Value value) const;
   bool isRecomputable(mlir::Operation *op) const;
-  /// Rewrites the pair, whose loops are in two blocks, by one choice for all iterations: stacks are read from
-  /// a copy of the new forward loop before the backward one. `same` gives what is equal to a value there, or
-  /// that value. False, with the program as it was, if what the forward loop reads is not there.
-  bool applyAcross(const Choice &choice, llvm::function_ref<mlir::Value(mlir::Value)> same);
+  /// Rewrites the pair, whose loops are in two blocks, by one choice for all iterations. `same` gives what is
+  /// equal to a value of the first block in the second one, or that value. Stacks are handed down from the
+  /// first block to the second by `handDown`, as what is not there of what the forward loop reads; without it
+  /// they are read from a copy of the new forward loop before the backward one. False, with the program as it
+  /// was, if what the copy reads is not there.
+  bool applyAcross(const Choice &choice, llvm::function_ref<mlir::Value(mlir::Value)> same,
+                   llvm::function_ref<mlir::Value(mlir::Value)> handDown = nullptr);
+  /// A value of the forward body in the backward one, through a stack more. What was found of the loops is
+  /// stale.
+  mlir::Value handDown(mlir::Value value);
   /// The largest value that the backward loop starts from and that comes after the forward one; null if there
   /// is none.
   mlir::OpOperand *carriedGradient();

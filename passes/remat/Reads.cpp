@@ -10,8 +10,8 @@ namespace farrier::remat {
 
 static constexpr size_t mostCopied = 64;
 
-Reads::Reads(Operation *place, llvm::function_ref<Value(Value)> same)
-    : place(place), same(same), dominance(place->getParentOp()->getParentOp()), builder(place) {}
+Reads::Reads(Operation *place, llvm::function_ref<Value(Value)> same, bool kernels)
+    : place(place), same(same), dominance(place->getParentOp()->getParentOp()), builder(place), kernels(kernels) {}
 
 Reads::~Reads() {
   if (!kept)
@@ -25,7 +25,8 @@ Value Reads::at(Value value) {
   if (Value equal = same(value); dominance.properlyDominates(equal, place))
     return equal;
   Operation *op = value.getDefiningOp();
-  if (!op || op->getNumRegions() || !isClonable(op) || made.size() == mostCopied)
+  if (!op || op->getNumRegions() || !isClonable(op) || made.size() == mostCopied ||
+      (!kernels && classify(op) != OpClass::Virtual))
     return {};
   for (Value operand : op->getOperands()) {
     Value there = at(operand);

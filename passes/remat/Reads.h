@@ -14,8 +14,8 @@ namespace farrier::remat {
 /// makes them (the zeros that stacks start from). Takes those copies out again unless they are kept.
 class Reads {
 public:
-  /// `same` gives a value equal to the one it is given for, or that value.
-  Reads(mlir::Operation *place, llvm::function_ref<mlir::Value(mlir::Value)> same);
+  /// `same` gives a value equal to the one it is given for, or that value. With `kernels` what makes values may be kernels.
+  Reads(mlir::Operation *place, llvm::function_ref<mlir::Value(mlir::Value)> same, bool kernels = true);
   ~Reads();
 
   /// Null if it is not there and is not made of little.
@@ -31,7 +31,7 @@ private:
   mlir::OpBuilder builder;
   mlir::IRMapping copies;
   llvm::SmallVector<mlir::Operation *> made;
-  bool kept = false;
+  bool kernels, kept = false;
 };
 
 } // namespace farrier::remat

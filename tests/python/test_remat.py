@@ -292,6 +292,30 @@ def test_a_donated_argument_and_its_result_are_counted_once():
         assert expected - 64 <= json.loads(module.query("memory.estimate", "{}"))["fixed"] <= expected
 
 
+def test_a_dilated_kernel_costs_what_its_holes_filled_do():
+    """XLA:GPU gives cuDNN 17 taps for two that are 16 apart; not for the gradient of a kernel that moves by strides."""
+
+    def flops(function, *shapes):
+        arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+        module = interchange.to_core(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"))
+        return json.loads(module.query("cost.total", "{}"))["flops"]
+
+    def convolve(x, w, **how):
+        return jax.lax.conv_general_dilated(
+            x, w, padding="SAME", dimension_numbers=("NWC", "WIO", "NWC"), **how
+        )
+
+    def dilated(x, w):
+        return convolve(x, w, window_strides=(1,), rhs_dilation=(16,))
+
+    assert flops(dilated, (2, 128, 8), (2, 8, 4)) == 2 * (2 * 128 * 4) * 17 * 8
+
+    def strided(x, w, g):
+        return jax.vjp(lambda w: convolve(x, w, window_strides=(2,)), w)[1](g)
+
+    assert flops(strided, (2, 128, 8), (3, 8, 4), (2, 64, 4)) == 2 * (2 * 64 * 4) * 3 * 8
+
+
 def test_a_slice_costs_what_it_yields():
     def read(stack, i):
         return jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)

@@ -155,6 +155,26 @@ def counted():
     return jax.value_and_grad(loss), (weights(3), normal(9, 2, 4, 8))
 
 
+def recurrent_layers(layers=3, steps=4, checkpoint=False):
+    """Layers in a scan, each of which scans over time, or over chunks of it."""
+
+    def loss(w, x):
+        def cell(state, x):
+            gate = jax.nn.sigmoid(x)
+            state = gate * state + (1 - gate) * jnp.tanh(x)
+            return state, state * gate
+
+        def step(x, w):
+            gates = jnp.cumsum(x @ w["in"], 0)
+            _, y = lax.scan(jax.checkpoint(cell) if checkpoint else cell, jnp.zeros_like(x[0]), gates)
+            return x + y @ w["out"], None
+
+        return (lax.scan(step, x, w)[0] ** 2).mean()
+
+    w = {"in": normal(1, layers, 8, 8), "out": normal(2, layers, 8, 8)}
+    return jax.value_and_grad(loss), (w, normal(3, steps, 4, 8))
+
+
 def by_hand():
     """A scan whose layers are manual computations over a mesh."""
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -186,6 +206,7 @@ PROGRAMS = {
     "unrolled both ways": (lambda: recurrent(steps=4, unroll=2), 2),
     "one iteration": (lambda: decoder(layers=1), 1),
     "map": (mapped, 1),
+    "recurrent layers": (recurrent_layers, 1),
     "counted": (counted, 1),
     "manual computations": (by_hand, 1),
 }
@@ -238,6 +259,34 @@ def test_stacks_of_values_in_a_row_mean_the_same(name, tmp_path):
         for a, b in zip(run(text, arguments), run(new, arguments), strict=True):
             assert a.tobytes() == b.tobytes()
     assert stacks[1] < stacks[0]
+
+
+@pytest.mark.parametrize("name", ["chunked attention", "recurrent layers"])
+@pytest.mark.parametrize("seed", range(4))
+def test_loops_inside_of_a_pair_save_what_is_chosen_and_mean_the_same(name, seed):
+    text, arguments = lowered(PROGRAMS[name][0])
+    module = _core.Module.parse(text)
+    plan = plan_of(module, stress=seed, small_bytes=1)
+    assert ("within" in plan["loops"][0]) == (seed != 3)
+    RematDriver().apply(module, plan)
+    for a, b in zip(run(text, arguments), run(bytes(module.print()).decode(), arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_loop_inside_of_a_pair_need_not_save_all_that_is_cheap_to_make():
+    """As jax.checkpoint around its body does, which computes no product again here."""
+    layers = dict(layers=4, steps=64)
+    text, arguments = lowered(lambda: recurrent_layers(**layers))
+    module = _core.Module.parse(text)
+    written = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    by_hand, _ = lowered(lambda: recurrent_layers(**layers, checkpoint=True))
+    budget = json.loads(_core.Module.parse(by_hand).query("memory.estimate", "{}"))["temp"]
+    assert budget < 0.8 * written
+    plan = plan_of(module, budget=budget, small_bytes=1, offload=False)
+    assert plan["predicted"]["fits"] and plan["predicted"]["flops"] == 0
+    RematDriver().apply(module, plan)
+    for a, b in zip(run(text, arguments), run(bytes(module.print()).decode(), arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
 
 
 def test_stacks_that_all_fit_are_put_in_rows_where_that_is_asked_for(tmp_path):

@@ -60,11 +60,20 @@ static double dotFlops(stablehlo::DotGeneralOp dot) {
   return 2 * elements(dot.getType()) * contracted;
 }
 
-/// 2 * output elements * kernel elements per output feature.
+/// 2 * output elements * kernel elements per output feature. XLA:GPU gives cuDNN a dilated kernel with its
+/// holes filled with zeros (two taps 32 apart are 33), but for the gradient of a strided convolution's
+/// kernel, which it recognises: there the kernel is larger than the result.
 static double convolutionFlops(stablehlo::ConvolutionOp conv) {
   Type kernel = conv.getRhs().getType();
-  double outputFeatures = extent(kernel, conv.getDimensionNumbers().getKernelOutputFeatureDimension());
-  return 2 * elements(conv.getType()) * elements(kernel) / std::max(outputFeatures, 1.0);
+  auto numbers = conv.getDimensionNumbers();
+  double outputFeatures = extent(kernel, numbers.getKernelOutputFeatureDimension());
+  double taps = 1;
+  if (auto dilation = conv.getRhsDilation())
+    for (auto [by, dim, outer] :
+         llvm::zip(*dilation, numbers.getKernelSpatialDimensions(), numbers.getOutputSpatialDimensions()))
+      if (double size = extent(kernel, dim); by > 1 && size > 0 && size <= extent(conv.getType(), outer))
+        taps *= ((size - 1) * static_cast<double>(by) + 1) / size;
+  return 2 * elements(conv.getType()) * elements(kernel) * taps / std::max(outputFeatures, 1.0);
 }
 
 /// Fused attention, as jax.nn.dot_product_attention(implementation="cudnn") emits it: q, k: [B, S, H, D],
