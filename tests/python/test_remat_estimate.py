@@ -620,6 +620,38 @@ def test_what_is_widened_for_a_sum_of_few_columns_is_stored_narrow():
     assert "exponential tensor<16x4096x128xbf16>" in live and temp < 3 * math.prod(shape)
 
 
+@pytest.mark.parametrize(
+    ("shape", "dtype", "act", "norm", "stored"),
+    [
+        ((64, 256, 512), jnp.bfloat16, jax.nn.silu, True, True),
+        ((64, 256, 1024), jnp.bfloat16, jax.nn.silu, True, False),
+        ((32, 512, 512), jnp.bfloat16, jax.nn.silu, False, True),
+        ((64, 256, 512), jnp.bfloat16, jax.nn.silu, False, False),
+        ((64, 256, 256), jnp.bfloat16, jax.nn.relu, True, True),
+        ((64, 256, 512), jnp.bfloat16, jax.nn.relu, True, False),
+        ((32, 1024, 256), jnp.bfloat16, jax.nn.relu, False, False),
+        ((32, 1024, 256), jnp.float32, jax.nn.silu, True, True),
+        ((32, 512, 512), jnp.float32, jax.nn.silu, True, False),
+    ],
+)
+def test_what_two_sums_of_columns_and_a_product_read_is_stored(shape, dtype, act, norm, stored):
+    """As where channels are weighed by what their means give; more columns the more it takes to compute."""
+
+    def step(w, g, x):
+        h = x @ w
+        if norm:
+            wide = h.astype(jnp.float32)
+            h = ((wide - wide.mean((0, 1))) * jax.lax.rsqrt(wide.var((0, 1)) + 1e-3)).astype(dtype)
+        h = act(h)
+        h = h * jax.nn.sigmoid(h.mean(1) @ g)[:, None]
+        return jnp.sum((h @ w).astype(jnp.float32) ** 2)
+
+    square = (shape[-1], shape[-1])
+    _, live = estimate(jax.grad(step, argnums=(0, 1)), (square, dtype), (square, dtype), (shape, dtype))
+    of_shape = f"tensor<{'x'.join(map(str, shape))}x"
+    assert sum(value.startswith((f"multiply {of_shape}", f"maximum {of_shape}")) for value in live) == 1 + stored
+
+
 def test_a_product_that_sums_nothing_is_elementwise():
     """As the gradient of a layer with one output: written nowhere but where it is read."""
 

@@ -359,6 +359,18 @@ static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGrap
   return llvm::SmallVector<unsigned>(kernels.begin(), kernels.end());
 }
 
+/// Whether two sums of so few columns as it takes to compute the value read it, and another kernel: none computes it then.
+static bool isReadInColumns(const BlockGraph &graph, unsigned value, const std::vector<bool> &feedsKernel) {
+  auto kernels = readingKernels(graph, value, feedsKernel, /*mostReaders=*/8, /*mostFollowed=*/16);
+  if (!kernels || kernels->size() < 3)
+    return false;
+  int64_t most = mostGroupsStored(graph.values[value]);
+  return llvm::count_if(*kernels, [&](unsigned op) {
+           int64_t groups = groupsOfColumns(graph.ops[op]);
+           return groups > 0 && groups <= most;
+         }) >= 2;
+}
+
 /// Whether XLA gathers in the kernels that read what is gathered: where they are few, or where what it gathers rows from is so
 /// much less than the rows that a cache has it. Not for products, nor rows too short to be read at a time.
 static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
@@ -431,6 +443,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
   if (options.materialiseKernelOperands) {
     layouts.emplace(graph, options.reorderOnce);
     std::vector<bool> shared = sharedCopies(graph, *layouts);
+    bool sumsColumns = llvm::any_of(graph.ops, [](Operation *op) { return groupsOfColumns(op) > 0; });
     for (unsigned op = graph.numOps(); op-- > 0;) {
       if (isa<stablehlo::DotGeneralOp>(graph.ops[op]) && readsBuffers(graph.ops[op])) {
         for (auto [k, operand] : llvm::enumerate(graph.ops[op]->getOperands())) {
@@ -463,6 +476,10 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       }
       // What is added to a convolution's result cuDNN adds in the same kernel.
       else if (addsToConvolution(graph.ops[op]))
+        feedsKernel[graph.outputs[op][0]] = true;
+      else if (sumsColumns && isElementwise(graph.ops[op]) && graph.outputs[op].size() == 1 &&
+               graph.bytes[graph.outputs[op][0]] >= options.smallBytes &&
+               isReadInColumns(graph, graph.outputs[op][0], feedsKernel))
         feedsKernel[graph.outputs[op][0]] = true;
       // A layout change does not stand between a value and the kernel.
       else if ((isa<stablehlo::ReshapeOp, stablehlo::TransposeOp, stablehlo::BroadcastInDimOp>(
