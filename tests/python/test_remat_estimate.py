@@ -93,7 +93,7 @@ def test_a_part_is_stored_where_that_is_less_than_half_of_the_whole(parts):
     def step(x, w):
         h = x @ w
         kept, gate = jnp.split(h, [h.shape[1] // parts], axis=1)
-        return jnp.sort(kept * 2, axis=0), jnp.sum(jnp.sin(kept)), jnp.sum(gate, axis=0)
+        return jnp.sum(gate, axis=0), jnp.sort(kept * 2, axis=0), jnp.sum(jnp.sin(kept))
 
     _, live = estimate(step, ((2048, 1024), jnp.float32), ((1024, parts * 2048), jnp.float32))
     assert ("slice tensor<2048x2048xf32>" in live) == (parts > 2)
@@ -649,7 +649,33 @@ def test_what_two_sums_of_columns_and_a_product_read_is_stored(shape, dtype, act
     square = (shape[-1], shape[-1])
     _, live = estimate(jax.grad(step, argnums=(0, 1)), (square, dtype), (square, dtype), (shape, dtype))
     of_shape = f"tensor<{'x'.join(map(str, shape))}x"
-    assert sum(value.startswith((f"multiply {of_shape}", f"maximum {of_shape}")) for value in live) == 1 + stored
+    assert (
+        sum(value.startswith((f"multiply {of_shape}", f"maximum {of_shape}")) for value in live) == 1 + stored
+    )
+
+
+def test_what_shifted_values_make_in_one_kernel_is_not_stored():
+    """As a filter over time makes of slices, and a level of an associative scan for the next."""
+
+    def step(w, v, x):
+        h, g = x @ w, x @ v
+        return jnp.sum(jnp.exp(h[:, 1:] * g[:, :-1]), 1), jnp.sum(h, 0), jnp.sum(g, 0)
+
+    temp, _ = estimate(step, *[((1024, 4096), jnp.float32)] * 2, ((4096, 1024), jnp.float32))
+    assert temp == 2 * 4096 * 4096 * 4
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_part_of_what_is_kept_whole_is_not_stored(kept):
+    def step(w, x):
+        h = x @ w
+        first = () if kept else jnp.sum(h, 0)
+        part = h[:, :1024]
+        sums = jnp.sum(jnp.exp(part), 1), jnp.sum(part * part, 0)
+        return first, sums, jnp.sum(h, 0) if kept else ()
+
+    _, live = estimate(step, ((1024, 4096), jnp.float32), ((4096, 1024), jnp.float32))
+    assert ("slice tensor<4096x1024xf32>" in live) != kept
 
 
 def test_a_product_that_sums_nothing_is_elementwise():

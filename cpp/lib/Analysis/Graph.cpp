@@ -231,15 +231,17 @@ public:
       : graph(graph), feedsKernel(feedsKernel) {}
 
   /// The last operation that reads `value`, or what follows elementwise from it, other than through `joined`
-  /// itself. What is joined later counts as read there: it may become a buffer.
-  template <typename IsRoot> unsigned last(unsigned value, unsigned joined, IsRoot isRoot) const {
+  /// itself. What is joined later counts as read there: it may become a buffer. `withParts`: what takes less than half of the
+  /// value reads it, too.
+  template <typename IsRoot>
+  unsigned last(unsigned value, unsigned joined, IsRoot isRoot, bool withParts = true) const {
     llvm::SmallVector<unsigned> work{value};
     llvm::SmallDenseSet<unsigned, 16> seen{value};
     unsigned end = 0;
     while (!work.empty()) {
       unsigned at = work.pop_back_val();
       for (unsigned user : graph.users[at]) {
-        if (graph.isTerminator(user))
+        if (graph.isTerminator(user) || (!withParts && at == value && takesPart(user)))
           continue;
         if (!graph.isVirtual[user] || graph.outputs[user].size() != 1) {
           end = std::max(end, user);
@@ -259,6 +261,11 @@ public:
   }
 
 private:
+  bool takesPart(unsigned op) const {
+    return isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(graph.ops[op]) &&
+           2 * graph.bytes[graph.outputs[op][0]] < graph.bytes[graph.inputs[op][0]];
+  }
+
   bool joins(unsigned op) const {
     unsigned big = 0;
     for (unsigned input : graph.inputs[op])
@@ -522,6 +529,13 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     return sum;
   };
 
+  // Whether what is stored is there as long as a part of it anyway, whatever becomes of its other parts.
+  auto outlasts = [&](unsigned whole, unsigned part) {
+    auto root = [&](unsigned other) { return isRoot(other); };
+    return needs && isRoot(whole) &&
+           needs->last(part, part, root) <= needs->last(whole, part, root, /*withParts=*/false);
+  };
+
   for (unsigned arg = 0; arg < graph.numArguments; ++arg)
     if (options.argumentIsRoot && options.argumentIsRoot(arg))
       sets[arg].push_back(arg);
@@ -590,8 +604,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       bool root = joined.size() > maxFusionOperands;
       if (bytes >= options.smallBytes) {
         if (big >= 2 && bytes < bigBytes && !joinsParts)
-          root |= !needs || isMoved || (isPadded && !kernels->isInside(value)) || joined.size() > mostJoined ||
-                  (!kernels->isInside(value) && freed(value, joined) >= bytes);
+          root |= !needs || joined.size() > mostJoined || (!kernels->isInside(value) && (isMoved || isPadded)) ||
+                  ((isMoved || !kernels->isInside(value)) && freed(value, joined) >= bytes);
         // What products copy anyway is converted in the kernels that copy it.
         root |= isa<stablehlo::ConvertOp>(operation) && big == 1 && bytes < bigBytes &&
                 !(isCopied[value] &&
@@ -601,7 +615,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
             outlives(graph, op,
                      *llvm::find_if(joined, [&](unsigned from) { return graph.bytes[from] >= options.smallBytes; }));
         // To keep a part must not mean to keep the whole.
-        root |= isPart && big == 1 && 2 * bytes < bigBytes;
+        root |= isPart && big == 1 && 2 * bytes < bigBytes && !outlasts(graph.inputs[op][0], value);
         root |= feedsKernel[value] && !isLayout && !splatOf(graph.values[value]);
         root |= layouts && (layouts->reordered(value) || addsScattered(operation));
         root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
