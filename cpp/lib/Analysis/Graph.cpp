@@ -186,13 +186,22 @@ static bool addsScattered(Operation *op) {
          });
 }
 
+/// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros. Not a constant that is
+/// converted before it is spread: the fill of a mask, which a loop that reads it is given.
+static bool isFilled(Value value) {
+  Operation *op = value.getDefiningOp();
+  if (auto broadcast = dyn_cast_or_null<stablehlo::BroadcastInDimOp>(op))
+    op = broadcast->getOperand(0).getDefiningOp();
+  return isa_and_nonnull<stablehlo::ConstantOp>(op) && splatOf(op->getResult(0));
+}
+
 /// What an iteration writes into a residual stack, from which all of the stack follows; null for anything else.
 static Value stackedValue(stablehlo::WhileOp loop, unsigned i) {
   if (!loop.getBody().hasOneBlock())
     return Value();
   Block &body = loop.getBody().front();
   auto update = body.getTerminator()->getOperand(i).getDefiningOp<stablehlo::DynamicUpdateSliceOp>();
-  if (!update || update.getOperand() != body.getArgument(i) || !splatOf(loop->getOperand(i)))
+  if (!update || update.getOperand() != body.getArgument(i) || !isFilled(loop->getOperand(i)))
     return Value();
   Value value = update.getUpdate();
   while (Operation *op = value.getDefiningOp()) {
@@ -616,7 +625,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
                      *llvm::find_if(joined, [&](unsigned from) { return graph.bytes[from] >= options.smallBytes; }));
         // To keep a part must not mean to keep the whole.
         root |= isPart && big == 1 && 2 * bytes < bigBytes && !outlasts(graph.inputs[op][0], value);
-        root |= feedsKernel[value] && !isLayout && !splatOf(graph.values[value]);
+        root |= feedsKernel[value] && !isLayout && !isFilled(graph.values[value]);
         root |= layouts && (layouts->reordered(value) || addsScattered(operation));
         root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
