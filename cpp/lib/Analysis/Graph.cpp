@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/ReadingKernels.h"
 #include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Analysis/Softmax.h"
 #include "farrier/Analysis/WorthStoring.h"
@@ -332,77 +333,6 @@ static bool movesElements(Operation *op) {
   }
   return isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp, stablehlo::ConcatenateOp, stablehlo::PadOp,
              stablehlo::ReverseOp>(op);
-}
-
-/// Whether nothing reads what the operation makes, as a loss of which only the gradient is asked for; looks `depth` deep.
-static bool isUnused(const BlockGraph &graph, unsigned op, unsigned depth = 4) {
-  return !graph.isTerminator(op) && llvm::all_of(graph.outputs[op], [&](unsigned value) {
-    return llvm::all_of(graph.users[value],
-                        [&](unsigned user) { return depth > 0 && isUnused(graph, user, depth - 1); });
-  });
-}
-
-/// A sum with what a kernel has just made for it alone, as of gradients or of a residual block: it is stored.
-static bool addsToResult(const BlockGraph &graph, unsigned op) {
-  return isa<stablehlo::AddOp>(graph.ops[op]) && llvm::any_of(graph.inputs[op], [&](unsigned value) {
-           return graph.definition[value] >= 0 && isa<stablehlo::DotGeneralOp>(graph.ops[graph.definition[value]]) &&
-                  graph.users[value].size() == 1;
-         });
-}
-
-/// The kernels that read a value, as operations that are in them: at most `mostReaders` of those that are found within
-/// `mostFollowed` elementwise values, or nothing where there are more.
-static std::optional<llvm::SmallVector<unsigned>> readingKernels(const BlockGraph &graph, unsigned from,
-                                                                 const std::vector<bool> &feedsKernel,
-                                                                 size_t mostReaders, size_t mostFollowed) {
-  llvm::SmallVector<unsigned> work{from};
-  llvm::SmallDenseSet<unsigned, 16> seen;
-  llvm::SmallSetVector<unsigned, 16> kernels;
-  while (!work.empty()) {
-    unsigned value = work.pop_back_val();
-    if (!seen.insert(value).second)
-      continue;
-    for (unsigned user : graph.users[value]) {
-      if (!graph.isVirtual[user] || graph.outputs[user].size() != 1 || feedsKernel[graph.outputs[user][0]] ||
-          addsToResult(graph, user))
-        kernels.insert(user);
-      else
-        work.push_back(graph.outputs[user][0]);
-    }
-    if (seen.size() > mostFollowed || kernels.size() > mostReaders)
-      return std::nullopt;
-  }
-  return llvm::SmallVector<unsigned>(kernels.begin(), kernels.end());
-}
-
-/// Whether two sums of so few columns as it takes to compute the value read it, and another kernel: none computes it then.
-static bool isReadInColumns(const BlockGraph &graph, unsigned value, const std::vector<bool> &feedsKernel) {
-  auto kernels = readingKernels(graph, value, feedsKernel, /*mostReaders=*/8, /*mostFollowed=*/16);
-  if (!kernels || kernels->size() < 3)
-    return false;
-  int64_t most = mostGroupsStored(graph.values[value]);
-  return llvm::count_if(*kernels, [&](unsigned op) {
-           int64_t groups = groupsOfColumns(graph.ops[op]);
-           return groups > 0 && groups <= most;
-         }) >= 2;
-}
-
-/// Whether XLA gathers in the kernels that read what is gathered: where they are few, or where what it gathers rows from is so
-/// much less than the rows that a cache has it. Not for products, nor rows too short to be read at a time.
-static bool fusesGather(const BlockGraph &graph, unsigned op, const std::vector<bool> &feedsKernel) {
-  constexpr int64_t muchLess = 4, shortRow = 32;
-  if (!isa<stablehlo::GatherOp>(graph.ops[op]) || feedsKernel[graph.outputs[op][0]])
-    return false;
-  if (readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/2, /*mostFollowed=*/16))
-    return true;
-  auto rows = dyn_cast<RankedTensorType>(graph.ops[op]->getResult(0).getType());
-  if (!rows || rows.getRank() == 0 || rows.getShape().back() < shortRow ||
-      muchLess * graph.bytes[graph.inputs[op].front()] > graph.bytes[graph.outputs[op][0]])
-    return false;
-  auto readers = readingKernels(graph, graph.outputs[op][0], feedsKernel, /*mostReaders=*/16, /*mostFollowed=*/128);
-  return readers && llvm::none_of(*readers, [&](unsigned reader) {
-    return isa<stablehlo::DotGeneralOp, stablehlo::ConvolutionOp>(graph.ops[reader]);
-  });
 }
 
 /// Values that several products read from one copy: they want it in the same order.

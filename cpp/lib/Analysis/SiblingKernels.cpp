@@ -31,7 +31,8 @@ static bool isKernel(const BlockGraph &graph, const RootSets &roots, unsigned op
 using Coordinate = std::tuple<Type, uint64_t, Attribute>;
 
 static std::optional<Coordinate> coordinateOf(Operation *op) {
-  if (!isa<stablehlo::MulOp>(op) || cast<ShapedType>(op->getResult(0).getType()).getRank() < 2)
+  auto type = isa<stablehlo::MulOp>(op) ? dyn_cast<RankedTensorType>(op->getResult(0).getType()) : RankedTensorType();
+  if (!type || type.getRank() < 2)
     return std::nullopt;
   for (auto [index, step] : {std::pair(0, 1), std::pair(1, 0)}) {
     auto iota = op->getOperand(index).getDefiningOp<stablehlo::IotaOp>();
