@@ -117,9 +117,12 @@ public:
         joinEach(kernels);
   }
 
-  void joinMasks() {
-    for (llvm::ArrayRef<unsigned> kernels : maskKernels(graph, roots))
-      joinEach(kernels);
+  /// Joins kernels that read one value, each with those that follow it.
+  void joinEach(llvm::ArrayRef<unsigned> kernels) {
+    for (; !kernels.empty(); kernels = kernels.drop_front())
+      for (unsigned other : kernels.drop_front().take_front(mostReaders))
+        if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
+          join(group[kernels.front()], group[other]);
   }
 
   SiblingTimes times() const {
@@ -137,14 +140,6 @@ public:
 
 private:
   static constexpr unsigned none = ~0u;
-
-  /// Joins kernels that read one value, each with those that follow it.
-  void joinEach(llvm::ArrayRef<unsigned> kernels) {
-    for (; !kernels.empty(); kernels = kernels.drop_front())
-      for (unsigned other : kernels.drop_front().take_front(mostReaders))
-        if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
-          join(group[kernels.front()], group[other]);
-  }
 
   /// The operand that a kernel writes in another order for the operation, a product: the larger one, -1 for none.
   int copiedFor(unsigned op) const {
@@ -265,10 +260,14 @@ private:
 } // namespace
 
 SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time, bool onlyMasks) {
+  std::vector<llvm::SmallVector<unsigned, 4>> masks = maskKernels(graph, roots);
+  if (onlyMasks && masks.empty())
+    return {time, time};
   Siblings siblings(graph, roots, std::move(time));
   if (!onlyMasks)
     siblings.joinReaders();
-  siblings.joinMasks();
+  for (llvm::ArrayRef<unsigned> kernels : masks)
+    siblings.joinEach(kernels);
   return siblings.times();
 }
 
