@@ -419,10 +419,7 @@ private:
     OpBuilder::InsertionGuard guard(builder);
     builder.setInsertionPointToEnd(&body);
 
-    // Forward iteration t = sign * counter + offset.
-    WhileLoop::Affine line = *B.affine(B.counter);
-    int64_t sign = pair.reversed ? -line.step : line.step;
-    int64_t offset = (pair.reversed ? F.trips - 1 : 0) - sign * line.start;
+    auto [offset, sign] = pair.iterationRead();
     Value counter = body.getArgument(layout.position[B.counter]);
     IRMapping recomputed;
     SmallVector<Value> leaves;

@@ -173,9 +173,8 @@ Value MatchedPair::handDown(Value value) {
   BlockArgument read = B.body().getArguments().back();
   B.terminator()->insertOperands(B.terminator()->getNumOperands(), read);
   builder.setInsertionPointToStart(&B.body());
-  line = *B.affine(B.counter);
-  int64_t sign = reversed ? -line.step : line.step;
-  slot = counted(B, sign, (reversed ? F.trips - 1 : 0) - sign * line.start);
+  auto [offset, sign] = iterationRead();
+  slot = counted(B, sign, offset);
   Value taken =
       stablehlo::DynamicSliceOp::create(builder, loc, slice, read, sliceStart(builder, slot, slice.getRank()),
                                         builder.getDenseI64ArrayAttr(slice.getShape()));

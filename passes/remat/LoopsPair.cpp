@@ -37,6 +37,12 @@ MatchedPair::MatchedPair(WhileLoop forward, WhileLoop backward, bool reversed,
     stacks += residual.bytes;
 }
 
+WhileLoop::Affine MatchedPair::iterationRead() const {
+  WhileLoop::Affine line = *B.affine(B.counter);
+  int64_t sign = reversed ? -line.step : line.step;
+  return {(reversed ? F.trips - 1 : 0) - sign * line.start, sign};
+}
+
 bool MatchedPair::isFree(Value value) const {
   if (auto arg = dyn_cast<BlockArgument>(value)) {
     if (arg.getOwner() != &F.body())

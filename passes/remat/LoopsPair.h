@@ -93,6 +93,8 @@ protected:
 
   /// What is equal in the backward body to a value of the forward one, or that value.
   std::function<mlir::Value(mlir::Value)> inBackward();
+  /// The forward iteration of which a backward one reads, in terms of the backward loop's counter.
+  WhileLoop::Affine iterationRead() const;
   /// Loops of the two bodies as a pair, where the stacks of the one go to the other through stacks of these
   /// and nowhere else; null where there is none.
   std::unique_ptr<MatchedPair> innerPair(stablehlo::WhileOp once, stablehlo::WhileOp again);

@@ -427,10 +427,6 @@ void explore(Program &program, const PlanOptions &options, bool together, bool f
   }
 }
 
-} // namespace
-
-namespace {
-
 /// The best plan that leaves loops inside of pairs as they are. `gathers`: whether the module's gathers were
 /// made late.
 llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, int64_t asWritten, bool gathers) {
@@ -497,6 +493,15 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
 /// between, and all.
 constexpr double innerShares[] = {0, 0.5, 1};
 
+/// Without any, no pair has loops inside of it.
+bool hasNestedLoops(ModuleOp module) {
+  return module
+      .walk([](stablehlo::WhileOp loop) {
+        return loop->getParentOfType<stablehlo::WhileOp>() ? WalkResult::interrupt() : WalkResult::advance();
+      })
+      .wasInterrupted();
+}
+
 /// What a plan comes to: whether it fits, and its price, or bytes where it does not.
 std::pair<bool, double> worthOf(const llvm::json::Value &plan, const PlanOptions &options) {
   const llvm::json::Object &predicted = *plan.getAsObject()->getObject("predicted");
@@ -513,14 +518,15 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   readThroughConcatenations(module);
   int64_t asWritten = estimateModule(module);
   bool gathers = gatherLate(module) > 0;
-  OwningOpRef<ModuleOp> written(module.clone());
   llvm::json::Value best = planAsItStands(module, options, asWritten, gathers);
+  if (!hasNestedLoops(module))
+    return best;
   llvm::json::Array last;
   for (double share : innerShares) {
     // A quarter of arbitrary choices leaves loops inside of pairs as they are.
     if (options.stress ? *options.stress % 4 != 2 * share : asWritten <= options.budget)
       continue;
-    OwningOpRef<ModuleOp> copy(written->clone());
+    OwningOpRef<ModuleOp> copy(module.clone());
     InnerPlan inner = planInner(*copy, options, share);
     if (inner.loops.empty() || inner.loops == last)
       continue;
