@@ -180,11 +180,18 @@ static bool addsToConvolution(Operation *op) {
          });
 }
 
-/// Whether the operation adds what is scattered for it alone: XLA scatters onto what it is added to.
+/// Whether `value` is what is scattered, or other values added to that, for one reader alone.
+static bool isScattered(Value value) {
+  Operation *op = value.getDefiningOp();
+  return op && value.hasOneUse() &&
+         (isa<stablehlo::ScatterOp>(op) ||
+          (isa<stablehlo::AddOp>(op) && llvm::any_of(op->getOperands(), isScattered)));
+}
+
+/// Whether the operation is the last of those that add to what is scattered for them alone: XLA scatters onto what it is added to.
 static bool addsScattered(Operation *op) {
-  return isa<stablehlo::AddOp>(op) && llvm::any_of(op->getOperands(), [](Value operand) {
-           return isa_and_nonnull<stablehlo::ScatterOp>(operand.getDefiningOp()) && operand.hasOneUse();
-         });
+  return isa<stablehlo::AddOp>(op) && llvm::any_of(op->getOperands(), isScattered) &&
+         !(op->hasOneUse() && isa<stablehlo::AddOp>(*op->user_begin()));
 }
 
 /// Zeros that a stack or a sum starts from: written where they are read, whoever else reads such zeros. Not a constant that is
