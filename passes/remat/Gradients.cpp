@@ -10,6 +10,7 @@
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Builders.h"
+#include "llvm/ADT/BitVector.h"
 #include "llvm/ADT/SetVector.h"
 
 #include <map>
@@ -19,6 +20,9 @@ using namespace mlir;
 namespace farrier::remat {
 
 bool isPartitioned(Block &block) { return partitionsOf(block.getParentOp()) > 1; }
+
+/// A write into a stack, which is elementwise work on a part of it.
+static bool isWrite(Operation *op) { return isa<stablehlo::DynamicUpdateSliceOp>(op); }
 
 /// What crosses `position` of what the product `op` gives, if no kernel before `position` reads it. Layout changes, casts
 /// and sums over devices that follow come along.
@@ -31,8 +35,8 @@ static SmallVector<Value> finishedBy(Operation *op, Operation *position) {
       Operation *here = block.findAncestorOpInBlock(*user);
       if (here && !here->isBeforeInBlock(position))
         crossing.insert(reached[at]);
-      else if (here &&
-               (classify(here) == OpClass::Virtual || isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
+      else if (here && (classify(here) == OpClass::Virtual || isWrite(here) ||
+                        isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
         reached.insert(here->result_begin(), here->result_end());
       else
         return {};
@@ -75,19 +79,23 @@ void finishProducts(Operation *boundary, Operation *position, OpOperand &through
   waitFor(finishedProducts(boundary, position, filter), position, through);
 }
 
-/// Whether nothing but the block's results comes of `value`: what is elementwise, and writes into stacks.
+/// Whether nothing but the block's results comes of `value`: what is elementwise, and writes into stacks, through barriers.
 static bool isUpdate(Value value) {
   llvm::SetVector<Value> reached;
   reached.insert(value);
   for (unsigned at = 0; at < reached.size(); ++at)
-    for (Operation *user : reached[at].getUsers()) {
+    for (OpOperand &use : reached[at].getUses()) {
+      Operation *user = use.getOwner();
       if (user->getBlock() != value.getParentBlock())
         return false;
       if (user->hasTrait<OpTrait::IsTerminator>())
         continue;
-      if (classify(user) != OpClass::Virtual && !isa<stablehlo::DynamicUpdateSliceOp>(user))
+      if (isa<stablehlo::OptimizationBarrierOp>(user))
+        reached.insert(user->getResult(use.getOperandNumber()));
+      else if (classify(user) == OpClass::Virtual || isWrite(user))
+        reached.insert(user->result_begin(), user->result_end());
+      else
         return false;
-      reached.insert(user->result_begin(), user->result_end());
     }
   return true;
 }
@@ -104,7 +112,7 @@ static SmallVector<Operation *> updateAfter(Value value, Operation *position) {
     for (Operation *user : reached.pop_back_val().getUsers()) {
       if (user->hasTrait<OpTrait::IsTerminator>() || !update.insert(user))
         continue;
-      if (classify(user) != OpClass::Virtual || user->getNumRegions())
+      if ((classify(user) != OpClass::Virtual && !isWrite(user)) || user->getNumRegions())
         return {};
       reached.append(user->result_begin(), user->result_end());
     }
@@ -241,19 +249,31 @@ private:
   /// it can wait for, if they hold half of what all do. Null where there is none.
   std::pair<SmallVector<unsigned>, OpOperand *> finish(SmallVector<unsigned> products, unsigned end) const {
     int64_t least = held(products, end) / 2;
+    // What `end` does not come of would wait, too, and hold nothing up.
+    llvm::BitVector leadsToEnd(graph.numValues());
+    for (unsigned op = end + 1; op-- > products.front();) {
+      bool handsOn = isa<stablehlo::OptimizationBarrierOp>(graph.ops[op]); // each value by itself
+      bool leads = op == end || llvm::any_of(graph.outputs[op], [&](unsigned value) { return leadsToEnd[value]; });
+      for (auto [at, input] : llvm::enumerate(graph.inputs[op]))
+        if (leads && (!handsOn || op == end || leadsToEnd[graph.outputs[op][at]]))
+          leadsToEnd.set(input);
+    }
     for (; !products.empty() && held(products, end) > least; products.pop_back()) {
       int ready = readyAt(products);
       for (unsigned op = products.back() + 1; op <= end; ++op)
-        if (OpOperand *through = goesOn(op, ready))
+        if (OpOperand *through = goesOn(op, ready, leadsToEnd, op == end))
           return {std::move(products), through};
     }
     return {{}, nullptr};
   }
 
   /// What the kernel `op` reads of another one that is not before `ready`.
-  OpOperand *goesOn(unsigned op, int ready) const {
+  OpOperand *goesOn(unsigned op, int ready, const llvm::BitVector &leadsToEnd, bool isEnd) const {
+    // A sum goes on to little: it may wait itself.
     if (graph.isVirtual[op] || runsBlocks(graph.ops[op]) || graph.outputs[op].empty() ||
-        isUpdate(graph.values[graph.outputs[op][0]]))
+        isUpdate(graph.values[graph.outputs[op][0]]) ||
+        llvm::all_of(graph.outputs[op], [&](unsigned value) { return graph.bytes[value] < smallBytes; }) ||
+        (!isEnd && llvm::none_of(graph.outputs[op], [&](unsigned value) { return leadsToEnd[value]; })))
       return nullptr;
     for (OpOperand &operand : graph.ops[op]->getOpOperands()) {
       Value made = madeByKernel(operand.get());

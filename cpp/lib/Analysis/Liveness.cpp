@@ -206,6 +206,12 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   if (numOps > 0) // a block of an operation that is not known here may hold none
     for (unsigned value : graph.inputs[numOps - 1])
       isResult[value] = true;
+  // What a barrier hands on as it is stays where it is.
+  for (unsigned op = numOps; op-- > 0;)
+    if (isa<stablehlo::OptimizationBarrierOp>(graph.ops[op]))
+      for (auto [from, to] : llvm::zip(graph.inputs[op], graph.outputs[op]))
+        if (isResult[to])
+          isResult[from] = true;
   for (unsigned value = graph.numValues(); value-- > 0;)
     onlyResults[value] = llvm::all_of(graph.users[value], [&](unsigned user) {
       return graph.isTerminator(user) ||
