@@ -21,6 +21,13 @@ BlockUnit::BlockUnit(const NamedBlock &named, CostModel &costs, const PlanOption
     peak = *std::max_element(profile.begin(), profile.end());
 }
 
+int64_t BlockUnit::peakWith(const llvm::DenseMap<Operation *, int64_t> &less) const {
+  int64_t most = 0;
+  for (auto [op, bytes] : llvm::zip(unit.getGraph().ops, unit.getLiveness().profile()))
+    most = std::max(most, bytes - less.lookup(op));
+  return most;
+}
+
 const Evaluated &BlockUnit::evaluated(const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine) {
   auto [entry, fresh] = known.try_emplace({unit.getBoundary(), cuts, rules.onlyAsked, fine});
   Evaluated &result = entry->second;
@@ -32,14 +39,21 @@ const Evaluated &BlockUnit::evaluated(const std::vector<unsigned> &cuts, const O
   return result;
 }
 
-BlockUnits::BlockUnits(ModuleOp module, const PlanOptions &options)
-    : costs(module, options.machine), paired(pairedLoops(module, costs)) {
-  ForbidFn forbid = [this, named = forbidFrom(options.keep)](Operation *op) {
-    return paired.contains(op) || (named && named(op));
-  };
+BlockUnits::BlockUnits(ModuleOp module, const PlanOptions &options) : costs(module, options.machine) {
+  ForbidFn forbid = forbidFrom(options.keep);
   SizeFn size = deviceMemory(module);
-  for (const NamedBlock &named : plannableBlocks(module))
-    units.emplace_back(named, costs, options, size, forbid);
+  llvm::DenseMap<Operation *, int64_t> around; // while it runs, of those that hold blocks
+  for (const NamedBlock &named : plannableBlocks(module)) {
+    BlockUnit &block = units.emplace_back(named, costs, options, size, forbid);
+    block.around = around.lookup(named.block->getParentOp());
+    if (llvm::none_of(*named.block, [](Operation &op) { return op.getNumRegions() > 0; }))
+      continue;
+    MemoryEstimate estimate(*named.block, size);
+    std::vector<int64_t> outside = estimate.getLiveness().profile(nullptr, /*inner=*/false);
+    for (auto [op, bytes] : llvm::zip(estimate.getGraph().ops, outside))
+      if (op->getNumRegions())
+        around[op] = block.around + bytes;
+  }
 }
 
 } // namespace farrier::remat

@@ -31,7 +31,11 @@ public:
   NamedBlock named;
   StraightLine unit;
   bool partitioned;
-  int64_t peak = 0; ///< as the program has it
+  int64_t peak = 0;   ///< as the program has it
+  int64_t around = 0; ///< what is there outside of the block while it runs, as the program has it
+
+  /// The peak where the blocks of these operations need so many bytes less.
+  int64_t peakWith(const llvm::DenseMap<mlir::Operation *, int64_t> &less) const;
 
 private:
   Machine machine;
@@ -49,7 +53,6 @@ public:
 
 private:
   CostModel costs;
-  llvm::DenseSet<mlir::Operation *> paired;
 };
 
 } // namespace farrier::remat

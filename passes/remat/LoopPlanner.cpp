@@ -576,13 +576,4 @@ LogicalResult applyLoops(ModuleOp module, CostModel &costs, const llvm::json::Ar
   return success();
 }
 
-llvm::DenseSet<Operation *> pairedLoops(ModuleOp module, CostModel &costs) {
-  llvm::DenseSet<Operation *> loops;
-  for (auto &pair : findLoopPairs(module, costs, LoopOptions(), ignoreMissed)) {
-    loops.insert(pair->forward());
-    loops.insert(pair->backward());
-  }
-  return loops;
-}
-
 } // namespace farrier::remat

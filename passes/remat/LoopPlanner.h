@@ -71,9 +71,6 @@ llvm::json::Object described(const LoopPair &pair, const LoopDecision &decision)
 
 LoopOptions loopOptions(const PlanOptions &options);
 
-/// The loops of all pairs: they are planned as pairs, never run a second time as a whole.
-llvm::DenseSet<mlir::Operation *> pairedLoops(mlir::ModuleOp module, CostModel &costs);
-
 } // namespace farrier::remat
 
 #endif // FARRIER_PASSES_REMAT_LOOPPLANNER_H

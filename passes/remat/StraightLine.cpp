@@ -283,7 +283,7 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
   llvm::DenseMap<unsigned, unsigned> index;
   for (unsigned i = 0; i < segment.values.size(); ++i)
     index[segment.values[i]] = i;
-  llvm::DenseMap<unsigned, int> groups;
+  llvm::DenseSet<unsigned> priced; // operations: all results come of one run
   for (unsigned value : segment.values) {
     unsigned op = graph->definition[value];
     Operation *operation = graph->ops[op];
@@ -294,12 +294,11 @@ Segment StraightLine::makeSegment(unsigned first, unsigned end, const Segmentati
     candidate.needed = wanted.contains(value);
     candidate.recomputable = !crosses[value] && isClonable(operation) && !(forbid && forbid(operation));
     candidate.fuses = graph->isVirtual[op];
-    auto [group, fresh] = groups.try_emplace(op, static_cast<int>(op));
-    candidate.group = graph->outputs[op].size() > 1 ? group->second : -1;
+    candidate.group = graph->outputs[op].size() > 1 ? static_cast<int>(op) : -1;
     // Of products that XLA makes one all are there while one is: they are kept together.
     if (auto it = merged.find(op); it != merged.end() && candidate.recomputable)
       candidate.group = static_cast<int>(it->second);
-    if (fresh) {
+    if (candidate.recomputable && priced.insert(op).second) {
       OpCost cost = costs.cost(operation);
       candidate.flops = cost.flops;
       candidate.seconds = costOfAgain(op, cost.seconds);
