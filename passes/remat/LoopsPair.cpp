@@ -1,6 +1,7 @@
 #include "passes/remat/LoopsPair.h"
 #include "passes/remat/WideLoops.h"
 
+#include "farrier/Analysis/Graph.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 
@@ -10,9 +11,9 @@ using namespace mlir;
 
 namespace farrier::remat {
 
-/// Elementwise work that is computed again fuses into its reader: its operands are mostly read there anyway.
-/// A quarter of the unfused traffic is what the chains of a decoder layer cost when they stand alone.
-static constexpr double kFusedShare = 0.25;
+/// Elementwise work that XLA does not store, computed again, runs in its reader's kernel, which reads mostly what it did: so much
+/// of what it would read and write by itself, that less of it is better.
+static constexpr double kFusedShare = 0.02;
 
 LoopPair::~LoopPair() = default;
 
@@ -64,27 +65,66 @@ bool MatchedPair::isRecomputable(Operation *op) const {
   return isClonable(op);
 }
 
-/// Seconds and FLOPs of running `op` once more in the backward body.
-static OpCost recomputeCost(Operation *op, CostModel &costs, const SizeFn &size) {
-  const Machine &machine = costs.getMachine();
-  int64_t written = 0;
-  for (Value result : op->getResults())
-    written += size(result);
-  // Shape operations move nothing of their own once fused; a slice reads what it yields, not its operand.
-  if (isa<stablehlo::ConstantOp, stablehlo::IotaOp, stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp,
-          stablehlo::BroadcastOp, stablehlo::OptimizationBarrierOp>(op))
-    return {};
-  if (isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(op))
-    return {0, 2.0 * written, kFusedShare * 2 * written / machine.bytesPerSecond};
-  if (isa<stablehlo::GatherOp>(op))
-    return {0, 2.0 * written, std::max(2 * written / machine.bytesPerSecond, machine.kernelSeconds)};
-  if (hasCollective(op))
-    return {0, 2.0 * written, written / machine.interconnectBytesPerSecond + machine.kernelSeconds};
-  OpCost cost = costs.cost(op);
-  if (classify(op) == OpClass::Virtual)
-    cost.seconds *= kFusedShare;
-  return cost;
-}
+namespace {
+/// What running operations of the forward body once more in the backward one costs.
+class CostAgain {
+public:
+  CostAgain(Block &body, CostModel &costs, const SizeFn &size)
+      : graph(body, size), roots(graph, options()), costs(costs), size(size) {}
+
+  /// Seconds and FLOPs of `op`.
+  OpCost of(Operation *op) const {
+    const Machine &machine = costs.getMachine();
+    double written = 0;
+    for (Value result : op->getResults())
+      written += static_cast<double>(size(result));
+    // Shape operations move nothing of their own once fused; a slice reads what it yields, not its operand.
+    if (isa<stablehlo::ConstantOp, stablehlo::IotaOp, stablehlo::ReshapeOp, stablehlo::BroadcastInDimOp,
+            stablehlo::BroadcastOp, stablehlo::OptimizationBarrierOp>(op))
+      return {};
+    if (isa<stablehlo::GatherOp>(op))
+      return {0, 2.0 * written, std::max(2 * written / machine.bytesPerSecond, machine.kernelSeconds)};
+    if (hasCollective(op))
+      return {0, 2.0 * written, written / machine.interconnectBytesPerSecond + machine.kernelSeconds};
+    if (classify(op) != OpClass::Virtual && !isa<stablehlo::ReduceOp>(op))
+      return costs.cost(op);
+    // A kernel reads what is stored of all that it computes.
+    double bytes = read(op) + written;
+    if (classify(op) != OpClass::Virtual)
+      return {0, bytes, std::max(bytes / machine.bytesPerSecond, machine.kernelSeconds)};
+    if (llvm::any_of(op->getResults(), [&](Value result) { return roots.isRoot(graph.id(result)); }))
+      return {0, bytes, bytes / machine.bytesPerSecond};
+    return {0, 0, kFusedShare * bytes / machine.bytesPerSecond};
+  }
+
+private:
+  static RootSets::Options options() {
+    RootSets::Options result;
+    result.materialiseKernelOperands = true;
+    result.argumentIsRoot = [](unsigned) { return true; };
+    return result;
+  }
+
+  /// Bytes of what is stored that `op` is made of; of a slice what it yields.
+  double read(Operation *op) const {
+    if (isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(op))
+      return static_cast<double>(size(op->getResult(0)));
+    llvm::SmallSetVector<unsigned, 8> from;
+    for (Value operand : op->getOperands())
+      if (graph.contains(operand))
+        from.insert_range(roots.roots(graph.id(operand)));
+    double bytes = 0;
+    for (unsigned root : from)
+      bytes += static_cast<double>(graph.bytes[root]);
+    return bytes;
+  }
+
+  BlockGraph graph;
+  RootSets roots;
+  CostModel &costs;
+  const SizeFn &size;
+};
+} // namespace
 
 void MatchedPair::offerHost(CostModel &costs) {
   HostSchedule schedule;
@@ -160,6 +200,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     if (reached.contains(arg) && !add(arg))
       return false;
   int group = 0;
+  CostAgain again(F.body(), costs, options.size);
   for (Operation &op : F.body().without_terminator()) {
     unsigned first = prob.candidates.size();
     for (Value result : op.getResults())
@@ -168,7 +209,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     unsigned count = prob.candidates.size() - first;
     if (count == 0 || !isRecomputable(&op))
       continue;
-    OpCost cost = recomputeCost(&op, costs, options.size);
+    OpCost cost = again.of(&op);
     prob.candidates[first].seconds = options.byFlops ? priceByFlops(cost.flops, cost.seconds) : cost.seconds;
     prob.candidates[first].flops = cost.flops;
     for (unsigned v = first; v < prob.candidates.size(); ++v) {

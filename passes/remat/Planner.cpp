@@ -168,18 +168,36 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1),
       randomBoundary(options.stress.value_or(0) + 2);
 
-  for (BlockUnit &block : (ofRewritten ? ofRewritten : program.asWritten)->units) {
+  std::vector<BlockUnit *> units;
+  for (BlockUnit &block : (ofRewritten ? ofRewritten : program.asWritten)->units)
+    units.push_back(&block);
+  // Inner blocks first: what they give up need not be found around them.
+  if (!options.stress)
+    std::reverse(units.begin(), units.end());
+  llvm::DenseMap<Operation *, int64_t> less; // bytes, of what holds blocks that were planned
+  const int64_t wholeBudget = options.budget;
+  for (BlockUnit *next : units) {
+    BlockUnit &block = *next;
     const NamedBlock &named = block.named;
+    options.budget = wholeBudget - block.around;
+    int64_t peak = less.empty() ? block.peak : block.peakWith(less);
+    Operation *holder = named.block->getParentOp();
+    auto isLess = [&](int64_t planned) {
+      if (planned < block.peak)
+        less[holder] = std::max(less.lookup(holder), block.peak - planned);
+    };
     StraightLine &unit = block.unit;
     unit.setBoundary(unit.getBoundaries().front());
     bool outermost = !StringRef(named.path).contains('/');
     if (outermost)
-      after = std::max(after, block.peak);
+      after = std::max(after, peak);
     // Most programs have no place where much is alive: half of the time any place is the boundary.
     if (options.stress && unit.getGraph().numOps() > 2 && randomBoundary() % 2 == 0)
       unit.setBoundary(randomBoundary() % (unit.getGraph().numOps() - 2));
-    if (!unit.worthwhile() || (!options.stress && block.peak <= options.budget))
+    if (!unit.worthwhile() || (!options.stress && peak <= options.budget)) {
+      isLess(peak);
       continue;
+    }
 
     std::optional<Solution> best;
     const Evaluated *bestOf = nullptr;
@@ -222,7 +240,8 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
         // from that that nothing needs doing.
         std::vector<int> none(evaluation.frontiers.size(), untouched);
         int64_t asWritten = evaluation.peak(none);
-        int64_t budget = asWritten <= options.budget ? asWritten - (block.peak - options.budget) : options.budget;
+        bool hides = asWritten <= options.budget || peak < block.peak;
+        int64_t budget = hides ? asWritten - (peak - options.budget) : options.budget;
         solution = solveOrLeast(evaluation, budget, options.objective == "flops");
       }
       // Of what costs the same, stages rather than one, and on several devices finer cuts, which come later: XLA's scheduler
@@ -282,13 +301,18 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     if (best && !options.stress && bestFrontiers.size() <= mostFine)
       consider(bestCuts, bestRules, /*fine=*/true);
     // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
-    if (!best || (!options.stress && !best->fits && best->peak > block.peak))
+    if (!best || (!options.stress && !best->fits && best->peak > block.peak)) {
+      isLess(peak);
       continue;
+    }
     std::vector<const Choice *> choices;
     for (size_t i = 0; i < best->options.size(); ++i)
       choices.push_back(best->options[i] == untouched ? nullptr : &bestFrontiers[i][best->options[i]]);
-    if (llvm::all_of(choices, [](const Choice *choice) { return !choice; }))
+    if (llvm::all_of(choices, [](const Choice *choice) { return !choice; })) {
+      isLess(peak);
       continue;
+    }
+    isLess(std::min(peak, best->peak));
     // What waits on the host is read where it was fetched, also through values that another segment makes of
     // it: only a segment with a choice computes those again.
     std::deque<Choice> keepingAll;
@@ -307,6 +331,8 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     if (outermost)
       after = best->peak;
   }
+  if (!options.stress)
+    std::reverse(blocks.begin(), blocks.end());
   Draft result;
   result.loops = !loopPlan.loops.empty();
   result.blocks = !blocks.empty();
@@ -457,9 +483,18 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
     }
     return after;
   };
-  if (!options.stress && severalPairs(module, options))
-    explore(program, options, /*together=*/true, /*fineEverywhere=*/false, consider);
-  explore(program, options, /*together=*/false, /*fineEverywhere=*/false, consider);
+  auto exploreAll = [&](const PlanOptions &priced) {
+    if (!options.stress && severalPairs(module, priced))
+      explore(program, priced, /*together=*/true, /*fineEverywhere=*/false, consider);
+    explore(program, priced, /*together=*/false, /*fineEverywhere=*/false, consider);
+  };
+  exploreAll(options);
+  // Choices are made piece by piece, with steps of other sizes by another price: what is chosen by it may cost less by this one.
+  if (best && best->loops && best->flops > 0 && !options.stress) {
+    PlanOptions other = options;
+    other.objective = options.objective == "flops" ? "time" : "flops";
+    exploreAll(other);
+  }
   // What uses a budget up by the segments' figures is over it first where the estimate has more: that is why not at once.
   worth = worthMixing;
   if (best && best->blocks && !best->loops && !options.stress && numOps(module) <= mostWhole)
@@ -489,9 +524,10 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
   return std::move(best->plan);
 }
 
-/// How far along the frontiers of loops inside of pairs plans are made for: what saves least time, and
-/// between, and all.
-constexpr double innerShares[] = {0, 0.5, 1};
+/// How far along the frontiers of loops inside of pairs plans are made for: what saves least time, and between, and all. Then
+/// beside the best of them, ever nearer.
+constexpr double innerShares[] = {0, 0.25, 0.5, 0.75, 1};
+constexpr double nearestShare = 1.0 / 32;
 
 /// Without any, no pair has loops inside of it.
 bool hasNestedLoops(ModuleOp module) {
@@ -521,16 +557,14 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
   llvm::json::Value best = planAsItStands(module, options, asWritten, gathers);
   if (!hasNestedLoops(module))
     return best;
-  llvm::json::Array last;
-  for (double share : innerShares) {
-    // A quarter of arbitrary choices leaves loops inside of pairs as they are.
-    if (options.stress ? *options.stress % 4 != 2 * share : asWritten <= options.budget)
-      continue;
+  std::vector<llvm::json::Array> tried;
+  double bestShare = -1;
+  auto tryShare = [&](double share) {
     OwningOpRef<ModuleOp> copy(module.clone());
     InnerPlan inner = planInner(*copy, options, share);
-    if (inner.loops.empty() || inner.loops == last)
-      continue;
-    last = inner.loops;
+    if (inner.loops.empty() || llvm::is_contained(tried, inner.loops))
+      return;
+    tried.push_back(inner.loops);
     llvm::json::Value plan = planAsItStands(*copy, options, asWritten, gathers);
     llvm::json::Object &object = *plan.getAsObject(), &predicted = *object.getObject("predicted");
     for (llvm::json::Value &entry : *object.getArray("loops"))
@@ -538,9 +572,25 @@ llvm::json::Value makePlan(ModuleOp module, const PlanOptions &options) {
     object["loops"] = std::move(inner.loops);
     predicted["seconds"] = predicted.getNumber("seconds").value_or(0) + inner.seconds;
     predicted["flops"] = predicted.getNumber("flops").value_or(0) + inner.flops;
-    if (options.stress || worthOf(plan, options) < worthOf(best, options))
+    if (options.stress || worthOf(plan, options) < worthOf(best, options)) {
       best = std::move(plan);
+      bestShare = share;
+    }
+  };
+  if (options.stress) {
+    // A quarter of arbitrary choices leaves loops inside of pairs as they are.
+    if (uint64_t kind = *options.stress % 4; kind < 3)
+      tryShare(kind / 2.0);
+    return best;
   }
+  if (asWritten <= options.budget)
+    return best;
+  for (double share : innerShares)
+    tryShare(share);
+  for (double step = innerShares[1] / 2; bestShare >= 0 && step >= nearestShare; step /= 2)
+    for (double share : {bestShare - step, bestShare + step})
+      if (share >= 0 && share <= 1)
+        tryShare(share);
   return best;
 }
 
