@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lines import Lines, main
@@ -60,16 +61,22 @@ def rivals(found: Lines, case: str, *, host: bool) -> list[dict[str, Any]]:
     return frontier([r for r in mine if bool(r["host_bytes"]) == host])
 
 
-def run(args: argparse.Namespace, found: Lines) -> None:
+def run(
+    args: argparse.Namespace,
+    found: Lines,
+    steps: Mapping[str, Step] = STEPS,
+    named: Callable[[str], Iterable[str]] = policies,
+) -> None:
+    """Measures what is missing of the cases `args.only` of `steps`, under the policies `named` for each."""
     for case in args.only:
-        step = STEPS[case]
-        for name in ("none", *policies(case)):
+        step = steps[case]
+        for name in ("none", *named(case)):
             found.once({"case": case, "step": name, "policy": None}, lambda s=step, n=name: s.written(n))
         none = found.get({"case": case, "step": "none", "policy": None})["flops"]
         for host in (False, True):
             for rival in rivals(found, case, host=host):
-                by = "flops" if host or rival["flops"] < none else "time"
-                ask = functools.partial(searched, args, found, case, host=host, objective=by)
+                by = "flops" if host or rival["flops"] <= none else "time"
+                ask = functools.partial(searched, args, found, step, case, host=host, objective=by)
                 plan = ask(rival["step"], rival["total_bytes"])
                 # Who computes nothing again can only be beaten in memory.
                 if rival["flops"] <= (1 + POINT) * none and "beaten" not in verdict(
@@ -79,12 +86,20 @@ def run(args: argparse.Namespace, found: Lines) -> None:
 
 
 def searched(
-    args: argparse.Namespace, found: Lines, case: str, name: str, budget: int, *, host: bool, objective: str
+    args: argparse.Namespace,
+    found: Lines,
+    step: Step,
+    case: str,
+    name: str,
+    budget: int,
+    *,
+    host: bool,
+    objective: str,
 ) -> dict[str, Any]:
-    """farrier's row of that name, searched within `budget` bytes in total if it is not there."""
+    """farrier's row of that name for the step of a case, searched within `budget` bytes in total if it is not there."""
     return found.once(
         {"case": case, "step": "farrier", "policy": name, "budget_bytes": budget},
-        lambda: STEPS[case].searched(budget, host=host, compiles=args.max_compiles, objective=objective),
+        lambda: step.searched(budget, host=host, compiles=args.max_compiles, objective=objective),
         again=args.again,
     )
 
@@ -105,13 +120,13 @@ def verdict(rival: dict[str, Any], plan: dict[str, Any], plans: list[dict[str, A
     return "tie"
 
 
-def table(found: Lines) -> str:
-    """The rows as Markdown: totals in GB, FLOPs above those of the step as written."""
+def table(found: Lines, steps: Iterable[str] = tuple(STEPS)) -> str:
+    """The rows of these steps as Markdown: totals in GB, FLOPs above those of the step as written."""
     out = [
         "| step | policy | total | FLOPs | farrier within it | FLOPs | in host memory | compiles | the policy is |"
     ]
     out.append("|---|---|---|---|---|---|---|---|---|")
-    for case in STEPS:
+    for case in steps:
         mine = [r for r in found.rows() if r["case"] == case]
         none = next((r["flops"] for r in mine if r["step"] == "none"), None)
         if none is None:

@@ -28,9 +28,13 @@ class Step:
         """What it is compiled for."""
         return farrier.Target("h100", topology=self.topology)
 
+    def built(self, **more: Any) -> workloads.Built:
+        """The step, with more options: `remat` names a policy."""
+        return workloads.build(self.workload, self.target, **self.options, **more)
+
     def written(self, policy: str) -> dict[str, Any]:
         """The step under a policy, measured; sizes in bytes of one device."""
-        built = workloads.build(self.workload, self.target, remat=policy, **self.options)
+        built = self.built(remat=policy)
         measurement = oracle.measure(built.lower(), self.target)
         return described(measurement.to_json()) | {"total_bytes": measurement.total_bytes}
 
@@ -40,7 +44,7 @@ class Step:
         Raises:
           farrier.BudgetError: nothing keeps it.
         """
-        built = workloads.build(self.workload, self.target, **self.options)
+        built = self.built()
         step = farrier.optimize(built.function, memory_budget=budget, target=self.target, **options)
         return step.plan(*built.arguments)
 

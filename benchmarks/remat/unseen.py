@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import pathlib
 import statistics
 import sys
 
-import farrier
 import jax
-import jax.numpy as jnp
 from farrier._src import interchange, oracle
-from jax.sharding import NamedSharding
 from rich.console import Console
 from rich.table import Table
 
@@ -26,32 +22,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import unseen
 from estimate import judged
-from unseen.steps import ADAM, state_of, step_of
+from programs import laid_out
 
 
 def lowered(name: str):
     """The training step of a program, lowered for the H100s it is for, and those."""
     (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
-    loss, parameters, shapes, *how = program()
-    training, devices = (*how, *(ADAM, None)[len(how) :])
-    count = math.prod(devices.shape) if devices else 1
-    target = farrier.Target("h100", topology=f"1x1x{count}")
-    mesh = target.mesh(devices.shape, devices.names) if devices else None
-
-    def placed(x, spec=None):
-        x = x if hasattr(x, "dtype") else jax.ShapeDtypeStruct(x, jnp.float32)
-        where = target.sharding() if mesh is None else NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-    state = jax.eval_shape(lambda: state_of(parameters(), training))
-    if devices is None:
-        state = jax.tree.map(placed, state)
-    else:
-        state = tuple(jax.tree.map(placed, each, devices.parameters) for each in state)
-    batch = jax.tree.map(
-        lambda x: placed(x, devices and devices.batch), shapes, is_leaf=lambda x: isinstance(x, tuple)
-    )
-    return step_of(loss, training, devices, mesh).lower(state, batch), target
+    function, arguments, target = laid_out(*program())
+    return function.lower(*arguments), target
 
 
 def main() -> None:

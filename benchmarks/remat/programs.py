@@ -1,0 +1,41 @@
+"""Training steps of `benchmarks/unseen`, laid out for the H100s that they are written for."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import sys
+from typing import Any
+
+import farrier
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from unseen.steps import ADAM, state_of, step_of
+
+
+def laid_out(
+    loss: Any, parameters: Any, shapes: Any, training: Any = ADAM, devices: Any = None
+) -> tuple[Any, tuple[Any, ...], farrier.Target]:
+    """The jitted step of what a program gives (`unseen`), its abstract arguments, and the target they are placed on."""
+    count = math.prod(devices.shape) if devices else 1
+    target = farrier.Target("h100", topology=f"1x1x{count}")
+    mesh = target.mesh(devices.shape, devices.names) if devices else None
+
+    def placed(x, spec=None):
+        x = x if hasattr(x, "dtype") else jax.ShapeDtypeStruct(x, jnp.float32)
+        where = target.sharding() if mesh is None else NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+    state = jax.eval_shape(lambda: state_of(parameters(), training))
+    if devices is None:
+        state = jax.tree.map(placed, state)
+    else:
+        state = tuple(jax.tree.map(placed, each, devices.parameters) for each in state)
+    batch = jax.tree.map(
+        lambda x: placed(x, devices and devices.batch), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    return step_of(loss, training, devices, mesh), (state, batch), target
