@@ -172,9 +172,8 @@ def test_a_plan_with_transfers_is_not_believed_below_its_own_estimate(tmp_path):
         plan = plan_for(module, share=share, machine=FAST)
         sent += any("offload" in (part or {}) for block in plan["blocks"] for part in block["segments"])
         estimate = json.loads(apply(module, plan, tmp_path).query("memory.estimate", "{}"))["temp"]
-        assert (
-            plan["predicted"]["after"] >= 0.998 * estimate
-        )  # gradients wait, which the estimate may put later
+        # Gradients wait, which the estimate may put later.
+        assert plan["predicted"]["after"] >= 0.998 * estimate
     assert sent
 
 
