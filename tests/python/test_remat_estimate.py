@@ -335,14 +335,19 @@ def test_a_product_of_which_a_part_is_read_is_one_of_the_part():
     assert 1.95 < temp / (4 * 1024 * 8192 * 4) < 2.05
 
 
-def test_what_a_scatter_is_added_to_is_scattered_onto():
-    """The gradient of the normaliser is stored, and the logits are gone when it is cast."""
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_a_scatter_is_added_to_is_scattered_onto(smoothing):
+    """The gradient of the normaliser is stored, and the logits are gone when it is cast. So it is where more is added, as that
+    of smoothed labels.
+    """
 
     def step(x, w, labels):
         def loss(w):
-            logits = (x @ w).astype(jnp.float32)[:, :-1]
+            logits = (x @ w)[:, :-1].astype(jnp.float32)
+            norm = jax.nn.logsumexp(logits, axis=-1)
             found = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-            return jnp.mean(jax.nn.logsumexp(logits, axis=-1) - found)
+            each = norm - (1 - smoothing) * found
+            return jnp.mean(each - smoothing * logits.mean(-1) + 1e-4 * norm**2 if smoothing else each)
 
         return jax.grad(loss)(w)
 

@@ -552,3 +552,83 @@ def test_where_flops_decide_transfers_cost_next_to_nothing():
     assert time["host_bytes"] == 0 < time["flops"]
     assert flops["host_bytes"] > 0 == flops["flops"]
     assert flops["seconds"] > time["seconds"] > 0
+
+
+def test_elementwise_work_is_computed_again_before_products():
+    """However many operations it has, one kernel reads what it starts from and writes what comes of it: less than a product."""
+
+    def chained(x):
+        x = x.astype(jnp.float32)
+        x = x * x
+        for k in range(8):
+            x = jnp.sin(x) if k == 7 else x * (1 + 0.1 * k) + 0.1
+        return x.astype(jnp.bfloat16)
+
+    def loss(w, x):
+        x, _ = lax.scan(lambda x, w: (jnp.tanh(chained(x @ w["a"]) @ w["b"]), None), x, w)
+        return (x.astype(jnp.float32) ** 2).mean()
+
+    w = {n: jnp.ones((4, 1024, 1024), jnp.bfloat16) for n in "ab"}
+    text, _ = lowered(lambda: (jax.value_and_grad(loss), (w, jnp.ones((8192, 1024), jnp.bfloat16))))
+    module = _core.Module.parse(text)
+    # Both products of 16 MB of each layer are kept, with what the layers start from.
+    plan = plan_of(module, budget=int(330e6), small_bytes=4 << 20, offload=False)
+    assert plan["predicted"]["fits"] and plan["predicted"]["flops"] == 0
+
+
+def accumulated(layers=3, parts=4):
+    """Gradients of unrolled layers, summed over parts of a batch in a loop, beside a large sum."""
+
+    def loss(w, x):
+        for each in w:
+            x = jnp.sin(x @ each["a"]) @ each["b"]
+        return (x**2).mean()
+
+    def step(w, x):
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, jax.grad(loss)(w, part)), None
+
+        sums = lax.scan(add, jax.tree.map(jnp.zeros_like, w), x)[0]
+        return jax.tree.map(lambda p, g: p - 0.1 * g, w, sums)
+
+    w = [{"a": normal(2 * i, 64, 256), "b": normal(2 * i + 1, 256, 64)} for i in range(layers)]
+    return step, (w, normal(9, parts, 128, 64))
+
+
+def test_layers_in_a_loop_that_sums_gradients_are_planned_beside_the_sums():
+    text, arguments = lowered(accumulated)
+    module = _core.Module.parse(text)
+    written = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    plan = plan_of(module, budget=int(0.7 * written), small_bytes=1024, offload=False)
+    assert plan["predicted"]["fits"] and plan["blocks"]
+    assert all("/" in block["path"] for block in plan["blocks"])
+    RematDriver().apply(module, plan)
+    for a, b in zip(run(text, arguments), run(bytes(module.print()).decode(), arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_a_loop_that_saves_for_another_may_run_again_as_a_whole():
+    """Layers with a recurrence each: what jax.checkpoint around a layer does. What it costs is counted."""
+
+    def cell(state, now):
+        state = jnp.tanh(state + now)
+        return state, state
+
+    def loss(w, x):
+        for each in w:
+            x = lax.scan(cell, jnp.zeros(x.shape[1:]), x @ each)[1]
+        return (x**2).mean()
+
+    text, arguments = lowered(
+        lambda: (jax.value_and_grad(loss), ([normal(i, 32, 32) for i in range(4)], normal(9, 64, 8, 32)))
+    )
+    module = _core.Module.parse(text)
+    before = json.loads(module.query("cost.total", "{}"))["flops"]
+    plan = plan_of(module, budget=1, small_bytes=1024, offload=False)
+    again = [name for b in plan["blocks"] for s in b["segments"] if s for name in s["recompute"]]
+    assert any("stablehlo.while" in name for name in again)
+    RematDriver().apply(module, plan)
+    after = json.loads(module.query("cost.total", "{}"))["flops"]
+    assert plan["predicted"]["flops"] == pytest.approx(after - before)
+    for a, b in zip(run(text, arguments), run(bytes(module.print()).decode(), arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
