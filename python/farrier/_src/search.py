@@ -34,6 +34,8 @@ _SLACK = 0.02
 # What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
 # transfers was wrong by at most; the fewer where no other plan leaves more.
 _LAST_SPARE = 0.02
+# An attempt that is over by this share of the budget came near.
+_NEARLY = 0.01
 _LAST_TIMES = (1.5, 1.0)
 
 
@@ -340,7 +342,7 @@ class _Fit:
 
     def _try_spared(self, beliefs: Beliefs) -> None:
         """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan that leaves room for more
-        than that: before a budget is refused, or a step stays that computes more again than it must. Without transfers, but
+        than that; where one came near, for as much as the worst of them missed by: before a budget is refused, or a step stays that computes more again than it must. Without transfers, but
         where all with them missed by next to nothing.
         """
         # Of what a plan with transfers was wrong by, most was what was under way.
@@ -352,6 +354,11 @@ class _Fit:
             spares = [times * missed for times in (_LAST_TIMES if alike else (1,))]
         elif len(alike) > 1 and missed - min(alike) <= little:
             spares = [2 * missed - min(alike), missed]
+        elif (
+            alike
+            and min(a.measurement.total_bytes for a in self.attempts) - self.budget <= _NEARLY * beliefs.room
+        ):
+            spares = [missed]
         host = all(a.wrong <= TRANSFERS_KNOWN * beliefs.room for a in self.attempts if a.choice.host)
         for spare in spares:
             aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
