@@ -28,7 +28,7 @@ from unseen.seventh import attended, listed, past, stacked
 from unseen.steps import ADAM, Devices, Training, rnd
 from unseen.tenth import decoder, decoder_shapes
 
-Under = Callable[[Callable[..., Any]], Callable[..., Any]]
+Under = Callable[..., Callable[..., Any]]
 
 
 def phi(under: Under, D=1280, F=5120, H=20, T=1024, B=8, V=51200, L=4):

@@ -46,12 +46,12 @@ BlockUnits::BlockUnits(ModuleOp module, const PlanOptions &options) : costs(modu
   for (const NamedBlock &named : plannableBlocks(module)) {
     BlockUnit &block = units.emplace_back(named, costs, options, size, forbid);
     block.around = around.lookup(named.block->getParentOp());
-    if (llvm::none_of(*named.block, [](Operation &op) { return op.getNumRegions() > 0; }))
+    if (llvm::none_of(*named.block, [](Operation &op) { return runsBlocks(&op); }))
       continue;
     MemoryEstimate estimate(*named.block, size);
     std::vector<int64_t> outside = estimate.getLiveness().profile(nullptr, /*inner=*/false);
     for (auto [op, bytes] : llvm::zip(estimate.getGraph().ops, outside))
-      if (op->getNumRegions())
+      if (runsBlocks(op))
         around[op] = block.around + bytes;
   }
 }

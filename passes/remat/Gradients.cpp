@@ -21,9 +21,6 @@ namespace farrier::remat {
 
 bool isPartitioned(Block &block) { return partitionsOf(block.getParentOp()) > 1; }
 
-/// A write into a stack, which is elementwise work on a part of it.
-static bool isWrite(Operation *op) { return isa<stablehlo::DynamicUpdateSliceOp>(op); }
-
 /// What crosses `position` of what the product `op` gives, if no kernel before `position` reads it. Layout changes, casts
 /// and sums over devices that follow come along.
 static SmallVector<Value> finishedBy(Operation *op, Operation *position) {
@@ -35,8 +32,7 @@ static SmallVector<Value> finishedBy(Operation *op, Operation *position) {
       Operation *here = block.findAncestorOpInBlock(*user);
       if (here && !here->isBeforeInBlock(position))
         crossing.insert(reached[at]);
-      else if (here && (classify(here) == OpClass::Virtual || isWrite(here) ||
-                        isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
+      else if (here && (accumulates(here) || isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(here)))
         reached.insert(here->result_begin(), here->result_end());
       else
         return {};
@@ -92,7 +88,7 @@ static bool isUpdate(Value value) {
         continue;
       if (isa<stablehlo::OptimizationBarrierOp>(user))
         reached.insert(user->getResult(use.getOperandNumber()));
-      else if (classify(user) == OpClass::Virtual || isWrite(user))
+      else if (accumulates(user))
         reached.insert(user->result_begin(), user->result_end());
       else
         return false;
@@ -112,7 +108,7 @@ static SmallVector<Operation *> updateAfter(Value value, Operation *position) {
     for (Operation *user : reached.pop_back_val().getUsers()) {
       if (user->hasTrait<OpTrait::IsTerminator>() || !update.insert(user))
         continue;
-      if ((classify(user) != OpClass::Virtual && !isWrite(user)) || user->getNumRegions())
+      if (!accumulates(user) || user->getNumRegions())
         return {};
       reached.append(user->result_begin(), user->result_end());
     }

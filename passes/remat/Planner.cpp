@@ -181,11 +181,11 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     const NamedBlock &named = block.named;
     options.budget = wholeBudget - block.around;
     int64_t peak = less.empty() ? block.peak : block.peakWith(less);
-    Operation *holder = named.block->getParentOp();
-    auto isLess = [&](int64_t planned) {
-      if (planned < block.peak)
-        less[holder] = std::max(less.lookup(holder), block.peak - planned);
+    auto needs = [&](int64_t bytes) {
+      if (bytes < block.peak)
+        less[named.block->getParentOp()] = block.peak - bytes;
     };
+    needs(peak);
     StraightLine &unit = block.unit;
     unit.setBoundary(unit.getBoundaries().front());
     bool outermost = !StringRef(named.path).contains('/');
@@ -194,10 +194,8 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     // Most programs have no place where much is alive: half of the time any place is the boundary.
     if (options.stress && unit.getGraph().numOps() > 2 && randomBoundary() % 2 == 0)
       unit.setBoundary(randomBoundary() % (unit.getGraph().numOps() - 2));
-    if (!unit.worthwhile() || (!options.stress && peak <= options.budget)) {
-      isLess(peak);
+    if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
       continue;
-    }
 
     std::optional<Solution> best;
     const Evaluated *bestOf = nullptr;
@@ -301,18 +299,14 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     if (best && !options.stress && bestFrontiers.size() <= mostFine)
       consider(bestCuts, bestRules, /*fine=*/true);
     // What does not help must not be done, nor stand as the prediction: what is over the budget is elsewhere.
-    if (!best || (!options.stress && !best->fits && best->peak > block.peak)) {
-      isLess(peak);
+    if (!best || (!options.stress && !best->fits && best->peak > block.peak))
       continue;
-    }
     std::vector<const Choice *> choices;
     for (size_t i = 0; i < best->options.size(); ++i)
       choices.push_back(best->options[i] == untouched ? nullptr : &bestFrontiers[i][best->options[i]]);
-    if (llvm::all_of(choices, [](const Choice *choice) { return !choice; })) {
-      isLess(peak);
+    if (llvm::all_of(choices, [](const Choice *choice) { return !choice; }))
       continue;
-    }
-    isLess(std::min(peak, best->peak));
+    needs(std::min(peak, best->peak));
     // What waits on the host is read where it was fetched, also through values that another segment makes of
     // it: only a segment with a choice computes those again.
     std::deque<Choice> keepingAll;

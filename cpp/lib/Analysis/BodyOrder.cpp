@@ -1,5 +1,6 @@
 #include "farrier/Analysis/BodyOrder.h"
 
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -23,11 +24,6 @@ static bool isProduct(Operation *op) {
   return isa<stablehlo::DotGeneralOp>(op) || (ragged && ragged->sums);
 }
 
-/// Elementwise, or a write into a stack.
-static bool accumulates(const BlockGraph &graph, unsigned op) {
-  return graph.isVirtual[op] || isa<stablehlo::DynamicUpdateSliceOp>(graph.ops[op]);
-}
-
 /// Whether the loop only adds to what it carries at `at`, or writes into it: nothing else comes of it.
 static bool isAccumulator(const BlockGraph &graph, unsigned at) {
   Operation *end = graph.ops.back();
@@ -41,7 +37,7 @@ static bool isAccumulator(const BlockGraph &graph, unsigned at) {
         for (OpOperand &use : end->getOpOperands())
           if (use.get() == graph.values[reached[next]] && use.getOperandNumber() != at)
             return false;
-      } else if (accumulates(graph, user)) {
+      } else if (accumulates(graph.ops[user])) {
         reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
       } else {
         return false;
@@ -61,7 +57,7 @@ static std::vector<bool> onlyAccumulated(const BlockGraph &graph) {
     for (unsigned user : graph.users[value])
       only &= graph.isTerminator(user)
                   ? isCarried
-                  : accumulates(graph, user) &&
+                  : accumulates(graph.ops[user]) &&
                         llvm::all_of(graph.outputs[user], [&](unsigned out) { return result[out]; });
     result[value] = only;
   }

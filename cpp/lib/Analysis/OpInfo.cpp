@@ -91,6 +91,10 @@ OpClass classify(Operation *op) {
                                                                         : OpClass::Materialised;
 }
 
+bool accumulates(Operation *op) {
+  return classify(op) == OpClass::Virtual || isa<stablehlo::DynamicUpdateSliceOp>(op);
+}
+
 static bool isCollectiveName(StringRef name) {
   return llvm::StringSwitch<bool>(name)
       .Cases({"stablehlo.all_gather", "stablehlo.all_reduce", "stablehlo.all_to_all",

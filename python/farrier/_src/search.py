@@ -34,9 +34,10 @@ _SLACK = 0.02
 # What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
 # transfers was wrong by at most; the fewer where no other plan leaves more.
 _LAST_SPARE = 0.02
-# An attempt that is over by this share of the budget came near.
-_NEARLY = 0.01
 _LAST_TIMES = (1.5, 1.0)
+
+# Of the budget, what an attempt that came near is over by at most.
+_NEARLY = 0.01
 
 
 def plan_step(module: Any, drivers: Sequence[Any], context: Context) -> StepPlan:
@@ -342,8 +343,8 @@ class _Fit:
 
     def _try_spared(self, beliefs: Beliefs) -> None:
         """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan that leaves room for more
-        than that; where one came near, for as much as the worst of them missed by: before a budget is refused, or a step stays that computes more again than it must. Without transfers, but
-        where all with them missed by next to nothing.
+        than that; where one came near, for as much as the worst of them missed by: before a budget is refused, or a step stays
+        that computes more again than it must. Without transfers, but where all with them missed by next to nothing.
         """
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]

@@ -18,6 +18,9 @@ enum class OpClass {
 
 OpClass classify(mlir::Operation *op);
 
+/// Whether the operation is elementwise, or a write into a stack, which is that on a part of it.
+bool accumulates(mlir::Operation *op);
+
 /// Whether running a second copy of `op` gives the same values and no second effect. Everything that is not
 /// known to be pure and deterministic is not: unknown custom calls and dialects, stateful random numbers,
 /// infeed and outfeed, tokens, collectives (they cost communication and every rank must agree), and
