@@ -50,13 +50,6 @@ LoopOptions loopOptions(const PlanOptions &options) {
   return result;
 }
 
-double seconds(const LoopDecision &decision, int64_t trips) {
-  double sum = 0;
-  for (const LoopPart &part : decision)
-    sum += part.choice.seconds * part.iterations / trips;
-  return sum;
-}
-
 /// Seconds, or the price by FLOPs, of the decision more than of the pair as it stands: what it keeps is written, zeroed
 /// and read, too.
 static double addedSeconds(const LoopPair &pair, const LoopDecision &decision) {
@@ -75,50 +68,6 @@ static int64_t hostBytes(const LoopDecision &decision, int64_t trips) {
   for (const LoopPart &part : decision)
     sum += part.choice.hostBytes / trips * part.iterations;
   return sum;
-}
-
-/// Choices that mix two neighbours of a frontier, and its two ends: a loop is split between any two of them. Where iterations
-/// are few, so many of the one neighbour and the rest of the other leave much of the bytes.
-static constexpr int neighbourMixes = 8, endMixes = 32;
-
-/// These two and `steps` - 1 choices that mix them.
-static void addMixes(const Problem &problem, const Choice &lower, const Choice &upper, int steps,
-                     std::vector<Choice> &result) {
-  result.push_back(lower);
-  for (int step = 1; step < steps; ++step)
-    result.push_back(problem.refine(
-        lower, upper, lower.savedBytes + (upper.savedBytes - lower.savedBytes) * step / steps));
-  result.push_back(upper);
-}
-
-LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed) {
-  const Problem &problem = pair.problem();
-  if (frontier.empty())
-    return {};
-  auto fits = llvm::find_if(frontier, [&](const Choice &choice) { return choice.savedBytes <= allowed; });
-  if (fits == frontier.end())
-    return {{problem.instances, frontier.back()}};
-  if (fits == frontier.begin())
-    return {{problem.instances, *fits}};
-  LoopDecision best{{problem.instances, *fits}};
-  LoopDecision mixed{{problem.instances, problem.refine(*fits, *std::prev(fits), allowed)}};
-  if (seconds(mixed, problem.instances) < seconds(best, problem.instances))
-    best = std::move(mixed);
-  const Choice &lower = *fits, &upper = *std::prev(fits);
-  LoopDecision split = pair.split(lower, upper, allowed);
-  std::vector<Choice> between;
-  addMixes(problem, lower, upper, neighbourMixes, between);
-  addMixes(problem, frontier.back(), frontier.front(), endMixes, between);
-  for (const Choice &fewer : between)
-    for (const Choice &more : between) {
-      if (fewer.savedBytes > allowed || more.savedBytes <= allowed)
-        continue;
-      LoopDecision other = pair.split(fewer, more, allowed);
-      if (seconds(other, problem.instances) < seconds(split, problem.instances))
-        split = std::move(other);
-    }
-  // A split costs a second copy of both loops: only for a gain worth having.
-  return seconds(split, problem.instances) < 0.98 * seconds(best, problem.instances) ? split : best;
 }
 
 /// Two streams: what is saved does not depend on what may wait in host memory.
@@ -170,21 +119,6 @@ static LogicalResult applyAll(ModuleOp module, const PlanOptions &options, const
   return success();
 }
 
-/// The estimate of the program as it is rewritten so far, which is to be planned on: it gets the shards of what is new.
-static int64_t peakOf(ModuleOp module, const PlanOptions &options) {
-  inferShards(module);
-  OwningOpRef<ModuleOp> copy(module.clone());
-  return estimatePlanned(*copy, options.smallBytes);
-}
-
-/// The estimate of the program with these decisions; nothing where one does not apply.
-static std::optional<int64_t> trial(ModuleOp module, const PlanOptions &options, const LoopDecisions &decisions) {
-  OwningOpRef<ModuleOp> copy(module.clone());
-  if (failed(applyAll(*copy, options, decisions)))
-    return std::nullopt;
-  return estimatePlanned(*copy, options.smallBytes);
-}
-
 /// What `next` comes to, tried with ever other bytes for stacks, which take `stacks` as they stand and raise the estimate
 /// to `peak`: less or more, to where the estimate is just within the budget. `next` gives the estimated peak of what it
 /// does with so many bytes, or nothing where there is nothing to do.
@@ -224,34 +158,6 @@ static bool isBetter(int64_t budget, int64_t peak, double seconds, int64_t other
   return peak < otherPeak;
 }
 
-namespace {
-struct Found {
-  LoopDecision decision;
-  int64_t peak = 0;
-};
-} // namespace
-
-/// The cheapest decision about one pair of loops that brings the estimate within the budget, or the one with
-/// the smallest estimate: what stacks may take is corrected by what the rewritten program is estimated to
-/// take.
-static Found search(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
-                    const std::vector<Choice> &frontier, int64_t peak) {
-  Found best;
-  int64_t trips = pair.problem().instances;
-  approach(options.budget, pair.stackBytes(), peak,
-           [&](int64_t allowed) -> std::optional<int64_t> {
-             LoopDecision next = decide(pair, frontier, allowed);
-             if (next.empty())
-               return std::nullopt;
-             std::optional<int64_t> after = trial(module, options, {{key.str(), next}});
-             if (after && (best.decision.empty() ||
-                           isBetter(options.budget, *after, seconds(next, trips), best.peak, seconds(best.decision, trips))))
-               best = {std::move(next), *after};
-             return after;
-           });
-  return best;
-}
-
 /// The problem where nothing waits in host memory but what was asked to.
 static Problem withoutHost(Problem problem) {
   for (Candidate &candidate : problem.candidates)
@@ -260,66 +166,177 @@ static Problem withoutHost(Problem problem) {
   return problem;
 }
 
-/// As `search`, over all that is allowed; what host memory does not make cheaper does without it.
-static LoopDecision best(ModuleOp module, const PlanOptions &options, const LoopPair &pair, StringRef key,
-                         int64_t peak) {
+/// The problem where what is on its way to the host takes no memory: slices are while a loop runs, and not where the most is
+/// in memory, if that is between the loops.
+static Problem withoutTransit(Problem problem) {
+  for (Candidate &candidate : problem.candidates)
+    candidate.hostBytes = 0;
+  return problem;
+}
+
+/// What tells decisions about pairs of loops apart.
+static std::string textOf(const LoopDecisions &decisions) {
+  std::string text;
+  llvm::raw_string_ostream out(text);
+  for (const auto &[key, decision] : decisions) {
+    out << key << '\n';
+    for (const LoopPart &part : decision) {
+      out << part.iterations << ' ';
+      for (auto [saved, onHost] : llvm::zip(part.choice.saved, part.choice.onHost))
+        out << (onHost ? 'h' : saved ? 's' : '-');
+      out << '\n';
+    }
+  }
+  return text;
+}
+
+namespace {
+struct Found {
+  LoopDecision decision;
+  int64_t peak = 0;
+};
+
+/// The loops of one module while they are planned, and rewritten, within one budget.
+class Loops {
+public:
+  Loops(ModuleOp module, const PlanOptions &options, LoopMemo &memo) : module(module), options(options), memo(memo) {
+    plan.peak = estimateModule(module);
+  }
+
+  /// Decides about pair after pair, the biggest stacks first, until the estimate is within the budget. Pairs inside of
+  /// others appear when those are rewritten.
+  void planOneByOne();
+  /// Decides about all pairs at once, unless there is nothing to share out. Not about pairs inside of these.
+  void planTogether();
+  /// Lets stacks hold the elements of their values in a row, and be otherwise what they are.
+  void holdInRows();
+
+  LoopPlan plan;
+
+private:
+  std::vector<std::unique_ptr<LoopPair>> pairs() {
+    return findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+  }
+  /// The estimate of the program with these decisions, too; nothing where one does not apply.
+  std::optional<int64_t> trial(const LoopDecisions &decisions);
+  /// All that may be saved of a pair, by its problem or by one of which `kind` tells what is other in it.
+  LoopFrontier &frontier(const LoopPair &pair, char kind, Problem (*other)(Problem) = nullptr);
+  /// The cheapest decision about one pair of loops that brings the estimate within the budget, or the one with the
+  /// smallest estimate: what stacks may take is corrected by what the rewritten program is estimated to take.
+  Found search(const LoopPair &pair, LoopFrontier &frontier);
+  /// As `search`, over all that is allowed; what host memory does not make cheaper does without it.
+  LoopDecision best(const LoopPair &pair);
+  /// Adds a decision about a pair, which stands as before it, to a plan.
+  void add(LoopPlan &to, const LoopPair &pair, const LoopDecision &decision) const;
+  /// The program has been rewritten as planned, by these decisions last.
+  void applied(LoopPlan next, const LoopDecisions &decisions);
+
+  ModuleOp module;
+  const PlanOptions &options;
+  LoopMemo &memo;
+  CostModel costs{module, options.machine};
+  std::string before; ///< the decisions by which the module was rewritten
+  llvm::StringSet<> done;
+};
+} // namespace
+
+std::optional<int64_t> Loops::trial(const LoopDecisions &decisions) {
+  auto [entry, fresh] = memo.peaks.try_emplace(before + textOf(decisions));
+  if (fresh) {
+    OwningOpRef<ModuleOp> copy(module.clone());
+    if (succeeded(applyAll(*copy, options, decisions)))
+      entry->second = estimatePlanned(*copy, options.smallBytes);
+  }
+  return entry->second;
+}
+
+LoopFrontier &Loops::frontier(const LoopPair &pair, char kind, Problem (*other)(Problem)) {
+  std::unique_ptr<LoopFrontier> &found =
+      memo.frontiers[before + pair.key().str() + '\n' + kind + options.objective];
+  if (!found)
+    found = std::make_unique<LoopFrontier>(pair.problem(),
+                                           frontierWithHost(other ? other(pair.problem()) : pair.problem()));
+  return *found;
+}
+
+Found Loops::search(const LoopPair &pair, LoopFrontier &frontier) {
+  Found best;
   int64_t trips = pair.problem().instances;
-  std::vector<Choice> frontier = frontierWithHost(pair.problem());
-  Found found = search(module, options, pair, key, frontier, peak);
-  if (llvm::none_of(frontier, [](const Choice &choice) { return choice.hostBytes > 0; }))
+  approach(options.budget, pair.stackBytes(), plan.peak, [&](int64_t allowed) -> std::optional<int64_t> {
+    LoopDecision next = frontier.decide(allowed);
+    if (next.empty())
+      return std::nullopt;
+    std::optional<int64_t> after = trial({{pair.key().str(), next}});
+    if (after && (best.decision.empty() || isBetter(options.budget, *after, seconds(next, trips), best.peak,
+                                                    seconds(best.decision, trips))))
+      best = {std::move(next), *after};
+    return after;
+  });
+  return best;
+}
+
+LoopDecision Loops::best(const LoopPair &pair) {
+  int64_t trips = pair.problem().instances;
+  LoopFrontier &all = frontier(pair, 'a');
+  Found found = search(pair, all);
+  if (!all.sends())
     return found.decision;
-  auto consider = [&](Problem problem) {
-    Found other = search(module, options, pair, key, frontierWithHost(problem), peak);
+  auto consider = [&](LoopFrontier &frontier) {
+    Found other = search(pair, frontier);
     if (!other.decision.empty() &&
         (found.decision.empty() || isBetter(options.budget, other.peak, seconds(other.decision, trips), found.peak,
                                             seconds(found.decision, trips))))
       found = std::move(other);
   };
-  // Slices are on their way while a loop runs, and not where the most is in memory, if that is between the loops.
-  Problem elsewhere = pair.problem();
-  for (Candidate &candidate : elsewhere.candidates)
-    candidate.hostBytes = 0;
-  consider(std::move(elsewhere));
+  consider(frontier(pair, 't', withoutTransit));
   // Also where it sends nothing: what it could send can have led the search astray.
-  consider(withoutHost(pair.problem()));
+  consider(frontier(pair, 'w', withoutHost));
   return found.decision;
 }
 
-/// Adds a decision about a pair, which stands as before it, to the plan.
-static void add(LoopPlan &plan, const LoopPair &pair, const LoopDecision &decision, bool byFlops) {
+void Loops::add(LoopPlan &to, const LoopPair &pair, const LoopDecision &decision) const {
   int64_t trips = pair.problem().instances;
-  plan.loops.push_back(described(pair, decision));
+  to.loops.push_back(described(pair, decision));
   double added = addedSeconds(pair, decision);
-  plan.seconds += byFlops ? secondsOfPrice(added, flops(decision, trips) - pair.current().flops) : added;
-  plan.flops += flops(decision, trips);
-  plan.hostBytes += hostBytes(decision, trips);
+  bool byFlops = loopOptions(options).byFlops;
+  to.seconds += byFlops ? secondsOfPrice(added, flops(decision, trips) - pair.current().flops) : added;
+  to.flops += flops(decision, trips);
+  to.hostBytes += hostBytes(decision, trips);
 }
 
-/// Decides about pair after pair, the biggest stacks first, until the estimate is within the budget, and rewrites
-/// `module`. Pairs inside of others appear when those are rewritten.
-static void planOneByOne(ModuleOp module, const PlanOptions &options, LoopPlan &plan, llvm::StringSet<> &done) {
-  CostModel costs(module, options.machine);
+void Loops::applied(LoopPlan next, const LoopDecisions &decisions) {
+  plan = std::move(next);
+  before += textOf(decisions);
+  // What is to be planned on gets the shards of what is new.
+  inferShards(module);
+  auto [entry, fresh] = memo.peaks.try_emplace(before);
+  if (fresh || !entry->second) {
+    OwningOpRef<ModuleOp> copy(module.clone());
+    entry->second = estimatePlanned(*copy, options.smallBytes);
+  }
+  plan.peak = *entry->second;
+}
+
+void Loops::planOneByOne() {
   std::mt19937_64 random(options.stress.value_or(0)), randomHost(options.stress.value_or(0) + 1);
   while (options.stress || plan.peak > options.budget) {
-    auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+    auto found = pairs();
     LoopPair *biggest = nullptr;
-    for (auto &pair : pairs)
+    for (auto &pair : found)
       if (!done.contains(pair->key()) && (!biggest || pair->stackBytes() > biggest->stackBytes()))
         biggest = pair.get();
     if (!biggest)
       break;
     std::string key = biggest->key().str();
     done.insert(key);
-    LoopDecision decision = options.stress ? arbitrary(*biggest, random, randomHost)
-                                           : best(module, options, *biggest, key, plan.peak);
+    LoopDecision decision = options.stress ? arbitrary(*biggest, random, randomHost) : best(*biggest);
     if (decision.empty())
       continue;
     LoopPlan with = plan;
-    add(with, *biggest, decision, loopOptions(options).byFlops);
+    add(with, *biggest, decision);
     if (failed(biggest->apply(decision)))
       continue;
-    plan = std::move(with);
-    plan.peak = peakOf(module, options);
+    applied(std::move(with), {{key, std::move(decision)}});
   }
 }
 
@@ -327,18 +344,13 @@ namespace {
 /// Several pairs of loops under one budget: bytes are taken where a byte costs least.
 class Together {
 public:
-  /// `host` lets values wait in host memory.
-  Together(llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs, bool host) : pairs(pairs) {
-    for (const auto &pair : pairs) {
-      std::vector<Choice> frontier = frontierWithHost(host ? pair->problem() : withoutHost(pair->problem()));
-      for (const Choice &choice : frontier)
-        offersHost |= choice.hostBytes > 0;
-      frontiers.push_back(std::move(frontier));
-    }
-  }
+  Together(llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs, std::vector<LoopFrontier *> frontiers)
+      : pairs(pairs), frontiers(std::move(frontiers)) {}
 
   /// Whether a choice sends something.
-  bool sends() const { return offersHost; }
+  bool sends() const {
+    return llvm::any_of(frontiers, [](const LoopFrontier *frontier) { return frontier->sends(); });
+  }
 
   /// Decisions by which all stacks together take at most `allowed` bytes, as far as they can; empty for a pair that
   /// stays as it is.
@@ -358,7 +370,8 @@ public:
         int next = nextOf(i, at[i]);
         if (next < 0)
           continue;
-        double price = (frontiers[i][next].seconds - seconds) / (bytes - frontiers[i][next].savedBytes);
+        const Choice &choice = choices(i)[next];
+        double price = (choice.seconds - seconds) / (bytes - choice.savedBytes);
         if (!least || price < *least) {
           least = price;
           last = static_cast<int>(i);
@@ -367,44 +380,41 @@ public:
       if (last < 0)
         break;
       int next = nextOf(last, at[last]);
-      sum -= stands(last, at[last]).first - frontiers[last][next].savedBytes;
+      sum -= stands(last, at[last]).first - choices(last)[next].savedBytes;
       at[last] = next;
     }
     std::vector<LoopDecision> decisions(pairs.size());
     for (size_t i = 0; i < pairs.size(); ++i)
       if (at[i] >= 0)
-        decisions[i] = {{pairs[i]->problem().instances, frontiers[i][at[i]]}};
+        decisions[i] = {{pairs[i]->problem().instances, choices(i)[at[i]]}};
     // The last step was more than it had to be.
     if (last >= 0 && sum < allowed)
-      decisions[last] = decide(*pairs[last], frontiers[last], allowed - sum + frontiers[last][at[last]].savedBytes);
+      decisions[last] = frontiers[last]->decide(allowed - sum + choices(last)[at[last]].savedBytes);
     return decisions;
   }
 
 private:
+  const std::vector<Choice> &choices(size_t pair) const { return frontiers[pair]->getChoices(); }
   std::pair<int64_t, double> stands(size_t pair, int at) const {
     if (at < 0)
       return {pairs[pair]->stackBytes(), pairs[pair]->current().seconds};
-    return {frontiers[pair][at].savedBytes, frontiers[pair][at].seconds};
+    return {choices(pair)[at].savedBytes, choices(pair)[at].seconds};
   }
   int nextOf(size_t pair, int at) const {
     int64_t bytes = stands(pair, at).first;
-    for (size_t next = at + 1; next < frontiers[pair].size(); ++next)
-      if (frontiers[pair][next].savedBytes < bytes)
+    for (size_t next = at + 1; next < choices(pair).size(); ++next)
+      if (choices(pair)[next].savedBytes < bytes)
         return static_cast<int>(next);
     return -1;
   }
 
   llvm::ArrayRef<std::unique_ptr<LoopPair>> pairs;
-  std::vector<std::vector<Choice>> frontiers;
-  bool offersHost = false;
+  std::vector<LoopFrontier *> frontiers;
 };
 } // namespace
 
-/// Decides about all pairs at once, and rewrites `module`, unless there is nothing to share out. Not about pairs inside of
-/// these.
-static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &plan, llvm::StringSet<> &done) {
-  CostModel costs(module, options.machine);
-  auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
+void Loops::planTogether() {
+  auto pairs = this->pairs();
   if (pairs.size() < 2 || pairs.size() > mostTogether)
     return;
   // From the last on: what a pair is called depends on those before it.
@@ -427,11 +437,14 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   std::vector<LoopDecision> best;
   int64_t bestPeak = plan.peak;
   for (bool host : {true, false}) {
-    Together together(pairs, host);
+    std::vector<LoopFrontier *> frontiers;
+    for (const auto &pair : pairs)
+      frontiers.push_back(host ? &frontier(*pair, 'a') : &frontier(*pair, 'w', withoutHost));
+    Together together(pairs, std::move(frontiers));
     approach(options.budget, stacks, plan.peak,
              [&](int64_t allowed) -> std::optional<int64_t> {
                std::vector<LoopDecision> next = together.decideAll(allowed);
-               std::optional<int64_t> after = trial(module, options, named(next));
+               std::optional<int64_t> after = trial(named(next));
                if (after && (best.empty() || isBetter(options.budget, *after, cost(next), bestPeak, cost(best)))) {
                  best = std::move(next);
                  bestPeak = *after;
@@ -454,7 +467,7 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   for (size_t i : order) {
     std::vector<LoopDecision> without = best;
     without[i].clear();
-    std::optional<int64_t> after = trial(module, options, named(without));
+    std::optional<int64_t> after = trial(named(without));
     if (after && *after <= std::max(options.budget, bestPeak)) {
       best = std::move(without);
       bestPeak = *after;
@@ -463,13 +476,13 @@ static void planTogether(ModuleOp module, const PlanOptions &options, LoopPlan &
   LoopPlan with = plan;
   for (size_t i = best.size(); i-- > 0;)
     if (!best[i].empty())
-      add(with, *pairs[i], best[i], loopOptions(options).byFlops);
-  if (failed(applyAll(module, options, named(best))))
+      add(with, *pairs[i], best[i]);
+  LoopDecisions decisions = named(best);
+  if (failed(applyAll(module, options, decisions)))
     return;
   for (const auto &pair : pairs)
     done.insert(pair->key());
-  plan = std::move(with);
-  plan.peak = peakOf(module, options);
+  applied(std::move(with), decisions);
 }
 
 bool severalPairs(ModuleOp module, const PlanOptions &options) {
@@ -478,38 +491,32 @@ bool severalPairs(ModuleOp module, const PlanOptions &options) {
   return count > 1 && count <= mostTogether;
 }
 
-/// Lets stacks hold the elements of their values in a row, and be otherwise what they are.
-static void holdInRows(ModuleOp module, const PlanOptions &options, LoopPlan &plan) {
-  CostModel costs(module, options.machine);
+void Loops::holdInRows() {
   LoopPlan with = plan;
   LoopDecisions decisions;
-  auto pairs = findLoopPairs(module, costs, loopOptions(options), ignoreMissed);
-  for (const auto &pair : llvm::reverse(pairs)) {
+  auto found = pairs();
+  for (const auto &pair : llvm::reverse(found)) {
     if (pair->stackBytes() < options.flatBytes)
       continue;
     decisions.push_back({pair->key().str(), {{pair->problem().instances, pair->current()}}});
     with.loops.push_back(described(*pair, decisions.back().second));
   }
-  if (decisions.empty() || failed(applyAll(module, options, decisions)))
-    return;
-  plan = std::move(with);
-  plan.peak = peakOf(module, options);
+  if (!decisions.empty() && succeeded(applyAll(module, options, decisions)))
+    applied(std::move(with), decisions);
 }
 
-LoopPlan planLoops(ModuleOp module, const PlanOptions &options, bool together) {
-  LoopPlan plan;
-  plan.peak = estimateModule(module);
-  if (!options.stress && plan.peak <= options.budget) {
+LoopPlan planLoops(ModuleOp module, const PlanOptions &options, bool together, LoopMemo &memo) {
+  Loops loops(module, options, memo);
+  if (!options.stress && loops.plan.peak <= options.budget) {
     // Rows are asked for where XLA needs more than is estimated.
     if (options.flatBytes > 0)
-      holdInRows(module, options, plan);
-    return plan;
+      loops.holdInRows();
+    return std::move(loops.plan);
   }
-  llvm::StringSet<> done;
   if (together)
-    planTogether(module, options, plan, done);
-  planOneByOne(module, options, plan, done);
-  return plan;
+    loops.planTogether();
+  loops.planOneByOne();
+  return std::move(loops.plan);
 }
 
 static LogicalResult stale(ModuleOp module, const llvm::Twine &what) {

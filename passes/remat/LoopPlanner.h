@@ -3,6 +3,7 @@
 #ifndef FARRIER_PASSES_REMAT_LOOPPLANNER_H
 #define FARRIER_PASSES_REMAT_LOOPPLANNER_H
 
+#include "passes/remat/LoopFrontier.h"
 #include "passes/remat/Loops.h"
 
 #include "farrier/Analysis/OpCost.h"
@@ -11,7 +12,10 @@
 #include "llvm/Support/JSON.h"
 
 #include <functional>
+#include <map>
+#include <memory>
 #include <optional>
+#include <string>
 
 namespace farrier::remat {
 
@@ -27,18 +31,20 @@ struct LoopPlan {
   int64_t peak = 0; ///< estimate of the program as planned
 };
 
+/// What plans of one module within different budgets have in common. Plans by other rules of what may wait in host memory, or
+/// for another machine, have another one.
+struct LoopMemo {
+  /// By the decisions that the module is rewritten by: what it is estimated to need; nothing where they do not apply.
+  std::map<std::string, std::optional<int64_t>> peaks;
+  /// By the decisions before, the pair, what may be chosen and the objective.
+  std::map<std::string, std::unique_ptr<LoopFrontier>> frontiers;
+};
+
 /// Plans pairs of loops until the estimate of `module` is within the budget, and rewrites `module` as planned. The bytes
 /// that stacks may take are what the budget leaves beside everything else. Pairs are decided one after the other, the
 /// biggest stacks first, or `together`, each giving up what costs least. Between two choices the loop is split or mixed,
 /// whichever recomputes less.
-LoopPlan planLoops(mlir::ModuleOp module, const PlanOptions &options, bool together);
-
-/// The cheapest of `frontier` that keeps the pair's stacks within `allowed` bytes of device memory, mixed
-/// with its neighbour as far as that goes; or the fewest bytes.
-LoopDecision decide(const LoopPair &pair, const std::vector<Choice> &frontier, int64_t allowed);
-
-/// Seconds of a decision about loops of so many iterations.
-double seconds(const LoopDecision &decision, int64_t trips);
+LoopPlan planLoops(mlir::ModuleOp module, const PlanOptions &options, bool together, LoopMemo &memo);
 
 /// Whether there is something to decide together.
 bool severalPairs(mlir::ModuleOp module, const PlanOptions &options);

@@ -66,6 +66,14 @@ struct LoopPart {
 /// In the order of the forward iterations; the counts add up to the trip count.
 using LoopDecision = std::vector<LoopPart>;
 
+/// How many of `trips` iterations can do `upper`, which has more bytes, while the others do `lower`, so that the saved bytes stay
+/// within the budget.
+int64_t iterationsOfUpper(const Choice &lower, const Choice &upper, int64_t trips, int64_t savedBytesBudget);
+
+/// So many iterations of each. The later iterations get `upper`: their stacks are read first and free before the earlier ones
+/// recompute.
+LoopDecision splitIterations(const Choice &lower, const Choice &upper, int64_t trips, int64_t savedBytesBudget);
+
 class LoopPair {
 public:
   virtual ~LoopPair();
@@ -82,11 +90,6 @@ public:
   virtual bool recomputesAlready() const = 0;
   /// What the program does as it stands, as a choice.
   virtual const Choice &current() const = 0;
-
-  /// Two choices over the iterations so that the saved bytes stay within the budget: as many iterations as
-  /// fit do `upper` (more bytes), the others `lower`. The later iterations get `upper`: their stacks are
-  /// read first and free before the earlier ones recompute.
-  LoopDecision split(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const;
 
   /// Rewrites both loops. Fails, leaving the program as it was, if the decision is not legal. The pair, and
   /// every pair whose loops enclose or are enclosed by these, is stale afterwards.

@@ -17,11 +17,14 @@ static constexpr double kFusedShare = 0.02;
 
 LoopPair::~LoopPair() = default;
 
-LoopDecision LoopPair::split(const Choice &lower, const Choice &upper, int64_t savedBytesBudget) const {
-  int64_t trips = problem().instances;
+int64_t iterationsOfUpper(const Choice &lower, const Choice &upper, int64_t trips, int64_t savedBytesBudget) {
   int64_t perUpper = upper.savedBytes / trips, perLower = lower.savedBytes / trips;
   int64_t room = savedBytesBudget - lower.savedBytes;
-  int64_t count = perUpper > perLower ? std::clamp<int64_t>(room / (perUpper - perLower), 0, trips) : trips;
+  return perUpper > perLower ? std::clamp<int64_t>(room / (perUpper - perLower), 0, trips) : trips;
+}
+
+LoopDecision splitIterations(const Choice &lower, const Choice &upper, int64_t trips, int64_t savedBytesBudget) {
+  int64_t count = iterationsOfUpper(lower, upper, trips, savedBytesBudget);
   LoopDecision decision;
   if (count < trips)
     decision.push_back({trips - count, lower});

@@ -1,4 +1,4 @@
-#include "passes/remat/LoopPlanner.h"
+#include "passes/remat/LoopFrontier.h"
 #include "passes/remat/Loops.h"
 
 #include "farrier/Analysis/InlineCalls.h"
@@ -71,7 +71,7 @@ private:
     for (size_t i = 0; i < hull.size(); ++i)
       if (hull[i].savedBytes <= budget)
         return i == 0 ? LoopDecision{{pair.problem().instances, hull[0]}}
-                      : pair.split(hull[i], hull[i - 1], budget);
+                      : splitIterations(hull[i], hull[i - 1], pair.problem().instances, budget);
     return {{pair.problem().instances, hull.back()}};
   }
 
@@ -111,6 +111,7 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
   llvm::json::Array pairs;
   for (auto &pair : findLoopPairs(*copy, costs, options, [](Operation *, StringRef) {})) {
     const Problem &problem = pair->problem();
+    std::vector<Choice> hull = problem.frontier();
     llvm::json::Array candidates, frontier;
     for (const Candidate &candidate : problem.candidates)
       candidates.push_back(llvm::json::Object{{"key", candidate.key},
@@ -122,7 +123,7 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
                                               {"group", candidate.group},
                                               {"needed", candidate.needed},
                                               {"recomputable", candidate.recomputable}});
-    for (const Choice &choice : problem.frontier()) {
+    for (const Choice &choice : hull) {
       llvm::json::Array saved;
       for (unsigned v = 0; v < choice.saved.size(); ++v)
         if (choice.saved[v])
@@ -134,13 +135,13 @@ static FailureOr<llvm::json::Value> describe(ModuleOp module, const llvm::json::
                                             {"saved", std::move(saved)}});
     }
     llvm::json::Array planned;
+    LoopFrontier between(problem, hull);
     if (const llvm::json::Array *shares = query.getArray("shares"))
       for (const llvm::json::Value &share : *shares) {
-        std::vector<Choice> hull = problem.frontier();
         double most = hull.front().savedBytes, least = hull.back().savedBytes;
         auto budget = static_cast<int64_t>(least + share.getAsNumber().value_or(1) * (most - least));
         planned.push_back(llvm::json::Object{
-            {"budget_bytes", budget}, {"seconds", seconds(decide(*pair, hull, budget), problem.instances)}});
+            {"budget_bytes", budget}, {"seconds", seconds(between.decide(budget), problem.instances)}});
       }
     pairs.push_back(llvm::json::Object{{"key", pair->key().str()},
                                        {"iterations", problem.instances},

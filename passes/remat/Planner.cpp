@@ -141,6 +141,7 @@ struct Draft {
 /// What drafts of one program share.
 struct Program {
   ModuleOp module;
+  LoopMemo loops;
   /// Its blocks, once a draft found that no loop is to be rewritten before them.
   std::unique_ptr<BlockUnits> asWritten;
 };
@@ -152,7 +153,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
             llvm::ArrayRef<Cuts> rejected = {}, bool fineEverywhere = false) {
   OwningOpRef<ModuleOp> rewritten(program.module.clone());
   options.budget = loopBudget;
-  LoopPlan loopPlan = planLoops(*rewritten, options, together);
+  LoopPlan loopPlan = planLoops(*rewritten, options, together, program.loops);
   options.budget = blockBudget;
   std::unique_ptr<BlockUnits> ofRewritten;
   if (!loopPlan.loops.empty())
