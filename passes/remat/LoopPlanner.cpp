@@ -200,7 +200,10 @@ struct Found {
 class Loops {
 public:
   Loops(ModuleOp module, const PlanOptions &options, LoopMemo &memo) : module(module), options(options), memo(memo) {
-    plan.peak = estimateModule(module);
+    auto [entry, fresh] = memo.peaks.try_emplace(before);
+    if (fresh)
+      entry->second = estimateModule(module);
+    plan.peak = *entry->second;
   }
 
   /// Decides about pair after pair, the biggest stacks first, until the estimate is within the budget. Pairs inside of

@@ -15,6 +15,8 @@
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "llvm/ADT/StringMap.h"
+#include "llvm/Support/FormatVariadic.h"
 
 #include <algorithm>
 #include <deque>
@@ -144,6 +146,29 @@ struct Program {
   LoopMemo loops;
   /// Its blocks, once a draft found that no loop is to be rewritten before them.
   std::unique_ptr<BlockUnits> asWritten;
+  /// The module with its loops as the last draft has them, their decisions, and its blocks: the next often has the same.
+  OwningOpRef<ModuleOp> rewritten;
+  std::string rewrittenBy;
+  std::unique_ptr<BlockUnits> ofRewritten;
+  /// By plans: what the module is estimated to need with them; nothing where they do not apply.
+  llvm::StringMap<std::optional<int64_t>> estimates;
+
+  /// The blocks of the module with its loops rewritten by `plan`, which `result` is.
+  BlockUnits &blocksOf(OwningOpRef<ModuleOp> result, const LoopPlan &plan, const PlanOptions &options) {
+    if (plan.loops.empty()) {
+      if (!asWritten)
+        asWritten = std::make_unique<BlockUnits>(module, options);
+      return *asWritten;
+    }
+    std::string by = llvm::formatv("{0}", llvm::json::Value(llvm::json::Array(plan.loops)));
+    if (!ofRewritten || by != rewrittenBy) {
+      ofRewritten.reset();
+      rewritten = std::move(result);
+      rewrittenBy = std::move(by);
+      ofRewritten = std::make_unique<BlockUnits>(*rewritten, options);
+    }
+    return *ofRewritten;
+  }
 };
 
 /// Plans a program with `budget` bytes for loops and for blocks each; pairs of loops one by one or together; no block by
@@ -155,11 +180,8 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
   options.budget = loopBudget;
   LoopPlan loopPlan = planLoops(*rewritten, options, together, program.loops);
   options.budget = blockBudget;
-  std::unique_ptr<BlockUnits> ofRewritten;
-  if (!loopPlan.loops.empty())
-    ofRewritten = std::make_unique<BlockUnits>(*rewritten, options);
-  else if (!program.asWritten)
-    program.asWritten = std::make_unique<BlockUnits>(program.module, options);
+  const bool anyLoops = !loopPlan.loops.empty();
+  BlockUnits &ofBlocks = program.blocksOf(std::move(rewritten), loopPlan, options);
   llvm::json::Array blocks;
   int64_t after = 0, hostBytes = loopPlan.hostBytes;
   double seconds = loopPlan.seconds, flops = loopPlan.flops;
@@ -170,7 +192,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
       randomBoundary(options.stress.value_or(0) + 2);
 
   std::vector<BlockUnit *> units;
-  for (BlockUnit &block : (ofRewritten ? ofRewritten : program.asWritten)->units)
+  for (BlockUnit &block : ofBlocks.units)
     units.push_back(&block);
   // Inner blocks first: what they give up need not be found around them.
   if (!options.stress)
@@ -246,7 +268,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
       // Of what costs the same, stages rather than one, and on several devices finer cuts, which come later: XLA's scheduler
       // runs ahead of few stages. Not beside loops, which are stages.
       bool same = best && std::abs(solution.seconds - best->seconds) <= roundingError * std::abs(best->seconds);
-      bool finer = block.partitioned || (!ofRewritten && bestCuts.empty());
+      bool finer = block.partitioned || (!anyLoops && bestCuts.empty());
       bool cheaper = best && (same ? finer : solution.seconds < best->seconds);
       bool better = !best || (solution.fits && !best->fits) ||
                     (solution.fits == best->fits && (solution.fits ? cheaper : solution.peak < best->peak));
@@ -329,7 +351,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
   if (!options.stress)
     std::reverse(blocks.begin(), blocks.end());
   Draft result;
-  result.loops = !loopPlan.loops.empty();
+  result.loops = anyLoops;
   result.blocks = !blocks.empty();
   result.sends = anySends;
   result.after = after;
@@ -349,7 +371,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
 }
 
 /// The estimate of the program as planned; nothing where the plan does not apply.
-std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t smallBytes) {
+std::optional<int64_t> estimateOf(Program &program, const Draft &draft, int64_t smallBytes) {
   // What the estimate calls small is in the segments' figures alone, and what is under way to the host may be. What the
   // segments miss (stacks and weights that bodies read, what kernels read of values computed again) is in the estimate.
   bool onlySegments = smallBytes < defaultSmallBytes;
@@ -357,14 +379,17 @@ std::optional<int64_t> estimateOf(ModuleOp module, const Draft &draft, int64_t s
     return draft.after;
   // Segments call other values small than the estimate does: where nothing is planned, it has the word.
   if (!draft.loops && !draft.blocks)
-    return estimateModule(module);
-  OwningOpRef<ModuleOp> copy(module.clone());
-  uint64_t cloned = 0;
-  DecisionRemarks unsaid;
-  if (failed(rewriteAsPlanned(*copy, draft.plan, cloned, unsaid)))
-    return std::nullopt;
-  int64_t whole = estimatePlanned(*copy, smallBytes);
-  return onlySegments || draft.sends ? std::max(whole, draft.after) : whole;
+    return estimateModule(program.module);
+  auto [entry, fresh] = program.estimates.try_emplace(llvm::formatv("{0}", llvm::json::Value(llvm::json::Object(draft.plan))).str());
+  if (fresh) {
+    OwningOpRef<ModuleOp> copy(program.module.clone());
+    uint64_t cloned = 0;
+    DecisionRemarks unsaid;
+    if (succeeded(rewriteAsPlanned(*copy, draft.plan, cloned, unsaid)))
+      entry->second = estimatePlanned(*copy, smallBytes);
+  }
+  std::optional<int64_t> whole = entry->second;
+  return whole && (onlySegments || draft.sends) ? std::max(*whole, draft.after) : whole;
 }
 
 /// Drafts before what is left is accepted, and the share of a budget that is not worth another.
@@ -466,7 +491,7 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
   double worth = 1;
   // Keeps the draft if it is the best; returns what it is estimated to need, or nothing if it does not apply.
   auto consider = [&](Draft &&next) -> std::optional<int64_t> {
-    std::optional<int64_t> after = options.stress ? next.after : estimateOf(module, next, options.smallBytes);
+    std::optional<int64_t> after = options.stress ? next.after : estimateOf(program, next, options.smallBytes);
     if (!after)
       return std::nullopt;
     bool fits = *after <= options.budget, bestFits = best && bestAfter <= options.budget;
