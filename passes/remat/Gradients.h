@@ -28,7 +28,7 @@ llvm::SmallVector<mlir::Value> finishedProducts(mlir::Operation *boundary, mlir:
 void finishProducts(mlir::Operation *boundary, mlir::Operation *position, mlir::OpOperand &through,
                     ProductFilter filter = nullptr);
 
-/// Weight gradients of programs of one device, also inside of loops, run before what comes next, where XLA could raise the
+/// Weight gradients of programs of one device, also inside of loops, run before what comes next, where XLA could come near the
 /// estimated peak by putting them off: by what they read, and by themselves where an update could have read them, of values
 /// from `smallBytes` on.
 void finishBeforePeak(mlir::ModuleOp module, int64_t smallBytes);

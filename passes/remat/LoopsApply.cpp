@@ -451,13 +451,20 @@ private:
         leaf(value, body.getArgument(layout.invariant.lookup(given(outside))));
     }
     if (range.last - range.first == 1 && !chain.empty() && !leaves.empty()) {
-      // XLA inlines a loop of one iteration, and would then merge the recomputation with the original.
+      // XLA inlines a loop of one iteration, and would then merge the recomputation with the original, or run it before the
+      // gradient is there that it is for.
       SmallVector<Value> held;
       for (Value value : leaves)
         held.push_back(recomputed.lookup(value));
+      OpOperand *carry = pair.carriedGradient();
+      int at = carry ? layout.position[carry->getOperandNumber()] : -1;
+      if (at >= 0)
+        held.push_back(body.getArgument(at));
       Operation *barrier = makeBarrier(B.op.getLoc(), held, {});
       for (auto [value, result] : llvm::zip(leaves, barrier->getResults()))
         recomputed.map(value, result);
+      if (at >= 0)
+        mapping.map(B.body().getArgument(carry->getOperandNumber()), barrier->getResults().back());
     }
     for (Operation *op : chain) {
       for (Value read : readsOf(op))

@@ -524,6 +524,54 @@ def test_updates_run_before_a_peak_that_their_gradients_would_raise():
         assert a.tobytes() == b.tobytes()
 
 
+def test_a_clipped_heads_gradient_runs_before_the_loop_over_layers():
+    """XLA may put it off until after the loop, and hold the logits' gradient, which is padded where logits are cut."""
+
+    def build():
+        def loss(w, x):
+            x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, w["layers"])
+            return ((x @ w["head"])[:, :-1] ** 2).mean()
+
+        def step(w, x):
+            gradient = jax.grad(loss)(w, x)
+            length = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradient)))
+            return jax.tree.map(lambda w, g: w - 0.1 * g / jnp.maximum(length, 1), w, gradient)
+
+        return step, ({"layers": weights(4), "head": normal(1, 8, 96)}, normal(9, 2, 16, 8))
+
+    text, arguments = lowered(build)
+    module = _core.Module.parse(text)
+    budget = int(0.7 * json.loads(module.query("memory.estimate"))["temp"])
+    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=256))
+    changed = bytes(module.print()).decode()
+    lines = changed.splitlines()
+    waits = [i for i, line in enumerate(lines) if "barrier" in line and "tensor<8x96xf32>" in line]
+    gradients = [i for i, line in enumerate(lines) if "dot_general" in line and "-> tensor<96x8xf32>" in line]
+    loops = [i for i, line in enumerate(lines) if "stablehlo.while" in line]
+    assert waits and gradients[0] < waits[0] < loops[-1]
+    for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+def test_one_iteration_is_computed_again_when_its_gradient_is_there():
+    """XLA inlines the loops of that iteration, and what waited for nothing would run in the forward part."""
+    text, arguments = lowered(lambda: decoder(layers=3))
+    module = _core.Module.parse(text)
+    written = json.loads(module.query("memory.estimate"))["temp"]
+    plan = plan_of(module, budget=int(0.6 * written), offload=False, small_bytes=256)
+    (loop,) = plan["loops"]
+    saved = loop["parts"][0]["save"]
+    loop["parts"] = [{"iterations": 1, "save": []}, {"iterations": 2, "save": saved}]
+    RematDriver().apply(module, plan)
+    changed = bytes(module.print()).decode()
+    waits = [line for line in changed.splitlines() if "stablehlo.optimization_barrier" in line]
+    carried = f"tensor<{'x'.join(map(str, arguments[-1].shape))}xf32>"
+    # What the iteration starts from and the gradient that it goes on with.
+    assert any(line.count(carried) >= 4 for line in waits)
+    for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 def test_where_flops_decide_transfers_cost_next_to_nothing():
     def loss(w, x):
         return jnp.sum(lax.scan(lambda x, w: (jnp.sin(jnp.sin(x @ w) @ w), None), x, w)[0])
