@@ -161,8 +161,8 @@ class Beliefs:
             return True
         return False
 
-    def correct(self, attempt: Attempt, over: int) -> None:
-        """Takes into account what a plan was measured to need; `over` the budget, bytes."""
+    def correct(self, attempt: Attempt, over: int, *, spare: int = 0) -> None:
+        """Takes into account what a plan was measured to need; `over` the budget, bytes. The next leaves `spare` bytes of it."""
         predicted, wrong = attempt.predicted_temp, attempt.wrong
         if attempt.by_rules is not None and abs(attempt.measurement.temp_bytes - attempt.by_rules) < abs(
             wrong
@@ -171,7 +171,7 @@ class Beliefs:
             del self.measured[id(attempt.choice.way)]
             predicted, wrong = attempt.by_rules, attempt.measurement.temp_bytes - attempt.by_rules
         # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
-        self._latest = self.room - wrong
+        self._latest = self.room - wrong - spare
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.
             self._latest = min(self._latest, predicted - over)

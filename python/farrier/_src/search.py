@@ -302,7 +302,8 @@ class _Fit:
 
     def _search(self, beliefs: Beliefs, *, first: Way, wrong: int) -> None:
         """Plans and compiles until the budget is kept and used, or compiles or ideas run out."""
-        while self.compiles < max(self.context.max_compiles, 2) and not self.context.clock.expired():
+        most = max(self.context.max_compiles, 2)
+        while self.compiles < most and not self.context.clock.expired():
             if max(map(beliefs.budget_of, self.ways)) <= 0:
                 break
             choice = self._choices(beliefs, beliefs.counted_budget_of)[0]
@@ -326,7 +327,9 @@ class _Fit:
                 break
             if self._may_hold_rows(choice) and beliefs.try_rows(attempt, over):
                 continue
-            beliefs.correct(attempt, over)
+            # The last compile aims for the middle of what is accepted: a plan that misses by little is worth nothing.
+            last = over <= 0 and self.compiles == most - 1
+            beliefs.correct(attempt, over, spare=int(_SLACK / 2 * beliefs.room) if last else 0)
 
     def _try_least(self, beliefs: Beliefs) -> None:
         """Before a budget is refused, one compile more: `_try_spared`; else, or where that misses, too, for what is
