@@ -482,7 +482,8 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
   auto price = [byFlops = options.objective == "flops"](double flops, double seconds) {
     return byFlops ? priceByFlops(flops, seconds) : seconds;
   };
-  double sparing = price(0, options.sparing * CostModel(module, options.machine).total().seconds);
+  OpCost step = CostModel(module, options.machine).total();
+  double sparing = options.sparing * price(step.flops, step.seconds);
   auto cost = [&](const Draft &draft, int64_t after) {
     bool spares = after <= (1 - spareShare) * options.budget;
     return price(draft.flops, draft.seconds) + (spares ? 0 : sparing);
