@@ -332,12 +332,18 @@ class _Fit:
             beliefs.correct(attempt, over, spare=int(_SLACK / 2 * beliefs.room) if last else 0)
 
     def _try_least(self, beliefs: Beliefs) -> None:
-        """Before a budget is refused, one compile more: `_try_spared`; else, or where that misses, too, for what is
-        believed to need least, given how wrong that belief was for the same way before. A budget that nothing can keep gets
-        it, as well: the error names what would do.
+        """Before a budget is refused, one compile more: `_try_spared`; where that misses, too, by little, for a plan that needs so
+        much less and a little; else for what is believed to need least, given how wrong that belief was for the same way
+        before. A budget that nothing can keep gets it, as well: the error names what would do.
         """
         wrong = {id(a.choice.way): max(0, a.wrong) for a in self.attempts}
+        before = len(self.attempts)
         self._try_spared(beliefs)
+        if not self._fitting() and len(self.attempts) > before:
+            missed = self.attempts[-1]
+            over = missed.measurement.total_bytes - self.budget
+            if over <= _NEARLY * beliefs.room:
+                self._try_within(beliefs, missed.predicted_temp - over - _LAST_SPARE * beliefs.room)
         if self._fitting():
             return
         least = [c for c in self._choices(beliefs, lambda way: 1, host=False) if c.text not in self.seen]
@@ -363,14 +369,20 @@ class _Fit:
             and min(a.measurement.total_bytes for a in self.attempts) - self.budget <= _NEARLY * beliefs.room
         ):
             spares = [missed]
+        any(self._try_within(beliefs, (1 - _LAST_SPARE) * beliefs.room - spare) for spare in spares)
+
+    def _try_within(self, beliefs: Beliefs, temp: float) -> bool:
+        """A compile for the cheapest plan that is believed to need so many bytes at the most; False where that is none, or one
+        that was tried or costs what stands.
+        """
         host = all(a.wrong <= TRANSFERS_KNOWN * beliefs.room for a in self.attempts if a.choice.host)
-        for spare in spares:
-            aim = max(1, int((beliefs.room - _LAST_SPARE * beliefs.room - spare) * beliefs.scale))
-            safe = self._choices(beliefs, lambda way, aim=aim: aim, host=host)[0]
-            dear = self.standing and safe.cost >= self.standing.choice.cost
-            if safe.fits and not dear and safe.text not in self.seen:
-                self._attempt(safe, beliefs)
-                break
+        aim = max(1, int(temp * beliefs.scale))
+        safe = self._choices(beliefs, lambda way: aim, host=host)[0]
+        dear = self.standing and safe.cost >= self.standing.choice.cost
+        if not safe.fits or dear or safe.text in self.seen:
+            return False
+        self._attempt(safe, beliefs)
+        return True
 
     def _choices(
         self, beliefs: Beliefs, budget_of: Callable[[Way], int], *, host: bool = True
