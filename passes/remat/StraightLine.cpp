@@ -52,7 +52,7 @@ StraightLine::StraightLine(Block &block, CostModel &costs, int64_t smallBytes, S
     copyable.push_back(graph->isVirtual[op] && isClonable(graph->ops[op]));
     // A seed that was mixed is not made of constants: masks drawn by it are stored, and drawn again from it behind a barrier.
     bool mixes = isa<stablehlo::XorOp>(graph->ops[op]) && graph->bytes[graph->outputs[op][0]] < smallBytes;
-    bool fromConstants = graph->isVirtual[op] && !mixes, fromArguments = graph->isVirtual[op];
+    bool fromConstants = graph->isVirtual[op] && !mixes, fromArguments = fromConstants;
     for (unsigned input : graph->inputs[op]) {
       fromConstants &= constant[input];
       fromArguments &= argumentOnly[input];

@@ -572,6 +572,30 @@ def test_one_iteration_is_computed_again_when_its_gradient_is_there():
         assert a.tobytes() == b.tobytes()
 
 
+def test_masks_of_a_constant_key_are_drawn_again():
+    """XLA stores them as any others; what they are drawn from waits, or XLA would merge both masks. As a GPU draws them."""
+
+    def loss(w, x):
+        for key, each in zip(jax.random.split(jax.random.key(7), 4), w, strict=True):
+            kept = jax.random.bernoulli(key, 0.9, x.shape)
+            x = jnp.where(kept, jnp.tanh(x @ each), 0) @ each
+        return (x**2).mean()
+
+    arguments = [normal(i, 64, 64) for i in range(4)], normal(9, 256, 64)
+    traced = jax.jit(jax.value_and_grad(loss)).trace(*arguments)
+    step = traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
+    text = step.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
+    module = _core.Module.parse(text)
+    budget = int(0.5 * json.loads(module.query("memory.estimate"))["temp"])
+    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=4096))
+    changed = bytes(module.print()).decode()
+    assert len(re.findall(r"stablehlo.compare.*-> tensor<256x64xi1>", changed)) > 4
+    waits = [line for line in changed.splitlines() if "stablehlo.optimization_barrier" in line]
+    assert any("ui32>" in line for line in waits)
+    for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
 def test_where_flops_decide_transfers_cost_next_to_nothing():
     def loss(w, x):
         return jnp.sum(lax.scan(lambda x, w: (jnp.sin(jnp.sin(x @ w) @ w), None), x, w)[0])
