@@ -1,6 +1,6 @@
 """Against `jax.checkpoint` around the layers of programs that are none of the project's workloads (`benchmarks/unseen/annotated.py`):
-what farrier computes again within a policy's memory, by rematerialization on the device alone, asked for the fewest FLOPs: that is
-what the table compares.
+what farrier computes again within a policy's memory, by rematerialization on the device alone, asked once for the least time and once
+for the fewest FLOPs, which is what the table compares.
 
     python benchmarks/remat/rivals.py --output rivals.jsonl             # goes on where it was interrupted
     python benchmarks/remat/rivals.py --output rivals.jsonl --again     # farrier's rows anew
@@ -48,7 +48,7 @@ STEPS: dict[str, Step] = {name: Program(name) for name in annotated.ALL}
 
 
 def run(args: argparse.Namespace, found: Lines) -> None:
-    policies.run(args, found, STEPS, lambda case: POLICIES, objective="flops")
+    policies.run(args, found, STEPS, lambda case: POLICIES, objectives=("time", "flops"))
 
 
 def show(rows: list[dict[str, Any]]) -> None:

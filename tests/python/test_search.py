@@ -385,6 +385,18 @@ def test_attempts_that_missed_by_nearly_the_same_say_what_the_next_will_miss_by(
     assert measured == [650, 540, 410]
 
 
+@pytest.mark.parametrize(("second", "asked", "takes"), [(580, 375, 435), (660, 1, 160)])
+def test_before_the_least_plan_one_leaves_what_the_worst_missed_by(second, asked, takes):
+    """Of attempts that missed by much, and not alike, where that is a quarter of the budget at the most: 2 % of it, too."""
+    needs = {800: 800, 500: 535, 465: second}
+    planner = Planner(floor=100)
+    plan = search.plan_step(
+        Module(), [planner], context(FIXED + 500, lambda temp: needs.get(temp, temp + 60))
+    )
+    assert planner.asked == [500, 465, asked]
+    assert plan.measured["after"]["total_bytes"] == FIXED + takes
+
+
 def test_a_budget_below_arguments_and_results_is_refused():
     with pytest.raises(farrier.BudgetError, match="arguments and results alone take 1,000") as caught:
         search.plan_step(Module(), [Planner(floor=100)], context(FIXED - 1, lambda temp: temp))

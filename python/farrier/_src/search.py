@@ -32,9 +32,11 @@ from farrier._src.pipeline import Context, StepPlan
 _SLACK = 0.02
 
 # What the last plan before a budget is refused leaves of it: a share of it, and so many times what an attempt without
-# transfers was wrong by at most; the fewer where no other plan leaves more.
+# transfers was wrong by at most, the fewer where no other plan leaves more; where they were wrong by much, just that, up to a
+# share.
 _LAST_SPARE = 0.02
 _LAST_TIMES = (1.5, 1.0)
+_MOST_SPARE = 0.25
 
 # Of the budget, what an attempt that came near is over by at most.
 _NEARLY = 0.01
@@ -352,8 +354,9 @@ class _Fit:
 
     def _try_spared(self, beliefs: Beliefs) -> None:
         """Where attempts missed by little, or all by nearly the same, one compile for the cheapest plan that leaves room for more
-        than that; where one came near, for as much as the worst of them missed by: before a budget is refused, or a step stays
-        that computes more again than it must. Without transfers, but where all with them missed by next to nothing.
+        than that; else for as much as the worst of them missed by, if that is no large part of the budget: before a budget is
+        refused, or a step stays that computes more again than it must. Without transfers, but where all with them missed by next
+        to nothing.
         """
         # Of what a plan with transfers was wrong by, most was what was under way.
         alike = [abs(a.wrong) for a in self.attempts if not a.choice.host]
@@ -364,10 +367,7 @@ class _Fit:
             spares = [times * missed for times in (_LAST_TIMES if alike else (1,))]
         elif len(alike) > 1 and missed - min(alike) <= little:
             spares = [2 * missed - min(alike), missed]
-        elif (
-            alike
-            and min(a.measurement.total_bytes for a in self.attempts) - self.budget <= _NEARLY * beliefs.room
-        ):
+        elif alike and missed <= _MOST_SPARE * beliefs.room:
             spares = [missed]
         any(self._try_within(beliefs, (1 - _LAST_SPARE) * beliefs.room - spare) for spare in spares)
 
