@@ -380,7 +380,8 @@ std::optional<int64_t> estimateOf(Program &program, const Draft &draft, int64_t 
   // Segments call other values small than the estimate does: where nothing is planned, it has the word.
   if (!draft.loops && !draft.blocks)
     return estimateModule(program.module);
-  auto [entry, fresh] = program.estimates.try_emplace(llvm::formatv("{0}", llvm::json::Value(llvm::json::Object(draft.plan))).str());
+  std::string plan = llvm::formatv("{0}", llvm::json::Value(llvm::json::Object(draft.plan)));
+  auto [entry, fresh] = program.estimates.try_emplace(plan);
   if (fresh) {
     OwningOpRef<ModuleOp> copy(program.module.clone());
     uint64_t cloned = 0;
