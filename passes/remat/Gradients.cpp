@@ -308,30 +308,28 @@ private:
 };
 } // namespace
 
-static void finishBelow(int64_t limit, Block &block, const SizeFn &size, int64_t smallBytes) {
-  MemoryEstimate estimate(block, size, Order::Program);
+/// In a block, by its estimate in program order, and in those inside.
+static void finishBelow(int64_t limit, const MemoryEstimate &estimate, const SizeFn &size, int64_t smallBytes) {
   const Liveness &liveness = estimate.getLiveness();
   std::vector<int64_t> profile = liveness.profile();
   for (unsigned op = 0; op < profile.size(); ++op)
     if (liveness.innerPeak(op) > 0)
       for (Region &region : estimate.getGraph().ops[op]->getRegions())
         for (Block &inner : region)
-          finishBelow(limit - (profile[op] - liveness.innerPeak(op)), inner, size, smallBytes);
+          finishBelow(limit - (profile[op] - liveness.innerPeak(op)), MemoryEstimate(inner, size, Order::Program), size,
+                      smallBytes);
   WeightGradients(estimate, smallBytes).finish(profile, limit);
-}
-
-/// The blocks whose order is kept: on several devices gradients hide communication.
-static void visitOrdered(ModuleOp module, llvm::function_ref<void(Block &)> visit) {
-  for (auto function : module.getOps<func::FuncOp>())
-    if (function.isPublic() && function.getBody().hasOneBlock() && !isPartitioned(function.getBody().front()))
-      visit(function.getBody().front());
 }
 
 void finishBeforePeak(ModuleOp module, int64_t smallBytes) {
   SizeFn size = deviceMemory(module);
-  visitOrdered(module, [&](Block &block) {
-    finishBelow(static_cast<int64_t>(nearPeak * estimatePeak(block, size, Order::Program)), block, size, smallBytes);
-  });
+  for (auto function : module.getOps<func::FuncOp>()) {
+    // On several devices gradients hide communication.
+    if (!function.isPublic() || !function.getBody().hasOneBlock() || isPartitioned(function.getBody().front()))
+      continue;
+    MemoryEstimate estimate(function.getBody().front(), size, Order::Program);
+    finishBelow(static_cast<int64_t>(nearPeak * estimate.peak()), estimate, size, smallBytes);
+  }
 }
 
 int64_t estimatePlanned(ModuleOp module, int64_t smallBytes) {

@@ -225,6 +225,14 @@ def rewritten(text, options):
     return bytes(module.print()).decode(), counters
 
 
+def planned_within(text, share, *, small_bytes):
+    """The program as planned on the device alone, within that share of the temporaries that it is estimated to need."""
+    module = _core.Module.parse(text)
+    budget = int(share * json.loads(module.query("memory.estimate"))["temp"])
+    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=small_bytes))
+    return bytes(module.print()).decode()
+
+
 def run(text, arguments):
     device = jax.devices()[0]
     compiled = oracle.compile_module(text, devices=[device], compiler_options=OPTIONS)
@@ -478,10 +486,7 @@ def test_weight_gradients_of_a_body_run_before_its_peak():
         )
 
     text, arguments = lowered(build)
-    module = _core.Module.parse(text)
-    budget = int(0.6 * json.loads(module.query("memory.estimate"))["temp"])
-    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=1024))
-    changed = bytes(module.print()).decode()
+    changed = planned_within(text, 0.6, small_bytes=1024)
     waits = [line for line in changed.splitlines() if "stablehlo.optimization_barrier" in line]
     assert len(waits) == 1
     # They are in their stacks by then.
@@ -512,10 +517,7 @@ def test_updates_run_before_a_peak_that_their_gradients_would_raise():
         return step, ((w, jax.tree.map(jnp.zeros_like, w)), normal(9, 2, 64, 64))
 
     text, arguments = lowered(build)
-    module = _core.Module.parse(text)
-    budget = int(0.8 * json.loads(module.query("memory.estimate"))["temp"])
-    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=1024))
-    changed = bytes(module.print()).decode()
+    changed = planned_within(text, 0.8, small_bytes=1024)
     lines = changed.splitlines()
     waits = [i for i, line in enumerate(lines) if line.count("tensor<64x96xf32>") == 4 and "barrier" in line]
     scores = [i for i, line in enumerate(lines) if "dot_general" in line and "x64x64xf32>" in line]
@@ -540,10 +542,7 @@ def test_a_clipped_heads_gradient_runs_before_the_loop_over_layers():
         return step, ({"layers": weights(4), "head": normal(1, 8, 96)}, normal(9, 2, 16, 8))
 
     text, arguments = lowered(build)
-    module = _core.Module.parse(text)
-    budget = int(0.7 * json.loads(module.query("memory.estimate"))["temp"])
-    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=256))
-    changed = bytes(module.print()).decode()
+    changed = planned_within(text, 0.7, small_bytes=256)
     lines = changed.splitlines()
     waits = [i for i, line in enumerate(lines) if "barrier" in line and "tensor<8x96xf32>" in line]
     gradients = [i for i, line in enumerate(lines) if "dot_general" in line and "-> tensor<96x8xf32>" in line]
@@ -585,10 +584,7 @@ def test_masks_of_a_constant_key_are_drawn_again():
     traced = jax.jit(jax.value_and_grad(loss)).trace(*arguments)
     step = traced.lower(lowering_platforms=("cuda",)).compiler_ir("stablehlo")
     text = step.operation.get_asm(print_generic_op_form=True, enable_debug_info=True)
-    module = _core.Module.parse(text)
-    budget = int(0.5 * json.loads(module.query("memory.estimate"))["temp"])
-    RematDriver().apply(module, plan_of(module, budget=budget, offload=False, small_bytes=4096))
-    changed = bytes(module.print()).decode()
+    changed = planned_within(text, 0.5, small_bytes=4096)
     assert len(re.findall(r"stablehlo.compare.*-> tensor<256x64xi1>", changed)) > 4
     waits = [line for line in changed.splitlines() if "stablehlo.optimization_barrier" in line]
     assert any("ui32>" in line for line in waits)
