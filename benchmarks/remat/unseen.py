@@ -21,7 +21,7 @@ from rich.table import Table
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import unseen
-from estimate import judged
+from estimate import judged, sizes
 from programs import laid_out
 
 
@@ -48,7 +48,9 @@ def main() -> None:
             program = step.compiler_ir("stablehlo")
             module = interchange.to_core(program)
             measured = oracle.measure(program, target, held=True)
-            each = {"part": part, "program": name} | judged(module, {}, measured.temp_bytes, measured.held)
+            each = {"part": part, "program": name} | judged(
+                module, sizes(module, target.device_count), measured.temp_bytes, measured.held
+            )
             found.append(each)
             bytes_ = (each["estimated_temp_bytes"], each["measured_temp_bytes"])
             off = (each["error"], each["corrected_error"])

@@ -4,7 +4,7 @@ A program is a function that gives its loss, its parameters, the shapes of its b
 the whole batch, how it is trained (`steps.Training`), and on several devices, which (`steps.Devices`).
 """
 
-from unseen import eighth, fifth, first, fourth, ninth, second, seventh, sixth, tenth, third
+from unseen import eighth, eleventh, fifth, first, fourth, ninth, second, seventh, sixth, tenth, third
 
 PARTS = {
     "first": first.ALL | second.ALL,
@@ -16,5 +16,6 @@ PARTS = {
     "seventh": eighth.ALL,
     "eighth": ninth.ALL,
     "ninth": tenth.ALL,
+    "tenth": eleventh.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def adam(p, g, m, v, lr=1e-3):
@@ -29,29 +29,34 @@ class Training(NamedTuple):
 
 class Devices(NamedTuple):
     """The mesh that a loss is written for, as one device sees it: extents, names of axes, how parameters and batches are
-    partitioned. The loss is a device's part; it is summed over the axes of the batch.
+    partitioned. The loss is a device's part, summed over the axes of the batch; under automatic sharding it is the whole.
     """
 
     shape: tuple[int, ...]
     names: tuple[str, ...]
     parameters: Any
     batch: PartitionSpec
+    automatic: bool = False
 
 
 ADAM = Training()
 
 
 def step_of(loss, training=ADAM, devices=None, mesh=None):
-    """The jitted step (state, batch) -> (state, loss), under a shard_map over `mesh` where it is for several devices."""
+    """The jitted step (state, batch) -> (state, loss): for several devices under a shard_map over `mesh`, or, where they are
+    automatic, under its shardings.
+    """
+    by_hand = devices is not None and not devices.automatic
 
     def step(state, batch):
         value, g = training.gradients(loss)(state[0], batch)
-        if devices is not None:
+        if by_hand:
             value = lax.psum(value, tuple(devices.batch))
         return training.update(state, g), value
 
     if devices is not None:
         state = (devices.parameters,) * (1 + training.moments)
+    if by_hand:
         step = jax.shard_map(
             step,
             mesh=mesh,
@@ -59,7 +64,10 @@ def step_of(loss, training=ADAM, devices=None, mesh=None):
             out_specs=(state, PartitionSpec()),
             check_vma=False,
         )
-    return jax.jit(step, donate_argnums=(0,))
+    if devices is None or by_hand:
+        return jax.jit(step, donate_argnums=(0,))
+    out = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (state, PartitionSpec()))
+    return jax.jit(step, donate_argnums=(0,), out_shardings=out)
 
 
 def state_of(p, training=ADAM):
