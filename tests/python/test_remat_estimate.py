@@ -99,29 +99,12 @@ def test_a_part_is_stored_where_that_is_less_than_half_of_the_whole(parts):
     assert ("slice tensor<2048x2048xf32>" in live) == (parts > 2)
 
 
-@pytest.mark.parametrize("kept", ["stacked", "summed", "handed on"])
-def test_weight_gradients_end_an_iteration(kept):
-    """What they read is there until the computation that they branch off is done; not where that goes on from them."""
-
-    def body(carry, w):
-        x, total = carry
-        x = x @ w
-        product = x.T @ x
-        x = x @ (w + product if kept == "handed on" else w)
-        for _ in range(2):
-            x = x @ w
-        return (x, total + product if kept == "summed" else total), product if kept == "stacked" else None
-
-    def step(x, weights):
-        return jax.lax.scan(body, (x, jnp.zeros((512, 512))), weights)
-
-    temp, _ = estimate(step, ((16384, 512), jnp.float32), ((4, 512, 512), jnp.float32))
-    assert (temp >= 3 * 32 * MB) == (kept != "handed on")
-
-
 @pytest.mark.parametrize("computed", [True, False])
 def test_weight_gradients_end_only_an_iteration_that_copies_a_slice(computed):
-    """There is something to hide then. What is computed with a slice reads it where it lies."""
+    """There is something to hide then, and products that are summed in parts read views of their own: what they wait for could
+    be next when they stand, and that is put off until they do. What is computed with a slice reads it where it lies. (Measured:
+    168 and 264 MB, 168 without XLA's latency-hiding scheduler.)
+    """
 
     def loss(weights, x):
         x = x + x * jnp.sin(x) if computed else x
@@ -136,7 +119,7 @@ def test_weight_gradients_end_only_an_iteration_that_copies_a_slice(computed):
         return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, weights), x)[0]
 
     temp, _ = estimate(step, ((4, 8192, 512), jnp.float32), *[((512, 512), jnp.float32)] * 4)
-    assert (temp < 12 * 16 * MB) == computed
+    assert temp == pytest.approx((168 if computed else 264) * MB, rel=0.05)
 
 
 def test_what_is_fetched_ahead_is_there_beside_what_is_read():

@@ -185,14 +185,11 @@ static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned
 }
 
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
-    : graph(graph), time(runningOrder(graph, order)), ranges(graph.numValues()), inner(graph.numOps(), 0),
+    : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
-  std::vector<unsigned> lastOfKernel = time;
-  if (order != Order::Program) {
-    SiblingTimes joined = joinSiblings(graph, roots, std::move(time), /*onlyMasks=*/order == Order::Scheduled);
-    time = std::move(joined.runs);
-    lastOfKernel = std::move(joined.lastOfKernel);
-  }
+  SiblingTimes scheduled = runningOrder(graph, roots, order);
+  time = std::move(scheduled.runs);
+  std::vector<unsigned> lastOfKernel = std::move(scheduled.lastOfKernel);
   unsigned numOps = graph.numOps();
   llvm::SmallVector<unsigned> loops;
   for (unsigned op = 0; op < numOps; ++op) {

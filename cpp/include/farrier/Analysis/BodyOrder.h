@@ -1,16 +1,14 @@
 //===- BodyOrder.h - the order in which XLA:GPU runs a loop's body ---------===//
 //
-// XLA:GPU's scheduler hides copies in a loop's body, of slices at its start and into stacks at its end. Products that give
-// weight gradients run after what the iteration hands on, so that all they read is there until then.
+// XLA:GPU's scheduler hides copies in a loop's body, of slices at its start and into stacks at its end (LatencyHiding.h). Other
+// blocks run as they stand.
 //
 //===----------------------------------------------------------------------===//
 
 #ifndef FARRIER_ANALYSIS_BODYORDER_H
 #define FARRIER_ANALYSIS_BODYORDER_H
 
-#include "farrier/Analysis/Graph.h"
-
-#include <vector>
+#include "farrier/Analysis/SiblingKernels.h"
 
 namespace farrier {
 
@@ -19,7 +17,7 @@ namespace farrier {
 enum class Order { Program, Scheduled, Joined };
 
 /// When each operation runs, a permutation of their numbers that keeps the terminator last.
-std::vector<unsigned> runningOrder(const BlockGraph &graph, Order order);
+SiblingTimes runningOrder(const BlockGraph &graph, const RootSets &roots, Order order);
 
 } // namespace farrier
 
