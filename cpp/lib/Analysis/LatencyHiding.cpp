@@ -30,6 +30,9 @@ static constexpr double loopMicros = 1000;
 /// From the start of a copy to its end, whatever its size, and from one kernel to the next.
 static constexpr double copyMicros = 5000, edgeMicros = 1;
 
+/// Each kernel is compared with all that could stand as well: a body of more operations stays as it is.
+static constexpr unsigned mostOps = 20000;
+
 namespace {
 
 class Scheduler {
@@ -83,8 +86,8 @@ private:
   struct Node {
     Kind kind;
     double micros;
-    bool holdsCopies = false; ///< in the order that products of groups which keep the rows do not read
-    unsigned depth = 0; ///< of copies that it waits for, one after the other
+    bool holdsCopies = false; ///< a product that sums over rows of groups
+    unsigned depth = 0;       ///< of copies that it waits for, one after the other
     llvm::SmallVector<unsigned, 4> reads, users;
     // While it is scheduled:
     unsigned left = 0;    ///< users that do not stand yet
@@ -145,7 +148,7 @@ private:
     nodeOf[op] = node;
     // One kernel masks a value for all products that read it: its copies are there until the last of them, whichever that is.
     std::optional<RaggedDot> ragged = RaggedDot::of(operation);
-    nodes[node].holdsCopies = ragged && ragged->sums;
+    nodes[node].holdsCopies |= ragged && ragged->sums;
     for (unsigned out : graph.outputs[op])
       producers[out].assign(1, node);
   }
@@ -350,6 +353,8 @@ private:
 } // namespace
 
 SiblingTimes hidingLatencies(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined) {
+  if (graph.numOps() > mostOps)
+    return joined;
   return Scheduler(graph, roots, joined).run();
 }
 

@@ -15,7 +15,7 @@
 namespace farrier {
 
 /// When the operations run by that order, where those that `joined` has in one kernel run together. What is fused runs with the
-/// first kernel that it is for, and a slice is there from the start of its copy.
+/// first kernel that it is for, and a slice is there from the start of its copy. `joined` itself for very many operations.
 SiblingTimes hidingLatencies(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined);
 
 } // namespace farrier
