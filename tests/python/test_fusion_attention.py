@@ -80,7 +80,7 @@ def test_what_the_kernel_does_not_compute_is_left_alone_with_a_reason(name):
     key_heads=st.integers(1, 3),
     groups=st.integers(1, 3),
     width=st.sampled_from([8, 24]),
-    seen=st.integers(1, 40),
+    seen=st.integers(2, 40),  # a key alone has all the weight, and scores no gradients
     seed=st.integers(0, 99),
 )
 def test_any_shape_and_window(batch, length, key_heads, groups, width, seen, seed):
