@@ -87,6 +87,7 @@ private:
     Kind kind;
     double micros;
     bool holdsCopies = false; ///< a product that sums over rows of groups
+    bool readsCopy = false;   ///< of a slice, as it is
     unsigned depth = 0;       ///< of copies that it waits for, one after the other
     llvm::SmallVector<unsigned, 4> reads, users;
     // While it is scheduled:
@@ -107,6 +108,7 @@ private:
     nodes[node].reads.push_back(other);
     nodes[other].users.push_back(node);
     nodes[node].depth = std::max(nodes[node].depth, nodes[other].depth);
+    nodes[node].readsCopy |= nodes[other].kind == Kind::Done;
   }
 
   void addOperation(unsigned op) {
@@ -114,10 +116,11 @@ private:
     bool takesNoTime = isa<stablehlo::OptimizationBarrierOp>(operation) || graph.isTerminator(op);
     bool isFused = !takesNoTime && graph.isVirtual[op] &&
                    llvm::none_of(graph.outputs[op], [&](unsigned value) { return roots.isRoot(value); });
+    bool inParts = isInParts(operation);
     llvm::SetVector<unsigned> reads;
     for (auto [at, value] : llvm::enumerate(graph.inputs[op]))
-      if (std::optional<unsigned> kind = viewOf(op, at); kind && !producers[value].empty()) {
-        auto [view, isNew] = views.try_emplace({value, *kind}, 0);
+      if (std::optional<unsigned> way = inParts && at < 2 ? 2 + op : viewOf(operation, at); way && !producers[value].empty()) {
+        auto [view, isNew] = views.try_emplace({value, *way}, 0);
         if (isNew)
           view->second = add(Kind::Nop, producers[value], 0);
         reads.insert(view->second);
@@ -157,12 +160,10 @@ private:
   static bool isInParts(Operation *op) { return partialSums(op) > 0 || RaggedDot::of(op); }
 
   /// XLA's products read matrices: another view of an operand is an instruction of its own, which those that read the same
-  /// share. In which way the operand `at` is viewed: as its rows are, turned, rows being what is summed over, or as no other
-  /// product does, in parts of the sum or masked for groups of rows. None where it is read as it is.
-  std::optional<unsigned> viewOf(unsigned op, unsigned at) const {
-    if (at < 2 && isInParts(graph.ops[op]))
-      return 2 + op;
-    auto dot = dyn_cast<stablehlo::DotGeneralOp>(graph.ops[op]);
+  /// share, but for products in parts. In which way the operand `at` is viewed: 0 as its rows are, 1 turned, rows being what is
+  /// summed over. None where it is read as it is.
+  static std::optional<unsigned> viewOf(Operation *op, unsigned at) {
+    auto dot = dyn_cast<stablehlo::DotGeneralOp>(op);
     auto type = dot && at < 2 ? dyn_cast<RankedTensorType>(dot->getOperand(at).getType()) : RankedTensorType();
     if (!type)
       return std::nullopt;
@@ -254,18 +255,19 @@ private:
       if (saves != (!otherStarts && otherWaste < waste))
         return saves;
     }
-    bool endsCopy = unlocksDone(first);
-    if (endsCopy != unlocksDone(second))
-      return endsCopy;
+    if (first.readsCopy != second.readsCopy)
+      return first.readsCopy;
     return first.unlocks != second.unlocks ? first.unlocks > second.unlocks : a > b;
   }
 
-  bool unlocksDone(const Node &node) const {
-    return llvm::any_of(node.reads, [&](unsigned other) { return nodes[other].kind == Kind::Done; });
-  }
-
-  double latency(const Node &first, const Node &second) const {
-    return first.kind == Kind::Start && second.kind == Kind::Done ? copyMicros : edgeMicros;
+  /// When a node could stand, all of whose users do.
+  double readyTime(const Node &node) const {
+    double time = now;
+    for (unsigned user : node.users) {
+      bool isCopied = node.kind == Kind::Start && nodes[user].kind == Kind::Done;
+      time = std::max(time, nodes[user].readyAt + (isCopied ? copyMicros : edgeMicros));
+    }
+    return time;
   }
 
   /// That one user of a node is left, for whom nothing else is.
@@ -307,9 +309,7 @@ private:
   /// A node stands; what it reads, and nobody else waits for, could be next.
   void release(unsigned number, llvm::SmallVectorImpl<unsigned> &ready, llvm::SmallVectorImpl<unsigned> &idle) {
     Node &node = nodes[number];
-    node.readyAt = now;
-    for (unsigned user : node.users)
-      node.readyAt = std::max(node.readyAt, nodes[user].readyAt + latency(node, nodes[user]));
+    node.readyAt = readyTime(node);
     now = node.readyAt + node.micros;
     auto later = [&](unsigned a, unsigned b) { return nodes[a].readyAt > nodes[b].readyAt; };
     while (!waiting.empty() && nodes[waiting.front()].readyAt < now) {
@@ -322,9 +322,7 @@ private:
         countLastUser(other);
       if (other.left > 0)
         continue;
-      other.readyAt = now;
-      for (unsigned user : other.users)
-        other.readyAt = std::max(other.readyAt, nodes[user].readyAt + latency(other, nodes[user]));
+      other.readyAt = readyTime(other);
       if (other.kind == Kind::Nop) {
         idle.push_back(read);
         continue;
@@ -343,7 +341,7 @@ private:
   std::vector<Node> nodes;
   std::vector<unsigned> nodeOf, startOf; ///< of an operation; none: runs inside of kernels, and is no copy
   std::vector<llvm::SmallVector<unsigned, 2>> producers;        ///< of a value: the nodes that it comes from
-  llvm::DenseMap<std::pair<unsigned, unsigned>, unsigned> views; ///< of a value, as `viewOf` has it
+  llvm::DenseMap<std::pair<unsigned, unsigned>, unsigned> views; ///< of a value, in which way
   llvm::DenseMap<unsigned, unsigned> kernels;                   ///< by when the last operation in them runs
   std::vector<unsigned> place;                                  ///< of a node
   std::vector<unsigned> waiting;                                ///< a heap of those that were not ready when others were
