@@ -19,6 +19,7 @@ from unseen.parts import (
     bf,
     conv,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -245,7 +246,7 @@ def deltanet(under: Under, D=1024, F=2816, H=8, T=2048, C=64, B=4, V=32000, L=3)
         q, k, v = (jax.nn.silu(h @ bf(p[i])) for i in "qkv")
         x = x + mixed(q, k, v, jax.nn.sigmoid(h @ bf(p["b"]))) @ bf(p["o"])
         h = rms(x, p["m"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+        return x + gated(h, p)
 
     def loss(ps, b):
         t = tokens(b["t"], V)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unseen.parts import ADAMW, AVERAGED, accumulated, bf, cross_entropy, layer_norm, rms, rope, tokens
+from unseen.parts import ADAMW, AVERAGED, accumulated, bf, cross_entropy, gated, layer_norm, rms, rope, tokens
 from unseen.seventh import attended, listed, past, stacked
 from unseen.steps import ADAM, Training, rnd
 
@@ -27,7 +27,7 @@ def qwen(D=1536, F=4096, H=12, K=4, T=2048, B=4, V=32768, L=3, parts=2):
         v = (h @ bf(p["v"])).reshape(rows, T, K, d)
         x = x + attended(q.reshape(rows, T, K, H // K, d), k, v, past(T)) @ bf(p["o"])
         h = rms(x, p["m"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"]), None
+        return x + gated(h, p), None
 
     def loss(ps, b):
         t = tokens(b["t"], V)
@@ -189,7 +189,7 @@ def jamba(D=1024, H=8, K=2, N=16, T=1024, B=2, V=32000, F=2816):
     @jax.checkpoint
     def feeds(p, x):
         h = rms(x, p["n"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+        return x + gated(h, p)
 
     def loss(ps, b):
         t = tokens(b["t"], V)

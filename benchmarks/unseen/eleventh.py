@@ -18,6 +18,7 @@ from unseen.parts import (
     clipped,
     conv,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -101,7 +102,7 @@ def ring(D=2048, F=5632, H=16, K=4, T=16384, B=1, V=32000, L=3, n=8):
         k, v = turned((h @ bf(p["k"])).reshape(B, S, K, d), at), (h @ bf(p["v"])).reshape(B, S, K, d)
         x = x + jnp.moveaxis(attend(q, k, v), 3, 1).reshape(B, S, D) @ bf(p["o"])
         h = rms(x, p["m"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"]), None
+        return x + gated(h, p), None
 
     def loss(ps, b):
         x, _ = lax.scan(layer, bf(ps["e"])[tokens(b["t"], V).T], ps["l"])
@@ -176,7 +177,7 @@ def dbrx(D=2048, F=3584, H=16, K=4, E=16, top=4, T=2048, B=16, V=32768, L=3, n=8
             own = sum(jnp.sum(jnp.square(each[k])) for each in g["l"] for k in split)
             all_ = sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(g))
             norm = jnp.sqrt(all_ - own + lax.psum(own, "e"))
-            return value, jax.tree.map(lambda a: a * jnp.minimum(1.0, 1.0 / (norm + 1e-6)), g)
+            return value, clipped(g, norm=norm)
 
         return of
 
@@ -226,7 +227,7 @@ def zero(D=2048, F=8192, H=16, T=2048, B=64, V=50304, L=3, micro=4, n=8):
             parts = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), batch)
             (value, g), _ = lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, p)), parts)
             norm = jnp.sqrt(lax.psum(sum(jnp.vdot(a, a) for a in jax.tree.leaves(g)), "z"))
-            return value, jax.tree.map(lambda a: a * jnp.minimum(1.0, 1.0 / (norm + 1e-6)), g)
+            return value, clipped(g, norm=norm)
 
         return of
 
@@ -300,7 +301,7 @@ def nsa(D=2048, F=5632, H=16, K=2, T=4096, B=2, V=32768, L=3, short=32, long=64,
     def layer(x, p):
         x = x + attention(p, rms(x, p["n"]))
         h = rms(x, p["m"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"]), None
+        return x + gated(h, p), None
 
     def loss(ps, b):
         t = tokens(b["t"], V)

@@ -15,6 +15,7 @@ from unseen.parts import (
     accumulated,
     bf,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -58,7 +59,7 @@ def llama(D=2048, F=5632, H=16, K=4, T=1024, B=8, V=32000, L=2):
         for p in ps["l"]:
             x = x + attention(p, rms(x, p["n"]))
             h = rms(x, p["m"])
-            x = x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+            x = x + gated(h, p)
         logits = rms(x, ps["n"]) @ bf(ps["h"])
         return cross_entropy(logits[:, :-1], t[:, 1:])
 
@@ -151,7 +152,7 @@ def mla(D=1536, F=4096, H=12, T=1024, B=4, V=32000, L=2, R=512, Q=768, d=128, r=
     def layer(p, x):
         x = x + attention(p, rms(x, p["n"]))
         h = rms(x, p["m"])
-        return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+        return x + gated(h, p)
 
     def loss(ps, b):
         t = tokens(b["t"], V)

@@ -18,6 +18,7 @@ from unseen.parts import (
     bf,
     conv,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -114,7 +115,7 @@ def hymba(D=1024, F=2816, H=16, K=4, N=16, T=1024, M=128, C=64, W=512, B=4, V=32
             both = rms(attended(q, k, v, seen), p["y"][0]) + rms(spaced(p, h), p["y"][1])
             x = x + 0.5 * both @ bf(p["o"])
             h = rms(x, p["m"])
-            return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"]), None
+            return x + gated(h, p), None
 
         x = jnp.concatenate([jnp.broadcast_to(bf(ps["s"]), (B, M, D)), bf(ps["e"])[t]], 1)
         x, _ = lax.scan(layer, x, ps["l"])

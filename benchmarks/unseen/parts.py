@@ -27,6 +27,11 @@ def layer_norm(x, g, b):
     return ((h - m) * lax.rsqrt(v + 1e-5) * g + b).astype(x.dtype)
 
 
+def gated(h, p):
+    """Feed-forward part of h whose one product gates the other, in h's type."""
+    return (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+
+
 def rope(x, base=10000.0):
     """Rotary positions of x [batch, time, heads, width]."""
     half = x.shape[-1] // 2
@@ -61,9 +66,10 @@ def cross_entropy(logits, labels, smoothing=0.0, z=0.0):
     return jnp.mean(loss + z * norm**2)
 
 
-def clipped(g, most=1.0):
-    """Gradients scaled down to a global norm."""
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(g)))
+def clipped(g, most=1.0, norm=None):
+    """Gradients scaled down to a global norm, which over several devices is the caller's to say."""
+    if norm is None:
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(g)))
     return jax.tree.map(lambda a: a * jnp.minimum(1.0, most / (norm + 1e-6)), g)
 
 

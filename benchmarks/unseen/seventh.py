@@ -15,6 +15,7 @@ from unseen.parts import (
     bf,
     clipped,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -540,7 +541,7 @@ def llava(D=1536, F=4096, H=12, K=4, T=512, B=8, V=32000, L=2, C=1024, S=336, P=
             k, v = rope((h @ bf(p["k"])).reshape(B, M + T, K, d)), (h @ bf(p["v"])).reshape(B, M + T, K, d)
             x = x + attended(q, k, v, past(M + T)) @ bf(p["o"])
             h = rms(x, p["m"])
-            x = x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+            x = x + gated(h, p)
         return cross_entropy(rms(x, ps["n"])[:, M - 1 : -1] @ bf(ps["h"]), t)
 
     def params():

@@ -13,6 +13,7 @@ from unseen.parts import (
     MOMENTUM,
     bf,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -297,7 +298,7 @@ def dpo(D=1280, F=3456, H=10, T=768, B=4, V=50304, L=2):
             o = jnp.einsum("bhts,bshd->bthd", bf(jax.nn.softmax(causal(s), -1)), v)
             x = x + o.reshape(x.shape) @ bf(p["o"])
             h = rms(x, p["m"])
-            x = x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+            x = x + gated(h, p)
         lp = jax.nn.log_softmax((rms(x, ps["n"]) @ bf(ps["h"])).astype(jnp.float32)[:, :-1])
         return (jnp.take_along_axis(lp, t[:, 1:, None], -1)[..., 0] * mask[:, 1:]).sum(-1)
 

@@ -18,6 +18,7 @@ from unseen.parts import (
     bf,
     conv,
     cross_entropy,
+    gated,
     layer_norm,
     rms,
     rope,
@@ -41,7 +42,7 @@ def decoder(x, p, K, d, seen):
     k, v = rope((h @ bf(p["k"])).reshape(rows, T, K, d)), (h @ bf(p["v"])).reshape(rows, T, K, d)
     x = x + checkpoint_name(attended(q, k, v, seen) @ bf(p["o"]), "attended")
     h = rms(x, p["m"])
-    return x + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"])
+    return x + gated(h, p)
 
 
 def command(D=2048, F=5632, H=16, K=8, T=4096, B=2, V=32000, L=3, n=8):
@@ -68,7 +69,7 @@ def command(D=2048, F=5632, H=16, K=8, T=4096, B=2, V=32000, L=3, n=8):
             s = jnp.where((away >= 0) & (away < window), 50.0 * jnp.tanh(s / 50.0), -1e30)
             y = jnp.einsum("bkgts,bskd->btkgd", bf(jax.nn.softmax(s, -1)), v).reshape(B, T, H // n, d)
             y = exchange(y, 1, 2).reshape(B, S, D) @ bf(p["o"])
-            return x + y + (jax.nn.silu(h @ bf(p["g"])) * (h @ bf(p["u"]))) @ bf(p["w"]), None
+            return x + y + gated(h, p), None
 
         x, _ = lax.scan(layer, bf(ps["e"])[t], (ps["l"], jnp.array([1024, 1024, T])))
         logits = (layer_norm(x, ps["n"], 0.0) @ bf(ps["e"]).T).astype(jnp.float32) * 0.0625
