@@ -1,6 +1,7 @@
 #include "farrier/Analysis/BodyOrder.h"
 
 #include "farrier/Analysis/LatencyHiding.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "llvm/ADT/SetVector.h"
@@ -45,9 +46,10 @@ SiblingTimes runningOrder(const BlockGraph &graph, const RootSets &roots, Order 
   std::vector<unsigned> time(graph.numOps());
   std::iota(time.begin(), time.end(), 0);
   if (order == Order::Program)
-    return {time, time};
+    return {time, time, {}};
   SiblingTimes joined = joinSiblings(graph, roots, std::move(time), /*onlyMasks=*/order == Order::Scheduled);
-  return isBody(graph) && copiesSlices(graph) ? hidingLatencies(graph, roots, joined) : joined;
+  bool hides = (isBody(graph) && copiesSlices(graph)) || llvm::any_of(graph.ops, isCollective);
+  return hides ? hidingLatencies(graph, roots, joined) : joined;
 }
 
 } // namespace farrier

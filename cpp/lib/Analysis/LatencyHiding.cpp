@@ -1,6 +1,9 @@
 #include "farrier/Analysis/LatencyHiding.h"
 
+#include "farrier/Analysis/Axis.h"
+#include "farrier/Analysis/CombinedCollectives.h"
 #include "farrier/Analysis/Liveness.h"
+#include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/PartialSums.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -8,6 +11,7 @@
 #include "mlir/IR/BuiltinTypes.h"
 #include "llvm/ADT/DenseMap.h"
 #include "llvm/ADT/SetVector.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 #include <algorithm>
 #include <cmath>
@@ -19,18 +23,25 @@ namespace farrier {
 
 // What XLA's cost model says of an H100, read from the schedules that it dumps (`xla_dump_latency_hiding_schedule`). Most
 // decisions only ask which kernels take less than a microsecond.
-static constexpr double bytesPerMicro = 3.35e6, flopsPerMicro = 645e6;
+static constexpr double bytesPerMicro = 3.35e6, flopsPerMicro = 728e6;
 
 /// A kernel that the model does not know, as those that normalise rows are.
 static constexpr double unknownMicros = 0.01;
 
-/// A loop; none is short.
-static constexpr double loopMicros = 1000;
-
 /// From the start of a copy to its end, whatever its size, and from one kernel to the next.
 static constexpr double copyMicros = 5000, edgeMicros = 1;
 
-/// Each kernel is compared with all that could stand as well: a body of more operations stays as it is.
+/// From the start of a collective to its end: microseconds at least, and for each megabyte that a device sends or has then.
+/// XLA's for eight H100 of a host, within a tenth from 4 to 256 MB.
+struct Latency {
+  double least, perMegabyte;
+};
+static constexpr Latency gathering{35, 2.6}, scattering{25, 2.8}, summing{60, 4.5}, exchanging{52, 2.65}, permuting{15, 12.8};
+
+/// The most that a loss by token takes, beside the largest value too.
+static constexpr int64_t lossBytes = 256 << 10, lossShare = 64;
+
+/// Each kernel is compared with all that could stand as well: a block of more operations stays as it is.
 static constexpr unsigned mostOps = 20000;
 
 namespace {
@@ -39,7 +50,7 @@ class Scheduler {
 public:
   Scheduler(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined)
       : graph(graph), roots(roots), joined(joined), nodeOf(graph.numOps(), none), startOf(graph.numOps(), none),
-        producers(graph.numValues()) {
+        combined(combinedCollectives(graph)), producers(graph.numValues()) {
     for (unsigned arg = 0; arg < graph.numArguments; ++arg)
       if (!graph.users[arg].empty())
         producers[arg].push_back(add(Kind::Nop, {}, 0));
@@ -48,6 +59,7 @@ public:
       order[joined.runs[op]] = op;
     for (unsigned op : order)
       addOperation(op);
+    findDepths();
   }
 
   SiblingTimes run() {
@@ -56,25 +68,32 @@ public:
     std::vector<unsigned> key(numOps, nodes.size()), sorted(numOps), mostOfKernel(numOps, 0);
     for (unsigned op = numOps - 1; op-- > 0;) {
       if (nodeOf[op] != none) {
-        bool isSlice = startOf[op] != none && isa<stablehlo::DynamicSliceOp>(graph.ops[op]);
-        key[op] = place[isSlice ? startOf[op] : nodeOf[op]];
+        bool isThere = startOf[op] != none && !isa<stablehlo::DynamicUpdateSliceOp>(graph.ops[op]);
+        key[op] = place[isThere ? startOf[op] : nodeOf[op]];
         continue;
       }
       for (unsigned out : graph.outputs[op])
         for (unsigned user : graph.users[out])
           key[op] = std::min(key[op], key[user]);
     }
+    runLossEarly(key);
     std::iota(sorted.begin(), sorted.end(), 0);
     llvm::sort(sorted, [&](unsigned a, unsigned b) {
       return std::make_pair(key[a], joined.runs[a]) < std::make_pair(key[b], joined.runs[b]);
     });
-    SiblingTimes result{std::vector<unsigned>(numOps), std::vector<unsigned>(numOps)};
+    SiblingTimes result{std::vector<unsigned>(numOps), std::vector<unsigned>(numOps), {}};
     for (auto [at, op] : llvm::enumerate(sorted)) {
       result.runs[op] = at;
       mostOfKernel[joined.lastOfKernel[op]] = at;
     }
-    for (unsigned op = 0; op < numOps; ++op)
+    result.ends = result.runs;
+    for (unsigned op = 0; op < numOps; ++op) {
       result.lastOfKernel[op] = mostOfKernel[joined.lastOfKernel[op]];
+      if (isCollective(graph.ops[op]) && nodeOf[op] != none) {
+        auto after = llvm::partition_point(sorted, [&](unsigned other) { return key[other] < place[nodeOf[op]]; });
+        result.ends[op] = std::max<unsigned>(result.runs[op], after - sorted.begin() - 1);
+      }
+    }
     return result;
   }
 
@@ -87,8 +106,11 @@ private:
     Kind kind;
     double micros;
     bool holdsCopies = false; ///< a product that sums over rows of groups
-    bool readsCopy = false;   ///< of a slice, as it is
-    unsigned depth = 0;       ///< of copies that it waits for, one after the other
+    bool readsCopy = false;   ///< of a slice, as it is, or what a collective gives
+    bool usesLink = false;    ///< a collective's start or end, or a loop that has one
+    bool hidesInside = false; ///< a loop that copies slices, or has collectives
+    double latency = 0;       ///< of a start, until the end
+    double depth = 0;         ///< latencies that it waits for, one after the other
     llvm::SmallVector<unsigned, 4> reads, users;
     // While it is scheduled:
     unsigned left = 0;    ///< users that do not stand yet
@@ -107,7 +129,6 @@ private:
   void link(unsigned node, unsigned other) {
     nodes[node].reads.push_back(other);
     nodes[other].users.push_back(node);
-    nodes[node].depth = std::max(nodes[node].depth, nodes[other].depth);
     nodes[node].readsCopy |= nodes[other].kind == Kind::Done;
   }
 
@@ -115,7 +136,9 @@ private:
     Operation *operation = graph.ops[op];
     bool takesNoTime = isa<stablehlo::OptimizationBarrierOp>(operation) || graph.isTerminator(op);
     bool isFused = !takesNoTime && graph.isVirtual[op] &&
-                   llvm::none_of(graph.outputs[op], [&](unsigned value) { return roots.isRoot(value); });
+                   llvm::none_of(graph.outputs[op], [&](unsigned value) {
+                     return (roots.isRoot(value) && !isUpdated(op)) || isWritten(value);
+                   });
     bool inParts = isInParts(operation);
     llvm::SetVector<unsigned> reads;
     for (auto [at, value] : llvm::enumerate(graph.inputs[op]))
@@ -137,8 +160,10 @@ private:
       node = add(Kind::Nop, reads.getArrayRef(), 0);
     } else if (isCopy(op)) {
       startOf[op] = add(Kind::Start, reads.getArrayRef(), unknownMicros);
+      nodes[startOf[op]].latency = copyMicros;
       node = add(Kind::Done, {startOf[op]}, unknownMicros);
-      ++nodes[node].depth;
+    } else if (isCollective(operation)) {
+      node = addCollective(op, reads.getArrayRef());
     } else if (auto kernel = kernels.find(joined.lastOfKernel[op]); kernel != kernels.end()) {
       node = kernel->second;
       for (unsigned other : reads)
@@ -149,11 +174,87 @@ private:
       node = kernels[joined.lastOfKernel[op]] = add(Kind::Kernel, reads.getArrayRef(), micros(op));
     }
     nodeOf[op] = node;
+    if (runsBlocks(operation)) {
+      nodes[node].usesLink |= hasCollective(operation);
+      nodes[node].hidesInside |= nodes[node].usesLink || copiesSlices(operation);
+    }
     // One kernel masks a value for all products that read it: its copies are there until the last of them, whichever that is.
     std::optional<RaggedDot> ragged = RaggedDot::of(operation);
     nodes[node].holdsCopies |= ragged && ragged->sums;
     for (unsigned out : graph.outputs[op])
       producers[out].assign(1, node);
+  }
+
+  /// The end of a collective, which starts as one with those that it is combined with.
+  unsigned addCollective(unsigned op, llvm::ArrayRef<unsigned> reads) {
+    unsigned first = combined[op];
+    if (startOf[first] == none) {
+      startOf[first] = add(Kind::Start, {}, unknownMicros);
+      nodeOf[first] = add(Kind::Done, {startOf[first]}, unknownMicros);
+      nodes[startOf[first]].usesLink = nodes[nodeOf[first]].usesLink = true;
+      nodes[startOf[first]].latency = latencyOf(graph.ops[op]).least;
+    }
+    startOf[op] = startOf[first];
+    for (unsigned other : reads)
+      if (!llvm::is_contained(nodes[startOf[op]].reads, other))
+        link(startOf[op], other);
+    int64_t bytes = 0;
+    for (unsigned value : graph.inputs[op])
+      bytes = std::max(bytes, graph.bytes[value]);
+    for (unsigned value : graph.outputs[op])
+      bytes = std::max(bytes, graph.bytes[value]);
+    nodes[startOf[op]].latency += latencyOf(graph.ops[op]).perMegabyte * bytes / 1e6;
+    return nodeOf[first];
+  }
+
+  /// What is as small as a loss, and only given to the block's results, shares a kernel with what its gradient needs.
+  void runLossEarly(std::vector<unsigned> &key) const {
+    int64_t small = std::min(lossBytes, *llvm::max_element(graph.bytes) / lossShare);
+    std::vector<bool> isLoss(graph.numOps(), false);
+    for (unsigned op = graph.numOps() - 1; op-- > 0;)
+      isLoss[op] = (isCollective(graph.ops[op]) || !runsBlocks(graph.ops[op])) &&
+                   llvm::all_of(graph.outputs[op], [&](unsigned value) {
+                     return graph.bytes[value] <= small && llvm::all_of(graph.users[value], [&](unsigned user) {
+                       return graph.isTerminator(user) || isLoss[user];
+                     });
+                   });
+    for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
+      if (!isLoss[op] || isCollective(graph.ops[op]))
+        continue;
+      unsigned ready = 0;
+      for (unsigned value : graph.inputs[op])
+        for (unsigned root : roots.roots(value))
+          if (int by = graph.definition[root]; by >= 0)
+            ready = std::max(ready, key[by]);
+      key[op] = std::min(key[op], ready);
+    }
+  }
+
+  /// Whether there are slices of stacks inside, which are copied.
+  static bool copiesSlices(Operation *loop) {
+    return loop
+        ->walk([](Operation *inner) {
+          return isa<stablehlo::DynamicSliceOp, stablehlo::DynamicUpdateSliceOp>(inner) ? WalkResult::interrupt()
+                                                                                       : WalkResult::advance();
+        })
+        .wasInterrupted();
+  }
+
+  /// Whether the operation reads arguments alone, and elementwise kernels its result: they compute it, as optimizers do moments.
+  bool isUpdated(unsigned op) const {
+    return llvm::all_of(graph.inputs[op],
+                        [&](unsigned value) {
+                          return llvm::all_of(roots.roots(value), [&](unsigned root) { return graph.definition[root] < 0; });
+                        }) &&
+           llvm::all_of(graph.outputs[op], [&](unsigned value) {
+             return llvm::all_of(graph.users[value], [&](unsigned user) { return isElementwise(graph.ops[user]); });
+           });
+  }
+
+  /// Whether the block gives the value, or a collective sends it: a kernel of its own writes it.
+  bool isWritten(unsigned value) const {
+    return llvm::any_of(graph.users[value],
+                        [&](unsigned user) { return graph.isTerminator(user) || isCollective(graph.ops[user]); });
   }
 
   /// A product whose parts are added up later, in what reads it, and whose operands are read in parts or masked.
@@ -203,9 +304,37 @@ private:
     return true;
   }
 
+  static Latency latencyOf(Operation *op) {
+    return llvm::TypeSwitch<Operation *, Latency>(op)
+        .Case([](stablehlo::AllGatherOp) { return gathering; })
+        .Case([](stablehlo::ReduceScatterOp) { return scattering; })
+        .Case([](stablehlo::AllReduceOp) { return summing; })
+        .Case([](stablehlo::AllToAllOp) { return exchanging; })
+        .Default([](Operation *) { return permuting; });
+  }
+
+  /// How long the copies and collectives take that each node waits for, one after the other.
+  void findDepths() {
+    std::vector<unsigned> left(nodes.size()), stack;
+    for (auto [node, each] : llvm::enumerate(nodes))
+      if ((left[node] = each.reads.size()) == 0)
+        stack.push_back(node);
+    while (!stack.empty()) {
+      Node &node = nodes[stack.back()];
+      stack.pop_back();
+      if (node.kind == Kind::Done)
+        node.depth += nodes[node.reads.front()].latency;
+      for (unsigned user : node.users) {
+        nodes[user].depth = std::max(nodes[user].depth, node.depth);
+        if (--left[user] == 0)
+          stack.push_back(user);
+      }
+    }
+  }
+
   double micros(unsigned op) const {
-    if (runsBlocks(graph.ops[op]))
-      return loopMicros;
+    if (runsBlocks(graph.ops[op])) // not modelled
+      return 0;
     llvm::SetVector<unsigned> read;
     for (unsigned value : graph.inputs[op])
       read.insert(roots.roots(value).begin(), roots.roots(value).end());
@@ -232,27 +361,33 @@ private:
 
   double stall(const Node &node) const { return std::max(node.readyAt - now, 0.0); }
 
+  static bool hides(const Node &node) { return node.kind == Kind::Done || node.hidesInside; }
+
+  /// Whether the node is the start of a collective for whose end the end of another one waits.
+  bool freesLink(const Node &node) const { return node.kind == Kind::Start && node.usesLink && linkIsAwaited; }
+
+  bool comesLast(const Node &node) const { return node.kind == Kind::Start && node.depth == 0 && !freesLink(node); }
+
   /// Which of two that could stand next, from the end, does.
   bool isBetter(unsigned a, unsigned b) const {
     const Node &first = nodes[a], &second = nodes[b];
-    bool isDone = first.kind == Kind::Done, isStart = first.kind == Kind::Start;
-    if (isDone != (second.kind == Kind::Done))
-      return isDone;
+    if (hides(first) != hides(second))
+      return hides(first);
     if (std::abs(stall(first) - stall(second)) > 1e-6)
       return stall(first) < stall(second);
     if (first.holdsCopies != second.holdsCopies)
       return first.holdsCopies;
-    bool otherStarts = second.kind == Kind::Start;
-    bool comesLast = isStart && first.depth == 0;
-    if (comesLast != (otherStarts && second.depth == 0))
-      return !comesLast;
+    if (comesLast(first) != comesLast(second))
+      return !comesLast(first);
+    if (freesLink(first) != freesLink(second))
+      return freesLink(first);
     if (first.depth != second.depth)
       return first.depth > second.depth;
     if (!waiting.empty()) {
       double gap = nodes[waiting.front()].readyAt - now;
       double waste = std::abs(gap - first.micros), otherWaste = std::abs(gap - second.micros);
-      bool saves = !isStart && waste < otherWaste;
-      if (saves != (!otherStarts && otherWaste < waste))
+      bool saves = first.kind != Kind::Start && waste < otherWaste;
+      if (saves != (second.kind != Kind::Start && otherWaste < waste))
         return saves;
     }
     if (first.readsCopy != second.readsCopy)
@@ -265,7 +400,7 @@ private:
     double time = now;
     for (unsigned user : node.users) {
       bool isCopied = node.kind == Kind::Start && nodes[user].kind == Kind::Done;
-      time = std::max(time, nodes[user].readyAt + (isCopied ? copyMicros : edgeMicros));
+      time = std::max(time, nodes[user].readyAt + (isCopied ? node.latency : edgeMicros));
     }
     return time;
   }
@@ -293,10 +428,15 @@ private:
       if (!idle.empty()) {
         node = idle.pop_back_val();
       } else {
-        auto *best = ready.begin();
-        for (auto *each = ready.begin() + 1; each != ready.end(); ++each)
-          if (isBetter(*each, *best))
-            best = each;
+        linkIsAwaited = linkIsBusy && llvm::any_of(ready, [&](unsigned each) {
+          return nodes[each].usesLink && nodes[each].kind == Kind::Done;
+        });
+        unsigned *best = nullptr;
+        for (unsigned &each : ready) {
+          bool isHeldBack = linkIsBusy && nodes[each].usesLink && nodes[each].kind != Kind::Start;
+          if (!isHeldBack && (!best || isBetter(each, *best)))
+            best = &each;
+        }
         node = *best;
         *best = ready.back();
         ready.pop_back();
@@ -309,6 +449,8 @@ private:
   /// A node stands; what it reads, and nobody else waits for, could be next.
   void release(unsigned number, llvm::SmallVectorImpl<unsigned> &ready, llvm::SmallVectorImpl<unsigned> &idle) {
     Node &node = nodes[number];
+    if (node.usesLink && node.kind != Kind::Kernel)
+      linkIsBusy = node.kind == Kind::Done;
     node.readyAt = readyTime(node);
     now = node.readyAt + node.micros;
     auto later = [&](unsigned a, unsigned b) { return nodes[a].readyAt > nodes[b].readyAt; };
@@ -340,12 +482,15 @@ private:
   const SiblingTimes &joined;
   std::vector<Node> nodes;
   std::vector<unsigned> nodeOf, startOf; ///< of an operation; none: runs inside of kernels, and is no copy
+  std::vector<unsigned> combined;        ///< of a collective, the first of those that are one
   std::vector<llvm::SmallVector<unsigned, 2>> producers;        ///< of a value: the nodes that it comes from
   llvm::DenseMap<std::pair<unsigned, unsigned>, unsigned> views; ///< of a value, in which way
   llvm::DenseMap<unsigned, unsigned> kernels;                   ///< by when the last operation in them runs
   std::vector<unsigned> place;                                  ///< of a node
   std::vector<unsigned> waiting;                                ///< a heap of those that were not ready when others were
   double now = 0;
+  bool linkIsBusy = false;    ///< while a collective's end stands, and its start does not
+  bool linkIsAwaited = false; ///< while another's end could stand but for that
 };
 
 } // namespace

@@ -164,40 +164,16 @@ static unsigned lastReadOfCarry(const BlockGraph &graph, llvm::ArrayRef<unsigned
   return end;
 }
 
-/// When a sum over devices runs: nothing but an optimizer reads a weight's gradient, and XLA's scheduler, which goes backwards
-/// from there, puts its sum behind the loops in between, of `loops`. What it sums is whole until then.
-static unsigned runsBehindLoops(const BlockGraph &graph, llvm::ArrayRef<unsigned> time, llvm::ArrayRef<unsigned> loops,
-                                unsigned op) {
-  if (loops.empty() || !isa<stablehlo::ReduceScatterOp>(graph.ops[op]))
-    return time[op];
-  unsigned read = graph.numOps(), late = time[op];
-  llvm::SetVector<unsigned> reached(graph.outputs[op].begin(), graph.outputs[op].end());
-  for (unsigned next = 0; next < reached.size(); ++next)
-    for (unsigned user : graph.users[reached[next]])
-      if (graph.isVirtual[user])
-        reached.insert(graph.outputs[user].begin(), graph.outputs[user].end());
-      else
-        read = std::min(read, time[user]);
-  for (unsigned loop : loops)
-    if (time[loop] < read)
-      late = std::max(late, time[loop]);
-  return late;
-}
-
 Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, bool mergeProducts, Order order)
     : graph(graph), ranges(graph.numValues()), inner(graph.numOps(), 0),
       copies(graph.numOps(), 0), onlyResults(graph.numValues(), false) {
   SiblingTimes scheduled = runningOrder(graph, roots, order);
   time = std::move(scheduled.runs);
-  std::vector<unsigned> lastOfKernel = std::move(scheduled.lastOfKernel);
+  std::vector<unsigned> lastOfKernel = std::move(scheduled.lastOfKernel), ends = std::move(scheduled.ends);
   unsigned numOps = graph.numOps();
-  llvm::SmallVector<unsigned> loops;
-  for (unsigned op = 0; op < numOps; ++op) {
+  for (unsigned op = 0; op < numOps; ++op)
     if (runsBlocks(graph.ops[op]))
       inner[op] = peakInside(graph.ops[op], size, order);
-    if (isa<stablehlo::WhileOp>(graph.ops[op]))
-      loops.push_back(op);
-  }
 
   // Which values feed nothing but results, and when each op can run at the earliest.
   std::vector<bool> isResult(graph.numValues(), false);
@@ -223,7 +199,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       earliest = std::max(earliest, ready[value]);
     bool update = graph.isVirtual[op] &&
                   llvm::all_of(graph.outputs[op], [&](unsigned out) { return onlyResults[out]; });
-    runsAt[op] = update ? earliest : runsBehindLoops(graph, time, loops, op);
+    runsAt[op] = update ? earliest : time[op];
     fetchedAt[op] = earliest;
     for (unsigned value : graph.outputs[op])
       ready[value] = graph.isVirtual[op] ? earliest : time[op];
@@ -257,7 +233,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     for (unsigned value : graph.inputs[op])
       for (unsigned root : roots.roots(value)) {
         if (!graph.isTerminator(op) && !readsPadded.contains({op, value})) {
-          last[root] = std::max(last[root], runsAt[op]);
+          last[root] = std::max(last[root], ends.empty() ? runsAt[op] : std::max(runsAt[op], ends[op]));
           if (!isWhole[value] || (graph.isVirtual[op] && !layout))
             lastFused[root] = std::max(lastFused[root], runsAt[op]);
           else if (barrier && passesAt[root] == 0)
@@ -366,6 +342,14 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
           waiting[first->second] += graph.bytes[value];
           waiting[at] -= graph.bytes[value];
         }
+  // What one product reads as it is stored and another in another order, one kernel writes twice.
+  for (unsigned op = 0; op < numOps; ++op)
+    for (unsigned value : roots.copiesFor(op))
+      if (int by = graph.definition[value]; by >= 0 && roots.isRoot(value) && !roots.copiesTogether(value) &&
+                                            isElementwise(graph.ops[by]) && time[by] < time[op]) {
+        waiting[time[by]] += graph.bytes[value];
+        waiting[time[op]] -= graph.bytes[value];
+      }
   int64_t waits = 0;
   for (unsigned at = 0; at < numOps; ++at)
     copies[opAt[at]] += waits += waiting[at];

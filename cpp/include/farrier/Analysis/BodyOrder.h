@@ -1,7 +1,7 @@
-//===- BodyOrder.h - the order in which XLA:GPU runs a loop's body ---------===//
+//===- BodyOrder.h - the order in which XLA:GPU runs a block ---------------===//
 //
-// XLA:GPU's scheduler hides copies in a loop's body, of slices at its start and into stacks at its end (LatencyHiding.h). Other
-// blocks run as they stand.
+// XLA:GPU's scheduler hides collectives, and copies in a loop's body, of slices at its start and into stacks at its end
+// (LatencyHiding.h). Other blocks run as they stand.
 //
 //===----------------------------------------------------------------------===//
 
@@ -12,8 +12,8 @@
 
 namespace farrier {
 
-/// In which order operations are taken to run: as they stand; as XLA:GPU schedules loops' bodies and makes random masks of
-/// one shape together; and where all kernels that read the same value are one, too.
+/// In which order operations are taken to run: as they stand; as XLA:GPU schedules them and makes random masks of one
+/// shape together; and where all kernels that read the same value are one, too.
 enum class Order { Program, Scheduled, Joined };
 
 /// When each operation runs, a permutation of their numbers that keeps the terminator last.

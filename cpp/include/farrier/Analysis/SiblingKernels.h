@@ -20,6 +20,8 @@ namespace farrier {
 struct SiblingTimes {
   std::vector<unsigned> runs;         ///< of each operation, a permutation of the operations' numbers
   std::vector<unsigned> lastOfKernel; ///< of each operation, when the last one in the same kernel runs
+  /// Of each operation, when it has run: a collective runs beside those between. Empty: each has when it does.
+  std::vector<unsigned> ends;
 };
 
 /// Whether `op` is the coordinate of an axis, times what an index along it moves by, as a random generator counts the elements

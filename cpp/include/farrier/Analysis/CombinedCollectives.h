@@ -1,0 +1,22 @@
+//===- CombinedCollectives.h - collectives that XLA:GPU makes one ----------===//
+//
+// XLA:GPU combines collectives of the same kind over the same devices that do not wait for each other, up to 30 MiB, in
+// post-order from the block's results. All that one of them sends is there until the last has arrived.
+//
+//===----------------------------------------------------------------------===//
+
+#ifndef FARRIER_ANALYSIS_COMBINEDCOLLECTIVES_H
+#define FARRIER_ANALYSIS_COMBINEDCOLLECTIVES_H
+
+#include "farrier/Analysis/Graph.h"
+
+#include <vector>
+
+namespace farrier {
+
+/// Of each operation the first of those that it is combined with; itself, where it is with none.
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph);
+
+} // namespace farrier
+
+#endif // FARRIER_ANALYSIS_COMBINEDCOLLECTIVES_H

@@ -1,0 +1,120 @@
+#include "farrier/Analysis/CombinedCollectives.h"
+
+#include "farrier/Dialect/StableHLO/StableHLO.h"
+
+#include "mlir/IR/TypeUtilities.h"
+
+#include <map>
+#include <numeric>
+#include <tuple>
+
+using namespace mlir;
+
+namespace farrier {
+
+/// XLA's `xla_gpu_all_gather_combine_threshold_bytes` and the like for sums, unless told otherwise.
+static constexpr int64_t combinedBytes = (30 << 20) + 7;
+
+namespace {
+
+/// What collectives that XLA combines have in common; another kind's is none.
+using Key = std::tuple<StringRef, Attribute, Type, StringRef, int64_t>;
+
+std::optional<Key> keyOf(Operation *op) {
+  bool isSum = isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(op);
+  if ((!isSum && !isa<stablehlo::AllGatherOp>(op)) || op->getNumOperands() != 1)
+    return std::nullopt;
+  auto dim = op->getAttrOfType<IntegerAttr>(isSum ? "scatter_dimension" : "all_gather_dim");
+  Type element = isSum ? getElementTypeOrSelf(op->getOperand(0)) : Type();
+  StringRef reduction = isSum && !op->getRegion(0).empty() ? op->getRegion(0).front().front().getName().getStringRef() : "";
+  return Key{op->getName().getStringRef(), op->getAttr("replica_groups"), element, reduction, dim ? dim.getInt() : 0};
+}
+
+class Combiner {
+public:
+  explicit Combiner(const BlockGraph &graph) : graph(graph), leader(graph.numOps()), members(graph.numOps()) {
+    std::iota(leader.begin(), leader.end(), 0);
+    for (unsigned op = 0; op < graph.numOps(); ++op)
+      members[op].push_back(op);
+  }
+
+  std::vector<unsigned> run() {
+    std::map<unsigned, Key> left;
+    for (unsigned op = 0; op < graph.numOps(); ++op)
+      if (std::optional<Key> key = keyOf(graph.ops[op]); key && graph.bytes[graph.outputs[op][0]] <= combinedBytes)
+        left.insert({op, *key});
+    while (left.size() > 1) {
+      llvm::SmallVector<unsigned> together = next(left);
+      if (together.empty())
+        break;
+      for (unsigned op : together) {
+        left.erase(op);
+        leader[op] = together.front();
+        if (op != together.front())
+          members[together.front()].push_back(op);
+      }
+    }
+    return std::move(leader);
+  }
+
+private:
+  /// The next that are one: of a kind, from the first in post-order to where one waits for another or they are too many bytes.
+  llvm::SmallVector<unsigned> next(const std::map<unsigned, Key> &left) const {
+    llvm::SmallVector<unsigned> together;
+    std::vector<bool> waits(graph.numOps(), false);
+    std::optional<Key> key;
+    int64_t bytes = 0;
+    for (unsigned op : postOrder()) {
+      bool follows = llvm::any_of(members[op], [&](unsigned member) {
+        return llvm::any_of(graph.inputs[member], [&](unsigned value) {
+          int by = graph.definition[value];
+          return by >= 0 && waits[leader[by]];
+        });
+      });
+      auto it = left.find(op);
+      bool isOfKind = it != left.end() && (!key || it->second == *key);
+      if (isOfKind && (follows || bytes + graph.bytes[graph.outputs[op][0]] > combinedBytes))
+        break;
+      if (isOfKind) {
+        key = it->second;
+        bytes += graph.bytes[graph.outputs[op][0]];
+        together.push_back(op);
+      }
+      waits[op] = follows || isOfKind;
+    }
+    return together;
+  }
+
+  /// The operations that results wait for, of those combined the first, each after what it reads.
+  std::vector<unsigned> postOrder() const {
+    enum : uint8_t { New, Open, Done };
+    std::vector<uint8_t> state(graph.numOps(), New);
+    std::vector<unsigned> result, stack{graph.numOps() - 1};
+    while (!stack.empty()) {
+      unsigned op = stack.back();
+      if (state[op] != New) {
+        stack.pop_back();
+        if (state[op] == Open)
+          result.push_back(op);
+        state[op] = Done;
+        continue;
+      }
+      state[op] = Open;
+      for (unsigned member : llvm::reverse(members[op]))
+        for (unsigned value : llvm::reverse(graph.inputs[member]))
+          if (int by = graph.definition[value]; by >= 0 && state[leader[by]] == New)
+            stack.push_back(leader[by]);
+    }
+    return result;
+  }
+
+  const BlockGraph &graph;
+  std::vector<unsigned> leader;                         ///< of each operation, the first that it is combined with
+  std::vector<llvm::SmallVector<unsigned, 1>> members; ///< of each leader, itself first
+};
+
+} // namespace
+
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph) { return Combiner(graph).run(); }
+
+} // namespace farrier
