@@ -362,37 +362,38 @@ def test_a_stage_before_the_loss_gathers_its_weights_after_it():
     assert first.endswith("tensor<8x4096x32768xf32>")
 
 
-def estimated_and_measured(step, in_specs, out_specs, shapes, mesh, target, dtype):
-    """Temporary bytes of a step of each device, by the estimate and by XLA."""
+def estimated_and_measured(step, devices, in_specs, out_specs, shapes):
+    """Temporary bytes of a step of each device, bf16, all but the last argument donated: by the estimate, and by XLA."""
+    target = farrier.Target("h100", topology=f"1x1x{devices}")
+    mesh = target.mesh(names=("f",))
     mapped = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    arguments = jax.tree.map(
-        lambda spec, shape: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec)), in_specs, shapes
-    )
-    donated = tuple(range(len(in_specs) - 1))
-    module = jax.jit(mapped, donate_argnums=donated).lower(*arguments).compiler_ir("stablehlo")
+
+    def placed(spec, shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, spec))
+
+    jitted = jax.jit(mapped, donate_argnums=range(len(in_specs) - 1))
+    module = jitted.lower(*jax.tree.map(placed, in_specs, shapes)).compiler_ir("stablehlo")
     estimate = json.loads(interchange.to_core(module).query("memory.estimate", "{}"))["temp"]
     return estimate, oracle.measure(module, target).temp_bytes
+
+
+ROWS = PartitionSpec("f")
 
 
 def test_a_loop_that_copies_slices_runs_after_a_sum_over_devices():
     """XLA's scheduler goes backwards, and places a loop that has copies to hide before all others, as it does the end of a
     collective: the gradient is summed before the loop, and the whole of it is gone.
     """
-    target = farrier.Target("h100", topology="1x1x2")
-    mesh = target.mesh(names=("f",))
-    rows, whole = PartitionSpec("f"), PartitionSpec()
 
     def step(x, weights):
         gradient = jax.lax.psum_scatter(x.T @ x, "f", scatter_dimension=0, tiled=True)
         x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)
         return gradient * 2, x
 
-    shapes = ((4096, 2048), (2, 2048, 2048))
-    estimate, measured = estimated_and_measured(
-        step, (rows, whole), (rows, rows), shapes, mesh, target, jnp.float32
-    )
+    shapes = ((8192, 4096), (2, 4096, 4096))
+    estimate, measured = estimated_and_measured(step, 2, (ROWS, PartitionSpec()), (ROWS, ROWS), shapes)
     # The loop's product, and what the loop hands on or the gradient.
-    assert estimate == 2 * 4 * 2048 * 2048
+    assert estimate == 2 * 2 * 4096 * 4096
     assert measured == pytest.approx(estimate, rel=0.001)
 
 
@@ -400,9 +401,6 @@ def test_weights_are_gathered_together_up_to_a_size():
     """XLA gathers one of 16 MiB at a time, each only for the product that reads it; gradients of three layers, 2 MiB each on a
     device, are summed together, when all are there.
     """
-    target = farrier.Target("h100", topology="1x1x8")
-    mesh = target.mesh(names=("f",))
-    rows = PartitionSpec("f")
 
     def loss(layers, x):
         for pair in layers:
@@ -414,10 +412,8 @@ def test_weights_are_gathered_together_up_to_a_size():
         return jax.tree.map(lambda weight, g: weight - g, layers, jax.grad(loss)(layers, x))
 
     width, hidden = 2048, 4096
-    specs, shapes = [(rows, rows)] * 3, [((width, hidden), (hidden, width))] * 3
-    estimate, measured = estimated_and_measured(
-        step, (specs, rows), specs, (shapes, (8192, width)), mesh, target, jnp.bfloat16
-    )
+    specs, shapes = [(ROWS, ROWS)] * 3, [((width, hidden), (hidden, width))] * 3
+    estimate, measured = estimated_and_measured(step, 8, (specs, ROWS), specs, (shapes, (8192, width)))
     assert estimate == pytest.approx(measured, rel=0.01)
 
 
@@ -426,9 +422,7 @@ def test_gradients_of_weights_hide_what_is_exchanged(hidden, layers):
     """XLA computes as many weights' gradients beside each exchange in the backward part as take as long: what they read
     is there until then. By the program's order the second were a quarter less.
     """
-    target = farrier.Target("h100", topology="1x1x8")
-    mesh = target.mesh(names=("f",))
-    rows, width = PartitionSpec("f"), 2048
+    width = 2048
 
     def exchanged(x):
         return jax.lax.all_to_all(x, "f", 0, 0, tiled=True)
@@ -442,9 +436,9 @@ def test_gradients_of_weights_hide_what_is_exchanged(hidden, layers):
         moments = jax.tree.map(lambda m, g: 0.9 * m + g, moments, jax.grad(loss)(weights, x))
         return jax.tree.map(lambda w, m: w - 0.1 * m, weights, moments), moments
 
-    specs, shapes = [(rows, rows)] * layers, [((8 * width, hidden), (8 * hidden, width))] * layers
+    specs, shapes = [(ROWS, ROWS)] * layers, [((8 * width, hidden), (8 * hidden, width))] * layers
     estimate, measured = estimated_and_measured(
-        step, (specs, specs, rows), (specs, specs), (shapes, shapes, (32768, width)), mesh, target, jnp.bfloat16
+        step, 8, (specs, specs, ROWS), (specs, specs), (shapes, shapes, (32768, width))
     )
     assert estimate == pytest.approx(measured, rel=0.01)
 
