@@ -5,7 +5,6 @@
 #include "mlir/IR/TypeUtilities.h"
 
 #include <map>
-#include <numeric>
 #include <tuple>
 
 using namespace mlir;
@@ -22,20 +21,25 @@ using Key = std::tuple<StringRef, Attribute, Type, StringRef, int64_t>;
 
 std::optional<Key> keyOf(Operation *op) {
   bool isSum = isa<stablehlo::AllReduceOp, stablehlo::ReduceScatterOp>(op);
-  if ((!isSum && !isa<stablehlo::AllGatherOp>(op)) || op->getNumOperands() != 1)
+  if ((!isSum && !isa<stablehlo::AllGatherOp>(op)) || op->getNumOperands() != 1 || op->getNumResults() != 1)
     return std::nullopt;
   auto dim = op->getAttrOfType<IntegerAttr>(isSum ? "scatter_dimension" : "all_gather_dim");
   Type element = isSum ? getElementTypeOrSelf(op->getOperand(0)) : Type();
-  StringRef reduction = isSum && !op->getRegion(0).empty() ? op->getRegion(0).front().front().getName().getStringRef() : "";
+  StringRef reduction;
+  if (isSum && !op->getRegion(0).empty() && !op->getRegion(0).front().empty())
+    reduction = op->getRegion(0).front().front().getName().getStringRef();
   return Key{op->getName().getStringRef(), op->getAttr("replica_groups"), element, reduction, dim ? dim.getInt() : 0};
 }
 
 class Combiner {
 public:
-  explicit Combiner(const BlockGraph &graph) : graph(graph), leader(graph.numOps()), members(graph.numOps()) {
-    std::iota(leader.begin(), leader.end(), 0);
-    for (unsigned op = 0; op < graph.numOps(); ++op)
-      members[op].push_back(op);
+  Combiner(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels)
+      : graph(graph), leader(graph.numOps()), members(graph.numOps()) {
+    llvm::DenseMap<unsigned, unsigned> first; // operation of a kernel
+    for (unsigned op = 0; op < graph.numOps(); ++op) {
+      leader[op] = first.try_emplace(kernels[op], op).first->second;
+      members[leader[op]].push_back(op);
+    }
   }
 
   std::vector<unsigned> run() {
@@ -85,7 +89,7 @@ private:
     return together;
   }
 
-  /// The operations that results wait for, of those combined the first, each after what it reads.
+  /// The operations that results wait for, of those that are one the first, each after what it reads.
   std::vector<unsigned> postOrder() const {
     enum : uint8_t { New, Open, Done };
     std::vector<uint8_t> state(graph.numOps(), New);
@@ -109,12 +113,14 @@ private:
   }
 
   const BlockGraph &graph;
-  std::vector<unsigned> leader;                         ///< of each operation, the first that it is combined with
+  std::vector<unsigned> leader;                        ///< of each operation, the first that it is one with
   std::vector<llvm::SmallVector<unsigned, 1>> members; ///< of each leader, itself first
 };
 
 } // namespace
 
-std::vector<unsigned> combinedCollectives(const BlockGraph &graph) { return Combiner(graph).run(); }
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels) {
+  return Combiner(graph, kernels).run();
+}
 
 } // namespace farrier

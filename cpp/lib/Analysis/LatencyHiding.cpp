@@ -50,7 +50,7 @@ class Scheduler {
 public:
   Scheduler(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined)
       : graph(graph), roots(roots), joined(joined), nodeOf(graph.numOps(), none), startOf(graph.numOps(), none),
-        combined(combinedCollectives(graph)), producers(graph.numValues()) {
+        combined(combinedCollectives(graph, joined.lastOfKernel)), producers(graph.numValues()) {
     for (unsigned arg = 0; arg < graph.numArguments; ++arg)
       if (!graph.users[arg].empty())
         producers[arg].push_back(add(Kind::Nop, {}, 0));

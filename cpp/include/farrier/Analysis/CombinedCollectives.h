@@ -14,8 +14,9 @@
 
 namespace farrier {
 
-/// Of each operation the first of those that it is combined with; itself, where it is with none.
-std::vector<unsigned> combinedCollectives(const BlockGraph &graph);
+/// Of each collective the first of those that it is combined with; itself, where it is with none. Operations of the same number
+/// in `kernels` are one kernel already, which waits for all that one of them waits for.
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels);
 
 } // namespace farrier
 
