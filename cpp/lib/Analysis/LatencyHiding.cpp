@@ -111,6 +111,7 @@ private:
     bool hidesInside = false; ///< a loop that copies slices, or has collectives
     double latency = 0;       ///< of a start, until the end
     double depth = 0;         ///< latencies that it waits for, one after the other
+    unsigned position = 0;    ///< in the order before
     llvm::SmallVector<unsigned, 4> reads, users;
     // While it is scheduled:
     unsigned left = 0;    ///< users that do not stand yet
@@ -121,6 +122,7 @@ private:
   unsigned add(Kind kind, llvm::ArrayRef<unsigned> reads, double micros) {
     unsigned node = nodes.size();
     nodes.push_back(Node{kind, micros});
+    nodes.back().position = node;
     for (unsigned other : reads)
       link(node, other);
     return node;
@@ -141,8 +143,12 @@ private:
                    });
     bool inParts = isInParts(operation);
     llvm::SetVector<unsigned> reads;
+    bool isBarrier = isa<stablehlo::OptimizationBarrierOp>(operation);
     for (auto [at, value] : llvm::enumerate(graph.inputs[op]))
-      if (std::optional<unsigned> way = inParts && at < 2 ? 2 + op : viewOf(operation, at); way && !producers[value].empty()) {
+      if (auto kept = keptFor.find(value); isBarrier && kept != keptFor.end()) {
+        nodes[kept->second].position = nodes.size();
+        reads.insert(kept->second);
+      } else if (std::optional<unsigned> way = inParts && at < 2 ? 2 + op : viewOf(operation, at); way && !producers[value].empty()) {
         auto [view, isNew] = views.try_emplace({value, *way}, 0);
         if (isNew)
           view->second = add(Kind::Nop, producers[value], 0);
@@ -181,8 +187,23 @@ private:
     // One kernel masks a value for all products that read it: its copies are there until the last of them, whichever that is.
     std::optional<RaggedDot> ragged = RaggedDot::of(operation);
     nodes[node].holdsCopies |= ragged && ragged->sums;
-    for (unsigned out : graph.outputs[op])
+    // Others compute again what is stored for a barrier, for which XLA runs it late.
+    bool isKept = graph.isVirtual[op] && isElementwise(operation) && graph.outputs[op].size() == 1 && isKeptForBarrier(op);
+    for (unsigned out : graph.outputs[op]) {
       producers[out].assign(1, node);
+      if (isKept) {
+        keptFor[out] = node;
+        producers[out].assign(reads.begin(), reads.end());
+      }
+    }
+  }
+
+  /// Whether a barrier reads the result, and beside it elementwise kernels at most.
+  bool isKeptForBarrier(unsigned op) const {
+    llvm::ArrayRef<unsigned> users = graph.users[graph.outputs[op][0]];
+    auto isBarrier = [&](unsigned user) { return isa<stablehlo::OptimizationBarrierOp>(graph.ops[user]); };
+    return llvm::any_of(users, isBarrier) &&
+           llvm::all_of(users, [&](unsigned user) { return isBarrier(user) || isElementwise(graph.ops[user]); });
   }
 
   /// The end of a collective, which starts as one with those that it is combined with.
@@ -392,7 +413,7 @@ private:
     }
     if (first.readsCopy != second.readsCopy)
       return first.readsCopy;
-    return first.unlocks != second.unlocks ? first.unlocks > second.unlocks : a > b;
+    return first.unlocks != second.unlocks ? first.unlocks > second.unlocks : first.position > second.position;
   }
 
   /// When a node could stand, all of whose users do.
@@ -484,6 +505,7 @@ private:
   std::vector<unsigned> nodeOf, startOf; ///< of an operation; none: runs inside of kernels, and is no copy
   std::vector<unsigned> combined;        ///< of a collective, the first of those that are one
   std::vector<llvm::SmallVector<unsigned, 2>> producers;        ///< of a value: the nodes that it comes from
+  llvm::DenseMap<unsigned, unsigned> keptFor;                   ///< of values that barriers keep, the kernels that store them
   llvm::DenseMap<std::pair<unsigned, unsigned>, unsigned> views; ///< of a value, in which way
   llvm::DenseMap<unsigned, unsigned> kernels;                   ///< by when the last operation in them runs
   std::vector<unsigned> place;                                  ///< of a node
