@@ -4,7 +4,20 @@ A program is a function that gives its loss, its parameters, the shapes of its b
 the whole batch, how it is trained (`steps.Training`), and on several devices, which (`steps.Devices`).
 """
 
-from unseen import eighth, eleventh, fifth, first, fourth, ninth, second, seventh, sixth, tenth, third
+from unseen import (
+    eighth,
+    eleventh,
+    fifth,
+    first,
+    fourth,
+    ninth,
+    second,
+    seventh,
+    sixth,
+    tenth,
+    third,
+    twelfth,
+)
 
 PARTS = {
     "first": first.ALL | second.ALL,
@@ -17,5 +30,6 @@ PARTS = {
     "eighth": ninth.ALL,
     "ninth": tenth.ALL,
     "tenth": eleventh.ALL,
+    "eleventh": twelfth.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""

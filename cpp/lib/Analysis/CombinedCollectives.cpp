@@ -3,6 +3,7 @@
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/TypeUtilities.h"
+#include "llvm/ADT/DenseSet.h"
 
 #include <map>
 #include <tuple>
@@ -33,8 +34,8 @@ std::optional<Key> keyOf(Operation *op) {
 
 class Combiner {
 public:
-  Combiner(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels)
-      : graph(graph), leader(graph.numOps()), members(graph.numOps()) {
+  Combiner(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels, llvm::function_ref<bool(unsigned)> isFused)
+      : graph(graph), isFused(isFused), leader(graph.numOps()), members(graph.numOps()) {
     llvm::DenseMap<unsigned, unsigned> first; // operation of a kernel
     for (unsigned op = 0; op < graph.numOps(); ++op) {
       leader[op] = first.try_emplace(kernels[op], op).first->second;
@@ -104,23 +105,44 @@ private:
         continue;
       }
       state[op] = Open;
-      for (unsigned member : llvm::reverse(members[op]))
-        for (unsigned value : llvm::reverse(graph.inputs[member]))
-          if (int by = graph.definition[value]; by >= 0 && state[leader[by]] == New)
-            stack.push_back(leader[by]);
+      llvm::SmallVector<unsigned> read = readBy(op);
+      for (unsigned by : llvm::reverse(read))
+        if (state[by] == New)
+          stack.push_back(by);
     }
     return result;
   }
 
+  /// What a kernel reads: XLA puts the operands of what it fuses behind the others. What is fused stands in its place, too.
+  llvm::SmallVector<unsigned> readBy(unsigned op) const {
+    llvm::SmallVector<unsigned> result, expanded(members[op].begin(), members[op].end());
+    llvm::DenseSet<unsigned> seen(expanded.begin(), expanded.end());
+    bool isKernel = !isFused(op);
+    for (unsigned next = 0; next < expanded.size(); ++next)
+      for (unsigned value : graph.inputs[expanded[next]])
+        if (int by = graph.definition[value]; by >= 0 && isKernel && isFused(by)) {
+          if (seen.insert(by).second)
+            expanded.push_back(by);
+        } else if (by >= 0) {
+          result.push_back(leader[by]);
+        }
+    for (unsigned each : expanded)
+      if (leader[each] != op)
+        result.push_back(leader[each]);
+    return result;
+  }
+
   const BlockGraph &graph;
+  llvm::function_ref<bool(unsigned)> isFused;
   std::vector<unsigned> leader;                        ///< of each operation, the first that it is one with
   std::vector<llvm::SmallVector<unsigned, 1>> members; ///< of each leader, itself first
 };
 
 } // namespace
 
-std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels) {
-  return Combiner(graph, kernels).run();
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels,
+                                          llvm::function_ref<bool(unsigned)> isFused) {
+  return Combiner(graph, kernels, isFused).run();
 }
 
 } // namespace farrier

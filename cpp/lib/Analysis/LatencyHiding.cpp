@@ -25,8 +25,14 @@ namespace farrier {
 // decisions only ask which kernels take less than a microsecond.
 static constexpr double bytesPerMicro = 3.35e6, flopsPerMicro = 728e6;
 
+/// Of products in single precision, and of those that only add up in it, which it believes to be slower still.
+static constexpr double singleFlopsPerMicro = 94e6, summedFlopsPerMicro = 12e6;
+
 /// A kernel that the model does not know, as those that normalise rows are.
 static constexpr double unknownMicros = 0.01;
+
+/// A kernel of cuDNN's, whatever it does.
+static constexpr double libraryMicros = 10;
 
 /// From the start of a copy to its end, whatever its size, and from one kernel to the next.
 static constexpr double copyMicros = 5000, edgeMicros = 1;
@@ -50,7 +56,8 @@ class Scheduler {
 public:
   Scheduler(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined)
       : graph(graph), roots(roots), joined(joined), nodeOf(graph.numOps(), none), startOf(graph.numOps(), none),
-        combined(combinedCollectives(graph, joined.lastOfKernel)), producers(graph.numValues()) {
+        combined(combinedCollectives(graph, joined.lastOfKernel, [this](unsigned op) { return isFused(op); })),
+        producers(graph.numValues()) {
     for (unsigned arg = 0; arg < graph.numArguments; ++arg)
       if (!graph.users[arg].empty())
         producers[arg].push_back(add(Kind::Nop, {}, 0));
@@ -89,7 +96,8 @@ public:
     result.ends = result.runs;
     for (unsigned op = 0; op < numOps; ++op) {
       result.lastOfKernel[op] = mostOfKernel[joined.lastOfKernel[op]];
-      if (isCollective(graph.ops[op]) && nodeOf[op] != none) {
+      // What is summed over devices is written over, or copied behind what it is combined with.
+      if (isCollective(graph.ops[op]) && !isa<stablehlo::AllReduceOp>(graph.ops[op]) && nodeOf[op] != none) {
         auto after = llvm::partition_point(sorted, [&](unsigned other) { return key[other] < place[nodeOf[op]]; });
         result.ends[op] = std::max<unsigned>(result.runs[op], after - sorted.begin() - 1);
       }
@@ -134,13 +142,19 @@ private:
     nodes[node].readsCopy |= nodes[other].kind == Kind::Done;
   }
 
+  bool takesNoTime(unsigned op) const {
+    return isa<stablehlo::OptimizationBarrierOp>(graph.ops[op]) || graph.isTerminator(op);
+  }
+
+  /// Whether the operation runs inside of the kernels that read its result.
+  bool isFused(unsigned op) const {
+    return !takesNoTime(op) && graph.isVirtual[op] && llvm::none_of(graph.outputs[op], [&](unsigned value) {
+             return (roots.isRoot(value) && !isUpdated(op)) || isWritten(value);
+           });
+  }
+
   void addOperation(unsigned op) {
     Operation *operation = graph.ops[op];
-    bool takesNoTime = isa<stablehlo::OptimizationBarrierOp>(operation) || graph.isTerminator(op);
-    bool isFused = !takesNoTime && graph.isVirtual[op] &&
-                   llvm::none_of(graph.outputs[op], [&](unsigned value) {
-                     return (roots.isRoot(value) && !isUpdated(op)) || isWritten(value);
-                   });
     bool inParts = isInParts(operation);
     llvm::SetVector<unsigned> reads;
     bool isBarrier = isa<stablehlo::OptimizationBarrierOp>(operation);
@@ -156,13 +170,13 @@ private:
       } else {
         reads.insert(producers[value].begin(), producers[value].end());
       }
-    if (isFused) {
+    if (isFused(op)) {
       for (unsigned out : graph.outputs[op])
         producers[out].assign(reads.begin(), reads.end());
       return;
     }
     unsigned node;
-    if (takesNoTime) {
+    if (takesNoTime(op)) {
       node = add(Kind::Nop, reads.getArrayRef(), 0);
     } else if (isCopy(op)) {
       startOf[op] = add(Kind::Start, reads.getArrayRef(), unknownMicros);
@@ -356,6 +370,8 @@ private:
   double micros(unsigned op) const {
     if (runsBlocks(graph.ops[op])) // not modelled
       return 0;
+    if (isa<stablehlo::ConvolutionOp, stablehlo::CustomCallOp>(graph.ops[op]))
+      return libraryMicros;
     llvm::SetVector<unsigned> read;
     for (unsigned value : graph.inputs[op])
       read.insert(roots.roots(value).begin(), roots.roots(value).end());
@@ -375,7 +391,10 @@ private:
       double flops = 2.0 * dot.getType().getNumElements();
       for (int64_t dim : dot.getDotDimensionNumbers().getLhsContractingDimensions())
         flops *= lhs.getDimSize(dim);
-      return std::max(bytes / bytesPerMicro, flops / flopsPerMicro);
+      bool readsSingle = lhs.getElementTypeBitWidth() > 16;
+      bool sumsSingle = !readsSingle && (dot.getType().getElementTypeBitWidth() > 16 || partialSums(dot) > 0);
+      double rate = readsSingle ? singleFlopsPerMicro : sumsSingle ? summedFlopsPerMicro : flopsPerMicro;
+      return std::max(bytes / bytesPerMicro, flops / rate);
     }
     return normalises ? unknownMicros : bytes / bytesPerMicro;
   }

@@ -29,7 +29,7 @@ static constexpr int64_t smallestBuffer = 256 << 10;
 /// An elementwise update writes where it read; a slice update writes into the buffer it updates.
 static bool writesInPlace(Operation *op) {
   return classify(op) == OpClass::Virtual ||
-         isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
+         isa<stablehlo::AllReduceOp, stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
 /// Whether only a part of a product is read, which XLA makes a product of that part.

@@ -15,8 +15,10 @@
 namespace farrier {
 
 /// Of each collective the first of those that it is combined with; itself, where it is with none. Operations of the same number
-/// in `kernels` are one kernel already, which waits for all that one of them waits for.
-std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels);
+/// in `kernels` are one kernel already, which waits for all that one of them waits for, and `isFused` is what runs in the kernels
+/// that read it.
+std::vector<unsigned> combinedCollectives(const BlockGraph &graph, llvm::ArrayRef<unsigned> kernels,
+                                          llvm::function_ref<bool(unsigned)> isFused);
 
 } // namespace farrier
 
