@@ -22,8 +22,10 @@ from unseen.parts import (
     layer_norm,
     rms,
     rope,
+    stretches,
     summed,
     tokens,
+    turned,
 )
 from unseen.seventh import listed, past, stacked
 from unseen.steps import Devices, Training, lstm_cell, rnd
@@ -41,14 +43,7 @@ def ring(D=2048, F=5632, H=16, K=4, T=16384, B=1, V=32000, L=3, n=8):
     )
 
     def places(device):
-        near = jnp.arange(half)
-        return jnp.concatenate([device * half + near, (2 * n - 1 - device) * half + near])
-
-    def turned(x, at):
-        angle = at[:, None] / 5e5 ** (jnp.arange(d // 2) / (d // 2))
-        cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-        a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-        return bf(jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1))
+        return stretches(device, n, half)
 
     def product(spec, a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)

@@ -41,6 +41,21 @@ def rope(x, base=10000.0):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
+def turned(x, at, base=5e5):
+    """Rotary positions of x [batch, time, heads, width] whose times are at the places `at`, bf16."""
+    half = x.shape[-1] // 2
+    angle = at[:, None] / base ** (jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+    return bf(jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1))
+
+
+def stretches(device, devices, half):
+    """The places of the early and the late stretch of a sequence, of length `half` each, that a device has."""
+    near = jnp.arange(half)
+    return jnp.concatenate([device * half + near, (2 * devices - 1 - device) * half + near])
+
+
 def conv(x, w, s=1, pad="SAME", groups=1):
     """Convolution of x [batch, extents, channels], one to three of them, in x's type."""
     over = "DHW"[5 - x.ndim :]

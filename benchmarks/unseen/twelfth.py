@@ -10,7 +10,21 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from unseen.ninth import block, block_shapes
-from unseen.parts import ADAMW, bf, clipped, conv, cross_entropy, gated, layer_norm, rms, rope, summed, tokens
+from unseen.parts import (
+    ADAMW,
+    bf,
+    clipped,
+    conv,
+    cross_entropy,
+    gated,
+    layer_norm,
+    rms,
+    rope,
+    stretches,
+    summed,
+    tokens,
+    turned,
+)
 from unseen.seventh import attended, listed, past, stacked
 from unseen.steps import Devices, Training, adam, rnd
 from unseen.tenth import decoder_shapes
@@ -245,12 +259,6 @@ def context(D=2048, F=5632, H=16, K=4, T=8192, B=1, V=32000, L=4, n=4):
     """
     d, S, half = D // H, T // n, T // (2 * n)
 
-    def turned(x, at):
-        angle = at[:, None] / 5e5 ** (jnp.arange(d // 2) / (d // 2))
-        cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-        a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-        return bf(jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1))
-
     def whole(x):
         return checkpoint_name(lax.all_gather(x, "s", axis=1, tiled=True), "gathered")
 
@@ -263,8 +271,7 @@ def context(D=2048, F=5632, H=16, K=4, T=8192, B=1, V=32000, L=4, n=4):
         return x + gated(rms(x, p["m"]), p)
 
     def loss(ps, b):
-        me, near = lax.axis_index("s"), jnp.arange(half)
-        at = jnp.concatenate([me * half + near, (2 * n - 1 - me) * half + near])
+        at = stretches(lax.axis_index("s"), n, half)
         document = tokens(b["d"], 8).T
         places, documents = (lax.all_gather(a, "s", axis=a.ndim - 1, tiled=True) for a in (at, document))
         seen = (at[:, None] >= places) & (document[..., None] == documents[:, None])

@@ -196,13 +196,13 @@ private:
     nodeOf[op] = node;
     if (runsBlocks(operation)) {
       nodes[node].usesLink |= hasCollective(operation);
-      nodes[node].hidesInside |= nodes[node].usesLink || copiesSlices(operation);
+      nodes[node].hidesInside |= nodes[node].usesLink || hasSlices(operation);
     }
     // One kernel masks a value for all products that read it: its copies are there until the last of them, whichever that is.
     std::optional<RaggedDot> ragged = RaggedDot::of(operation);
     nodes[node].holdsCopies |= ragged && ragged->sums;
     // Others compute again what is stored for a barrier, for which XLA runs it late.
-    bool isKept = graph.isVirtual[op] && isElementwise(operation) && graph.outputs[op].size() == 1 && isKeptForBarrier(op);
+    bool isKept = isKeptForBarrier(op);
     for (unsigned out : graph.outputs[op]) {
       producers[out].assign(1, node);
       if (isKept) {
@@ -212,8 +212,10 @@ private:
     }
   }
 
-  /// Whether a barrier reads the result, and beside it elementwise kernels at most.
+  /// Whether a barrier reads the result of an elementwise operation, and beside it elementwise kernels at most.
   bool isKeptForBarrier(unsigned op) const {
+    if (!graph.isVirtual[op] || !isElementwise(graph.ops[op]) || graph.outputs[op].size() != 1)
+      return false;
     llvm::ArrayRef<unsigned> users = graph.users[graph.outputs[op][0]];
     auto isBarrier = [&](unsigned user) { return isa<stablehlo::OptimizationBarrierOp>(graph.ops[user]); };
     return llvm::any_of(users, isBarrier) &&
@@ -266,7 +268,7 @@ private:
   }
 
   /// Whether there are slices of stacks inside, which are copied.
-  static bool copiesSlices(Operation *loop) {
+  static bool hasSlices(Operation *loop) {
     return loop
         ->walk([](Operation *inner) {
           return isa<stablehlo::DynamicSliceOp, stablehlo::DynamicUpdateSliceOp>(inner) ? WalkResult::interrupt()

@@ -1,7 +1,7 @@
 //===- CombinedCollectives.h - collectives that XLA:GPU makes one ----------===//
 //
 // XLA:GPU combines collectives of the same kind over the same devices that do not wait for each other, up to 30 MiB, in
-// post-order from the block's results. All that one of them sends is there until the last has arrived.
+// post-order from the block's results. They start when all that they send is there.
 //
 //===----------------------------------------------------------------------===//
 
