@@ -375,11 +375,9 @@ std::optional<int64_t> estimateOf(Program &program, const Draft &draft, int64_t 
   // What the estimate calls small is in the segments' figures alone, and what is under way to the host may be. What the
   // segments miss (stacks and weights that bodies read, what kernels read of values computed again) is in the estimate.
   bool onlySegments = smallBytes < defaultSmallBytes;
-  if (onlySegments && !draft.loops)
-    return draft.after;
-  // Segments call other values small than the estimate does: where nothing is planned, it has the word.
+  // Segments call other values small than the estimate does: where nothing is planned, one of the two has the word.
   if (!draft.loops && !draft.blocks)
-    return estimateModule(program.module);
+    return onlySegments ? draft.after : estimateModule(program.module);
   std::string plan = llvm::formatv("{0}", llvm::json::Value(llvm::json::Object(draft.plan)));
   auto [entry, fresh] = program.estimates.try_emplace(plan);
   if (fresh) {

@@ -101,9 +101,22 @@ static bool readsBuffers(Operation *op) {
              stablehlo::OptimizationBarrierOp>(op);
 }
 
-/// A conversion to the type that its operand has, as JAX writes where a product's operands agree already. XLA
-/// drops it: what it gives is its operand.
+/// Rounding to the precision that the operand's type has, as `jax.checkpoint` writes for what a policy saves.
+static bool roundsNothing(stablehlo::ReducePrecisionOp op) {
+  auto type = dyn_cast<FloatType>(getElementTypeOrSelf(op.getType()));
+  if (!type)
+    return false;
+  unsigned mantissa = type.getFPMantissaWidth() - 1, exponent = type.getWidth() - mantissa - 1;
+  return op.getExponentBits() == exponent && op.getMantissaBits() == mantissa;
+}
+
+/// What gives its operand: a conversion to the type that that has, as JAX writes where a product's operands agree already,
+/// which XLA drops; rounding that does nothing to what a kernel gives, which is done in that kernel.
 static bool isIdentity(Operation *op) {
+  if (auto rounds = dyn_cast<stablehlo::ReducePrecisionOp>(op)) {
+    Operation *made = rounds.getOperand().getDefiningOp();
+    return made && rounds.getOperand().hasOneUse() && classify(made) != OpClass::Virtual && roundsNothing(rounds);
+  }
   return isa<stablehlo::ConvertOp>(op) && op->getOperand(0).getType() == op->getResult(0).getType();
 }
 
@@ -126,9 +139,6 @@ static bool isComposite(Operation *op) {
   return name.starts_with("chlo.") && name != "chlo.erf";
 }
 
-/// The operand that a product reads in the place of what this operation makes of it, null where it reads the
-/// result: its kernel computes what needs one operand, no wider than the result (IsInputWorthFusing and what stands
-/// around it in XLA's triton_tiling_propagation.cc).
 static Value computedInProduct(Operation *op) {
   if (!op || op->getNumResults() != 1 || !isElementwise(op) || isComposite(op))
     return Value();
