@@ -36,7 +36,7 @@ int64_t estimateModule(ModuleOp module) {
   SizeFn size = deviceMemory(module);
   for (auto function : module.getOps<func::FuncOp>())
     if (function.isPublic() && function.getBody().hasOneBlock())
-      peak = std::max(peak, estimatePeak(function.getBody().front(), size));
+      peak = std::max(peak, estimatePeak(function.getBody().front(), size, Order::Joined));
   return peak;
 }
 

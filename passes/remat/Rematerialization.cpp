@@ -225,8 +225,7 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
   SizeFn size = deviceMemory(**copy);
-  // Plans, and what corrects them, are estimated without: their recomputation is joined less.
-  Order order = options.get("plan") || options.get("measured") ? Order::Scheduled : Order::Joined;
+  constexpr Order order = Order::Joined;
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
