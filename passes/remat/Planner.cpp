@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <random>
 
 using namespace mlir;
@@ -370,11 +371,16 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
   return result;
 }
 
+/// Where smaller values than that are decided on, the estimate, which looks at none of them, says nothing of a straight line.
+constexpr int64_t leastEstimated = 64 << 10;
+
 /// The estimate of the program as planned; nothing where the plan does not apply.
 std::optional<int64_t> estimateOf(Program &program, const Draft &draft, int64_t smallBytes) {
   // What the estimate calls small is in the segments' figures alone, and what is under way to the host may be. What the
   // segments miss (stacks and weights that bodies read, what kernels read of values computed again) is in the estimate.
   bool onlySegments = smallBytes < defaultSmallBytes;
+  if (smallBytes < leastEstimated && !draft.loops)
+    return draft.after;
   // Segments call other values small than the estimate does: where nothing is planned, one of the two has the word.
   if (!draft.loops && !draft.blocks)
     return onlySegments ? draft.after : estimateModule(program.module);
@@ -404,8 +410,13 @@ constexpr size_t manyOps = 65536;
 constexpr double worthAnotherOfMany = 0.02, misjudged = 0.02;
 /// Of the budget, by how much more or less the loops may take in further drafts, and how many of these there are with
 /// more; half as many have less.
-constexpr double sharingStep = 0.02;
-constexpr int sharingDrafts = 8;
+constexpr double sharingStep = 0.01;
+constexpr int sharingDrafts = 16;
+/// Where no draft used as much of the budget as that, the straight part is given ever less, so often: what its segments miss
+/// differs from cut to cut, by up to a quarter, and what a draft is over by says little of the next.
+constexpr double wellUsed = 0.02;
+constexpr double lessStep = 0.02;
+constexpr int lessDrafts = 10;
 
 size_t numOps(ModuleOp module) {
   size_t count = 0;
@@ -420,7 +431,7 @@ void explore(Program &program, const PlanOptions &options, bool together, bool f
   int64_t smallest = options.budget / 512;
   int64_t loopBudget = options.budget, blockBudget = options.budget;
   std::vector<std::pair<int64_t, int64_t>> tried;
-  bool anyLoops = false;
+  bool anyLoops = false, anyBlocks = false, isWellUsed = false;
   size_t ops = numOps(program.module);
   bool small = !options.stress && ops <= mostWhole, large = !options.stress && ops > manyOps;
   std::vector<Cuts> rejected;
@@ -433,6 +444,7 @@ void explore(Program &program, const PlanOptions &options, bool together, bool f
     int64_t chosenBy = next.after;
     std::vector<Cuts> cuts = next.cuts;
     anyLoops |= loops;
+    anyBlocks |= blocks;
     std::optional<int64_t> after = consider(std::move(next));
     if (!after)
       break;
@@ -440,6 +452,7 @@ void explore(Program &program, const PlanOptions &options, bool together, bool f
     // segments, which see less than the estimate of the whole.
     int64_t left = options.budget - *after;
     bool fits = left >= 0;
+    isWellUsed |= fits && (left <= wellUsed * options.budget || (!loops && seconds == 0));
     bool otherCuts = large ? *after - chosenBy > misjudged * options.budget : small && !sends;
     if (!fits && !loops && blocks && chosenBy <= options.budget && otherCuts && rejections < maxRejected) {
       llvm::append_range(rejected, cuts);
@@ -470,6 +483,30 @@ void explore(Program &program, const PlanOptions &options, bool together, bool f
       continue;
     consider(draft(program, options, shared, options.budget, together));
   }
+  if (options.stress || large || !anyBlocks)
+    return;
+  // The straight part is given ever less, until the program fits; then once more between that and what did not.
+  auto giveLess = [&](int64_t forLoops, int firstStep) {
+    int64_t most = options.budget, before = 0;
+    for (int step = firstStep; step <= lessDrafts; ++step) {
+      auto less = static_cast<int64_t>(options.budget * (1 - step * lessStep));
+      std::optional<int64_t> after = consider(draft(program, options, forLoops, less, together, {}, fineEverywhere));
+      if (!after || *after == before)
+        return;
+      if (int64_t left = options.budget - *after; left >= 0) {
+        if (left > worthAnother * options.budget && less < most)
+          consider(draft(program, options, forLoops, (less + most) / 2, together, {}, fineEverywhere));
+        return;
+      }
+      most = less;
+      before = *after;
+    }
+  };
+  if (!isWellUsed)
+    giveLess(options.budget, /*firstStep=*/1);
+  // What the straight part computes again saves what loops keep, too: a loop that runs again keeps nothing.
+  if (anyLoops)
+    giveLess(std::numeric_limits<int64_t>::max() / 2, /*firstStep=*/0);
 }
 
 /// The best plan that leaves loops inside of pairs as they are. `gathers`: whether the module's gathers were
@@ -525,7 +562,8 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
     asked.offload.onlyAsked = true;
     llvm::json::Value without = planAsItStands(module, asked, asWritten, gathers);
     const llvm::json::Object *predicted = without.getAsObject()->getObject("predicted");
-    if (predicted->getInteger("after").value_or(bestAfter) < bestAfter)
+    if (std::pair(predicted->getInteger("after").value_or(bestAfter), predicted->getNumber("seconds").value_or(0)) <
+        std::pair(bestAfter, best->seconds))
       return without;
   }
   if (!best)
