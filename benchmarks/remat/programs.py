@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import unseen
 from unseen.steps import ADAM, state_of, step_of
 
 
@@ -39,3 +40,10 @@ def laid_out(
         lambda x: placed(x, devices and devices.batch), shapes, is_leaf=lambda x: isinstance(x, tuple)
     )
     return step_of(loss, training, devices, mesh), (state, batch), target
+
+
+def lowered(name: str):
+    """The training step of a program, lowered for the H100s it is for, and those."""
+    (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
+    function, arguments, target = laid_out(*program())
+    return function.lower(*arguments), target

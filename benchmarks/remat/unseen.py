@@ -22,14 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import unseen
 from estimate import judged, sizes
-from programs import laid_out
-
-
-def lowered(name: str):
-    """The training step of a program, lowered for the H100s it is for, and those."""
-    (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
-    function, arguments, target = laid_out(*program())
-    return function.lower(*arguments), target
+from programs import lowered
 
 
 def main() -> None:
