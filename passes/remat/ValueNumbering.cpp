@@ -2,6 +2,7 @@
 
 #include "passes/remat/LoopsPair.h"
 
+#include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -87,7 +88,7 @@ void ValueNumbering::number(Operation *op) {
   Attribute properties = op->getPropertiesAsAttribute();
   if (asCollective)
     properties = withoutChannel(properties);
-  Key key{bits(op->getName().getAsOpaquePointer()), bits(op->getDiscardableAttrDictionary().getAsOpaquePointer()),
+  Key key{bits(op->getName().getAsOpaquePointer()), bits(attributesBesideMeasured(op).getAsOpaquePointer()),
           bits(properties.getAsOpaquePointer())};
   for (Type type : op->getResultTypes())
     key.push_back(bits(type.getAsOpaquePointer()));
@@ -126,9 +127,16 @@ bool ValueNumbering::sameRegions(Operation *a, Operation *b) {
     return success(l->second == r->second);
   };
   auto mark = [&](Value left, Value right) { inside[left] = right; };
+  auto attributes = [](Operation *op) {
+    SmallVector<DictionaryAttr> found;
+    op->walk([&](Operation *inner) { found.push_back(attributesBesideMeasured(inner)); });
+    return found;
+  };
+  if (attributes(a) != attributes(b))
+    return false;
   for (auto [left, right] : llvm::zip(a->getRegions(), b->getRegions()))
-    if (!OperationEquivalence::isRegionEquivalentTo(&left, &right, same, mark,
-                                                    OperationEquivalence::IgnoreLocations))
+    if (!OperationEquivalence::isRegionEquivalentTo(
+            &left, &right, same, mark, OperationEquivalence::IgnoreLocations | OperationEquivalence::IgnoreDiscardableAttrs))
       return false;
   return true;
 }

@@ -7,9 +7,11 @@ import types
 
 import jax
 import jax.numpy as jnp
+import unseen
 from farrier._src import corrections, interchange, metrics, metrics_cache, oracle
-from farrier._src.drivers.remat import RematDriver
+from farrier._src.drivers.remat import Remat, RematDriver
 from farrier._src.targets import Target
+from unseen import steps
 
 TARGET = Target("h100")
 MB = 1 << 20
@@ -101,21 +103,21 @@ def test_bytes_are_compared_between_points_that_both_have():
     assert corrections._extra({**curve, "bytes": [50] * 5}, anchors, 5) == {}
 
 
-def recurrence(x, w, u):
-    """What XLA holds beside both loops the rules do not see."""
-
-    def loss(x, w, u):
-        def step(state, now):
-            state = jnp.tanh(state @ w + now @ u)
-            return state, state
-
-        return jnp.sum(jax.nn.softmax(jax.lax.scan(step, jnp.zeros((256, 512)), x)[1], axis=-1) ** 2)
-
-    return jax.grad(loss, argnums=(1, 2))(x, w, u)
+def recurrence():
+    """Two LSTMs, one after the other: what XLA holds beside their loops the rules do not see."""
+    loss, parameters, batch = unseen.PARTS["first"]["lstm"]()
+    state = jax.eval_shape(lambda: steps.state_of(parameters(), steps.ADAM))
+    shapes = jax.tree.map(lambda x: x.shape, state), batch
+    arguments = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=TARGET.sharding()),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(size, int) for size in x),
+    )
+    return interchange.to_core(steps.step_of(loss, steps.ADAM).lower(*arguments).compiler_ir("stablehlo"))
 
 
 def test_after_its_compile_a_program_is_estimated_as_measured(tmp_path):
-    module = core(recurrence, (32, 256, 512), (512, 512), (512, 512))
+    module = recurrence()
     cache = metrics_cache.MeasurementCache(tmp_path)
     measured = oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache, held=True)
     context = types.SimpleNamespace(partitions=1, target=TARGET, platform="cuda", objective="time")
@@ -182,3 +184,27 @@ def test_what_was_held_beside_stacks_goes_with_them():
     assert after() <= after(**measured(much)) < after() + much // 2
     # The least plan's own peak is elsewhere, by less than half of it.
     assert after(**measured(little)) == after(**measured(half)) + half > after()
+
+
+def test_plans_for_a_corrected_program_fit_it_as_it_is():
+    """What `jax.checkpoint` computes again is what the forward loop computes, whatever was measured around either."""
+
+    def layer(x, w):
+        q, k, v = (x @ w[i] for i in range(3))
+        weights = jax.nn.softmax(jnp.einsum("bsd,btd->bst", q, k), axis=-1)
+        x = x + jnp.einsum("bst,btd->bsd", weights, v)
+        return x + jax.nn.gelu(x @ w[3]) @ w[4], None
+
+    def loss(w, x):
+        return jnp.mean(jax.lax.scan(jax.checkpoint(layer), x, w)[0] ** 2)
+
+    module = core(jax.grad(loss), (2, 5, 512, 512), (16, 1024, 512))
+    numbers = [number for number in ask(module, curve=True)["curve"]["number"] if number >= 0]
+    extra = {str(number): 4096 * at for at, number in enumerate(numbers)}
+    context = types.SimpleNamespace(partitions=1, target=TARGET, platform="cuda", objective="time")
+    before = ask(module, measured={"extra": extra})["temp"]
+    for share in (0.8, 0.6):
+        driver = RematDriver(Remat(offload=False))
+        plan = driver.plan(module, context, temp_budget=int(share * before), measured={"extra": extra})
+        assert plan["blocks"] or plan["loops"]
+        assert not driver.apply(module.clone(), plan)

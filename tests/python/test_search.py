@@ -564,6 +564,28 @@ def test_what_the_first_compile_showed_is_forgotten_where_plans_are_otherwise():
     assert attempts == [(500, 210), (485, 495)]
 
 
+@pytest.mark.parametrize("always", [False, True])
+def test_a_plan_that_the_program_does_not_fit_is_made_again_without_what_a_compile_showed(always):
+    class Stale(Learning):
+        def apply(self, module, plan, *, remark=None):
+            super().apply(module, plan, remark=remark)
+            return ["the plan is stale"] if plan["extra"] or always else None
+
+    def measure(module, held=False):
+        return metrics.Measurement(
+            argument_bytes=FIXED, output_bytes=0, alias_bytes=0, temp_bytes=module.temp + 10, held=10
+        )
+
+    given = dataclasses.replace(context(FIXED + 500, None), measure=measure)
+    if always:
+        with pytest.raises(farrier.PassError, match="the plan is stale"):
+            search.plan_step(Costly(), [Stale()], given)
+    else:
+        plan = search.plan_step(Costly(), [Stale()], given)
+        assert plan.passes["remat"]["extra"] == 0
+        assert plan.measured["after"]["total_bytes"] <= FIXED + 500
+
+
 def test_a_plan_that_was_not_believed_to_fit_is_not_the_end():
     # The least plan is predicted over the budget, fits by a hair, and costs more than need be.
     needs = {800: 900, 600: 497, 603: 499}

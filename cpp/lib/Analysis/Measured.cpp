@@ -33,6 +33,13 @@ void setMeasured(ModuleOp module, const llvm::json::Object &given) {
   });
 }
 
+DictionaryAttr attributesBesideMeasured(Operation *op) {
+  NamedAttrList attributes(op->getDiscardableAttrDictionary());
+  attributes.erase(storedAttr);
+  attributes.erase(extraAttr);
+  return attributes.getDictionary(op->getContext());
+}
+
 void scaleMeasuredExtra(Operation *op, double share) {
   if (int64_t bytes = measuredExtra(op))
     op->setDiscardableAttr(extraAttr,

@@ -319,7 +319,6 @@ class _Fit:
                 break
             attempt = self._attempt(choice, beliefs)
             if attempt is None:
-                beliefs.host = False
                 continue
             over = attempt.measurement.total_bytes - self.budget
             # The least plan that there is may leave nothing of the budget and yet be dearer than need be, where it was
@@ -403,18 +402,25 @@ class _Fit:
         return bool(has_stacks and has_stacks(choice.plan, choice.way.module, self.context))
 
     def _attempt(self, choice: Choice, beliefs: Beliefs) -> Attempt | None:
-        """The choice, applied and compiled; None where XLA refuses it."""
+        """The choice, applied and compiled; None where there is to be another without what spoils it: transfers that XLA refuses,
+        or what the way's compile showed, by which the plan names values that the program does not have.
+        """
         self.seen.add(choice.text)
         rewritten = choice.way.module
         if choice.plan:
             rewritten = rewritten.clone()
-            self.remat.apply(rewritten, choice.plan)
+            if stale := self.remat.apply(rewritten, choice.plan):
+                if beliefs.measured.pop(id(choice.way), None) is None:
+                    raise errors.PassError(f"pass {self.remat.name!r} cannot apply its own plan: {stale[0]}")
+                self.seen.discard(choice.text)
+                return None
         try:
             measurement = self._measure(rewritten)
         except errors.CompileError:
             # XLA refuses some programs whose values it cannot follow through host memory.
             if not choice.host:
                 raise
+            beliefs.host = False
             return None
         by_rules = None
         if id(choice.way) in beliefs.measured and not choice.host:
