@@ -139,6 +139,9 @@ static bool isComposite(Operation *op) {
   return name.starts_with("chlo.") && name != "chlo.erf";
 }
 
+/// The operand that a product reads in the place of what this operation makes of it, null where it reads the
+/// result: its kernel computes what needs one operand, no wider than the result (IsInputWorthFusing and what stands
+/// around it in XLA's triton_tiling_propagation.cc).
 static Value computedInProduct(Operation *op) {
   if (!op || op->getNumResults() != 1 || !isElementwise(op) || isComposite(op))
     return Value();

@@ -120,8 +120,7 @@ def corrections(
     """
 
     def ask(**more: Any) -> dict[str, Any]:
-        # As plans are estimated, with nothing measured, too.
-        return json.loads(module.query("memory.estimate", json.dumps({**request, "measured": {}, **more})))
+        return json.loads(module.query("memory.estimate", json.dumps({**request, **more})))
 
     before = ask(curve=True, elementwise=True)
     if abs(before["temp"] - measured) <= _CLOSE * measured or "curve" not in before:

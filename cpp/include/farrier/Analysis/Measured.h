@@ -32,7 +32,8 @@ void scaleMeasuredExtra(mlir::Operation *op, double share);
 /// Forgets what was measured around copies of an operation: they run at another time.
 void dropMeasuredExtra(mlir::Operation *op);
 
-/// The operation's discardable attributes but for what a compile showed of it: what is computed alike is alike whatever became of it.
+/// The operation's discardable attributes but for what a compile showed of it: what is computed alike is alike, whatever
+/// became of it.
 mlir::DictionaryAttr attributesBesideMeasured(mlir::Operation *op);
 
 } // namespace farrier
