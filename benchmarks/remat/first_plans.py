@@ -51,7 +51,8 @@ def first_plan(name: str) -> dict[str, Any]:
     decided = plan(budget)
     if decided is None:
         return row
-    driver.apply(module, decided)
+    if stale := driver.apply(module, decided):
+        raise farrier.PassError(f"{name}: the plan was not applied: {stale[0]}")
     measured = oracle.measure(interchange.to_jaxlib(module), target)
     predicted = decided["predicted"]
     return row | {

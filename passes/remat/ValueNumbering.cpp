@@ -127,18 +127,16 @@ bool ValueNumbering::sameRegions(Operation *a, Operation *b) {
     return success(l->second == r->second);
   };
   auto mark = [&](Value left, Value right) { inside[left] = right; };
+  for (auto [left, right] : llvm::zip(a->getRegions(), b->getRegions()))
+    if (!OperationEquivalence::isRegionEquivalentTo(
+            &left, &right, same, mark, OperationEquivalence::IgnoreLocations | OperationEquivalence::IgnoreDiscardableAttrs))
+      return false;
   auto attributes = [](Operation *op) {
     SmallVector<DictionaryAttr> found;
     op->walk([&](Operation *inner) { found.push_back(attributesBesideMeasured(inner)); });
     return found;
   };
-  if (attributes(a) != attributes(b))
-    return false;
-  for (auto [left, right] : llvm::zip(a->getRegions(), b->getRegions()))
-    if (!OperationEquivalence::isRegionEquivalentTo(
-            &left, &right, same, mark, OperationEquivalence::IgnoreLocations | OperationEquivalence::IgnoreDiscardableAttrs))
-      return false;
-  return true;
+  return attributes(a) == attributes(b);
 }
 
 } // namespace farrier::remat

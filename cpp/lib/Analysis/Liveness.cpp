@@ -26,10 +26,14 @@ namespace farrier {
 /// Smaller buffers are not looked at, in whatever block.
 static constexpr int64_t smallestBuffer = 256 << 10;
 
+/// Whether the operation writes where an operand is, which then is one buffer with its result.
+static bool aliases(Operation *op) {
+  return isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
+}
+
 /// An elementwise update writes where it read; a slice update writes into the buffer it updates.
 static bool writesInPlace(Operation *op) {
-  return classify(op) == OpClass::Virtual ||
-         isa<stablehlo::AllReduceOp, stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
+  return classify(op) == OpClass::Virtual || isa<stablehlo::AllReduceOp>(op) || aliases(op);
 }
 
 /// Whether only a part of a product is read, which XLA makes a product of that part.
@@ -60,11 +64,6 @@ static bool changesShape(Value value) {
     op = op->getOperand(0).getDefiningOp();
   auto dot = dyn_cast_or_null<stablehlo::DotGeneralOp>(op);
   return dot && isFlattened(dot);
-}
-
-/// Whether the operation writes where an operand is, which then is one buffer with its result.
-static bool aliases(Operation *op) {
-  return isa<stablehlo::DynamicUpdateSliceOp, stablehlo::ScatterOp, stablehlo::WhileOp>(op);
 }
 
 /// Whether the value is one of several in its buffer, over which and in which XLA writes nothing else. What is scattered and
