@@ -679,21 +679,6 @@ def test_a_product_that_sums_nothing_is_elementwise():
     assert "dot_general tensor<8192x2048xf32>" not in live and temp < MB
 
 
-@pytest.mark.parametrize("waits", [False, True])
-def test_kernels_that_read_one_value_run_at_a_time(waits):
-    """Both results are there together, where neither waits for the other."""
-
-    def step(x, w, wide):
-        h = x @ w
-        first = jnp.sum(jnp.sin((jnp.sin(h) * h) @ wide))
-        y = (x + first if waits else x) @ w.T
-        return first, jnp.sum(jnp.sort(jnp.cos(h) * y, axis=0), axis=0)
-
-    square = (4096, 4096), jnp.float32
-    _, live = estimate(step, square, square, ((4096, 8192), jnp.float32))
-    assert (live.count("multiply tensor<4096x4096xf32>") == 2) == (not waits)
-
-
 def test_both_gradients_of_a_product_with_itself_are_one():
     """As pairs of features are multiplied: the sum of the two is made where it is read, of the whole."""
 

@@ -93,6 +93,50 @@ def test_of_the_numbers_of_scattered_rows_a_comparison_is_left(rows, stored):
     assert off == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("summed", [False, True])
+def test_a_sum_over_rows_and_another_kernel_of_what_it_reads_are_one(summed):
+    """Elementwise kernels that read one product are not: the first has run when the wide product does."""
+
+    def step(x, w, v, up):
+        h = x @ w
+        early = jnp.cos(h) * v
+        wide = jnp.sum(jnp.sin(x @ up))
+        late = h * (v + wide)
+        return wide, jnp.sum(jnp.sort(early, 0), 0), jnp.sum(late if summed else jnp.sort(late, 0), 0)
+
+    shapes = *[((4096, 4096), jnp.float32)] * 3, ((4096, 8192), jnp.float32)
+    off, live = judged(step, *shapes)
+    assert ("multiply tensor<4096x4096xf32>" in live) == (not summed)
+    assert off == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("before", "window", "rows", "within"),
+    [
+        (lambda h: h, 2, 16, 0.12),
+        (jax.nn.relu, 2, 16, 0.01),
+        (jax.nn.relu, 3, 16, 0.02),
+        (lambda h: jax.nn.relu(h * 1.5 + 0.1), 3, 16, 0.02),
+        (lambda h: jax.nn.relu(h * 1.5 + 0.1), 3, 64, 0.07),
+    ],
+)
+def test_gradients_of_maxima_take_indices_and_zeros(before, window, rows, within):
+    """Of each window's maximum XLA writes an index for each dimension, and adds gradients onto zeros, which a rectifier of the
+    same shape makes in the forward part. Maxima of windows that overlap store what takes arithmetic, if that is large.
+    """
+
+    def loss(w, u, x):
+        h = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        ones, strides = (1, window, window, 1), (1, 2, 2, 1)
+        h = jax.lax.reduce_window(before(h), -jnp.inf, jax.lax.max, ones, strides, "SAME")
+        return jnp.sum(jnp.sin(h.reshape(rows, -1) @ u))
+
+    shapes = (3, 3, 4, 32), (32 * 32 * 32, 64), (rows, 64, 64, 4)
+    off, live = judged(jax.grad(loss), *[(shape, jnp.float32) for shape in shapes])
+    assert (f"maximum tensor<{rows}x64x64x32xf32>" in live) == (rows == 64)
+    assert off == pytest.approx(1, abs=within)
+
+
 @pytest.mark.parametrize("second", [(4, 512), (4, 256)])
 def test_random_masks_of_one_shape_are_made_together(second):
     """A random generator counts the elements of a mask. XLA computes the coordinate of an axis once, for all masks of a shape,

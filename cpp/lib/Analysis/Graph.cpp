@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/Pooling.h"
 #include "farrier/Analysis/ReadingKernels.h"
 #include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Analysis/Softmax.h"
@@ -440,6 +441,8 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
             feedsKernel[graph.id(operand)] = true;
         }
       }
+      else if (storesWindowed(graph, op))
+        feedsKernel[graph.inputs[op][0]] = true;
       // What is added to a convolution's result cuDNN adds in the same kernel.
       else if (addsToConvolution(graph.ops[op]))
         feedsKernel[graph.outputs[op][0]] = true;

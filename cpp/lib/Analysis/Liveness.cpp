@@ -8,6 +8,7 @@
 #include "farrier/Analysis/PaddedInputs.h"
 #include "farrier/Analysis/Parameters.h"
 #include "farrier/Analysis/PartialSums.h"
+#include "farrier/Analysis/Pooling.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Analysis/SiblingKernels.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
@@ -363,20 +364,33 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       range.last = std::max(range.first, lastReadOfCarry(graph, time, value));
     range.live = roots.isRoot(value) && used[value] && (!isResult[value] || ahead) && definition >= 0;
   }
-  // Copies are made before the product starts: what only they read is gone by then.
-  for (unsigned op = 0; op < numOps; ++op) {
-    if (roots.copiesFor(op).empty())
-      continue;
-    int64_t dying = 0, made = 0;
+  // Bytes of what the operation reads last, among its inputs these.
+  auto dyingAt = [&](unsigned op, llvm::ArrayRef<unsigned> inputs) {
+    int64_t dying = 0;
     llvm::SmallVector<unsigned> seen;
-    for (unsigned value : roots.copiesFor(op)) {
-      copies[op] += graph.bytes[value];
-      for (unsigned root : roots.roots(value))
+    for (unsigned input : inputs)
+      for (unsigned root : roots.roots(input))
         if (ranges[root].live && ranges[root].last == time[op] && !llvm::is_contained(seen, root)) {
           seen.push_back(root);
           dying += graph.bytes[root];
         }
-    }
+    return dying;
+  };
+  // Maxima are found before the result is made: what only they are found in is gone by then.
+  for (const PoolGradient &pool : poolGradients(graph)) {
+    int64_t made = graph.bytes[graph.outputs[pool.op][0]], dying = dyingAt(pool.op, {graph.inputs[pool.op][0]});
+    copies[pool.op] += std::max(pool.found - made, pool.indices - dying);
+    for (unsigned op = 0; pool.zerosFor && op < numOps; ++op)
+      if (time[*pool.zerosFor] <= time[op] && time[op] <= time[pool.op])
+        copies[op] += made;
+  }
+  // Copies are made before the product starts: what only they read is gone by then.
+  for (unsigned op = 0; op < numOps; ++op) {
+    if (roots.copiesFor(op).empty())
+      continue;
+    int64_t dying = dyingAt(op, roots.copiesFor(op)), made = 0;
+    for (unsigned value : roots.copiesFor(op))
+      copies[op] += graph.bytes[value];
     for (unsigned value : graph.outputs[op])
       made += graph.bytes[value];
     copies[op] = std::max<int64_t>(0, copies[op] - std::min(dying, made));
@@ -418,14 +432,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   // Parts of a sum are added up when the operands are gone.
   for (unsigned op = 0; op < numOps; ++op) {
     int64_t made = graph.outputs[op].empty() ? 0 : graph.bytes[graph.outputs[op][0]];
-    if (int64_t parts = partialSums(graph.ops[op]); parts >= smallestBuffer) {
-      int64_t dying = 0;
-      for (unsigned input : graph.inputs[op])
-        for (unsigned root : roots.roots(input))
-          if (ranges[root].live && ranges[root].last == time[op])
-            dying += graph.bytes[root];
-      copies[op] += std::max<int64_t>(0, parts - std::min(dying, made));
-    }
+    if (int64_t parts = partialSums(graph.ops[op]); parts >= smallestBuffer)
+      copies[op] += std::max<int64_t>(0, parts - std::min(dyingAt(op, graph.inputs[op]), made));
   }
   for (auto [copied, masked, gathered, kept] :
        llvm::zip(copies, maskedCopies(graph, time), gatheredCopies(graph), parameterCopies(graph, roots)))

@@ -1,7 +1,7 @@
 #include "farrier/Analysis/SiblingKernels.h"
 
-#include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/WorthStoring.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinTypes.h"
@@ -88,40 +88,35 @@ public:
 
   void joinReaders() {
     std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
-    // What reads a part of a merged product stays a kernel of its own.
-    llvm::DenseSet<unsigned> parts;
-    for (llvm::ArrayRef<unsigned> products : mergedProducts(graph))
-      for (unsigned op : products)
-        parts.insert(graph.outputs[op][0]);
     for (unsigned op = 0; op + 1 < numOps; ++op) {
       int copied = copiedFor(op);
-      if (copied < 0 && !isKernel(graph, roots, op))
+      if (copied < 0 && !isKernel(graph, roots, op) && !summedBy(op))
         continue;
       llvm::SmallSetVector<unsigned, 8> read;
-      bool readsPart = false;
       BlockGraph::Ids inputs = graph.inputs[op];
       if (copied >= 0)
         inputs = {static_cast<unsigned>(copied)};
       for (unsigned input : inputs)
-        for (unsigned root : roots.roots(input)) {
-          readsPart |= parts.contains(root);
+        for (unsigned root : roots.roots(input))
           if (graph.bytes[root] >= leastBytes)
             read.insert(root);
-        }
-      if (!readsPart)
-        for (unsigned root : read)
-          readers[root].push_back(op);
+      for (unsigned root : read)
+        readers[root].push_back(op);
     }
-    for (llvm::ArrayRef<unsigned> kernels : readers)
+    for (auto [root, kernels] : llvm::enumerate(readers))
       if (kernels.size() <= mostReaders)
-        joinEach(kernels);
+        joinEach(kernels, /*isMade=*/graph.definition[root] >= 0 && graph.isVirtual[graph.definition[root]]);
   }
 
-  /// Joins kernels that read one value, each with those that follow it.
-  void joinEach(llvm::ArrayRef<unsigned> kernels) {
+  /// Joins kernels that read one value, each with those that follow it. What an elementwise kernel has made they could read
+  /// where it is made; else one of the two must transpose or sum over rows. (Compiled: gated units without a bias are three
+  /// kernels after products, with one, whose gradient is such a sum, one kernel; units whose hyperbolic tangent or error
+  /// function would be stored for two readers are one.)
+  void joinEach(llvm::ArrayRef<unsigned> kernels, bool isMade) {
     for (; !kernels.empty(); kernels = kernels.drop_front())
       for (unsigned other : kernels.drop_front().take_front(mostReaders))
-        if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)))
+        if (elements(kernels.front()) == elements(other) && !(hasTiles(kernels.front()) && hasTiles(other)) &&
+            (isMade || readsItsWay(kernels.front()) || readsItsWay(other)))
           join(group[kernels.front()], group[other]);
   }
 
@@ -158,10 +153,28 @@ private:
     });
   }
 
+  /// What the operation sums over rows, where that is computed in the kernel that sums.
+  Value summedBy(unsigned op) const {
+    if (!sumsManyRows(graph.ops[op]))
+      return {};
+    Value summed = cast<stablehlo::ReduceOp>(graph.ops[op]).getInputs().front();
+    return graph.contains(summed) && !roots.isRoot(graph.id(summed)) ? summed : Value();
+  }
+
+  /// Whether a kernel in the operation's group transposes or sums over rows, be it what another kernel stores for the sum.
+  bool readsItsWay(unsigned op) const {
+    return llvm::any_of(members[group[op]], [&](unsigned member) {
+      return summedBy(member) || copiedFor(member) >= 0 ||
+             (graph.isVirtual[member] && llvm::any_of(graph.users[graph.outputs[member][0]],
+                                                      [&](unsigned user) { return sumsManyRows(graph.ops[user]); }));
+    });
+  }
+
   int64_t elements(unsigned op) const {
     int copied = copiedFor(op);
-    unsigned value = copied >= 0 ? copied : graph.outputs[op][0];
-    auto type = dyn_cast<RankedTensorType>(graph.values[value].getType());
+    Value summed = summedBy(op);
+    Value whole = summed ? summed : graph.values[copied >= 0 ? copied : graph.outputs[op][0]];
+    auto type = dyn_cast<RankedTensorType>(whole.getType());
     return type && type.hasStaticShape() ? type.getNumElements() : -static_cast<int64_t>(op);
   }
 
@@ -267,7 +280,7 @@ SiblingTimes joinSiblings(const BlockGraph &graph, const RootSets &roots, std::v
   if (!onlyMasks)
     siblings.joinReaders();
   for (llvm::ArrayRef<unsigned> kernels : masks)
-    siblings.joinEach(kernels);
+    siblings.joinEach(kernels, /*isMade=*/true);
   return siblings.times();
 }
 

@@ -20,21 +20,36 @@ unsigned leastReadersOfDear(Operation *op) {
   return 0;
 }
 
-int64_t groupsOfColumns(Operation *op) {
-  constexpr int64_t columnsOfOne = 32, rowsInParts = 8192, leastRows = 256;
+/// How a sum over rows runs through what it sums. Where that is not in one piece, the first is summed over first.
+struct RowSum {
+  int64_t outer = 1, rows = 1, columns = 1;
+};
+
+static RowSum rowSum(Operation *op) {
+  RowSum sum;
   auto reduce = dyn_cast<stablehlo::ReduceOp>(op);
   auto type = reduce ? dyn_cast<RankedTensorType>(reduce.getInputs().front().getType()) : RankedTensorType();
   if (!type || !type.hasStaticShape())
-    return 0;
-  // Where what is summed over is not in one piece, the first is summed over first.
-  int64_t outer = 1, rows = 1, columns = 1;
+    return sum;
   for (int64_t dim = 0; dim < type.getRank(); ++dim) {
     bool summed = llvm::is_contained(reduce.getDimensions(), dim);
     int64_t extent = type.getDimSize(dim);
-    (columns > 1 || (rows > 1 && !summed) ? columns : summed ? rows : outer) *= extent;
+    (sum.columns > 1 || (sum.rows > 1 && !summed) ? sum.columns : summed ? sum.rows : sum.outer) *= extent;
   }
-  bool areFew = columns > 1 && rows >= leastRows && rows < rowsInParts;
-  return areFew ? outer * llvm::divideCeil(columns, columnsOfOne) : 0;
+  return sum;
+}
+
+int64_t groupsOfColumns(Operation *op) {
+  constexpr int64_t columnsOfOne = 32, rowsInParts = 8192, leastRows = 256;
+  RowSum sum = rowSum(op);
+  bool areFew = sum.columns > 1 && sum.rows >= leastRows && sum.rows < rowsInParts;
+  return areFew ? sum.outer * llvm::divideCeil(sum.columns, columnsOfOne) : 0;
+}
+
+bool sumsManyRows(Operation *op) {
+  RowSum sum = rowSum(op);
+  int64_t least = sum.columns >= 32 ? 32 : sum.columns >= 8 ? 64 : sum.columns >= 3 ? 128 : 256;
+  return sum.columns > 1 && sum.rows >= least;
 }
 
 bool sumsFewColumns(stablehlo::ReduceOp reduce) {
