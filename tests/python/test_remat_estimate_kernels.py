@@ -93,6 +93,37 @@ def test_of_the_numbers_of_scattered_rows_a_comparison_is_left(rows, stored):
     assert off == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_softmax_in_tiles_is_written_beside_what_it_reads(grouped):
+    """Not where rows lie apart, as with grouped heads, whose scores lie as the product gives them."""
+
+    def attend(q, k, v):
+        scores = jnp.einsum("bqhgd,bkhd->bhgqk", q, k) if grouped else jnp.einsum("bqd,bkd->bqk", q, k)
+        p = jax.nn.softmax(scores.astype(jnp.float32), -1).astype(q.dtype)
+        return jnp.einsum("bhgqk,bkhd->bqhgd" if grouped else "bqk,bkd->bqd", p, v)
+
+    kv = (4, 1024, 2, 64) if grouped else (16, 1024, 64)
+    q = (4, 1024, 2, 2, 64) if grouped else kv
+    off, live = judged(attend, *[(shape, jnp.bfloat16) for shape in (q, kv, kv)])
+    assert ([value.split()[0] for value in live].count("convert") == 1) or grouped
+    assert off == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("classes", "stored"), [(4096, True), (32000, False)])
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_a_logarithmic_softmax_in_tiles_is_stored_to_be_looked_up(classes, stored, looked_up):
+    """Its gradient alone is made in one kernel, beside the logits."""
+
+    def loss(x, w, labels):
+        logs = jax.nn.log_softmax((x @ w).astype(jnp.float32))
+        return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], 1))
+
+    shapes = ((4096, 256), jnp.bfloat16), ((256, classes), jnp.bfloat16), ((4096,), jnp.int32)
+    off, live = judged((jax.value_and_grad if looked_up else jax.grad)(loss), *shapes)
+    assert (f"subtract tensor<4096x{classes}xf32>" in live) == (stored and looked_up)
+    assert off == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("summed", [False, True])
 def test_a_sum_over_rows_and_another_kernel_of_what_it_reads_are_one(summed):
     """Elementwise kernels that read one product are not: the first has run when the wide product does."""

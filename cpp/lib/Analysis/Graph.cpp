@@ -405,7 +405,8 @@ static bool outlives(const BlockGraph &graph, unsigned op, unsigned root) {
 
 RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph.numValues()) {
   std::vector<bool> feedsKernel(graph.numValues(), false), isCopied(graph.numValues(), false),
-      moved(graph.numValues(), false), padded(graph.numValues(), false), drawn(graph.numValues(), false);
+      moved(graph.numValues(), false), padded(graph.numValues(), false), drawn(graph.numValues(), false),
+      hasTile(graph.numValues(), false), hasLogarithm(graph.numValues(), false);
   std::optional<Layouts> layouts;
   if (options.materialiseKernelOperands) {
     layouts.emplace(graph, options.reorderOnce);
@@ -560,6 +561,10 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
                    llvm::any_of(graph.inputs[op], [&](unsigned in) { return moved[in] || (isPad && padded[in]); });
     bool isPadded = isPad || llvm::any_of(graph.inputs[op], [&](unsigned in) { return padded[in]; });
     bool isLayout = isa<stablehlo::ReshapeOp, stablehlo::TransposeOp>(operation);
+    bool isTile = layouts && keepsRow(operation) && layouts->inDefault(graph.outputs[op][0]);
+    bool isTiled = isTile || llvm::any_of(graph.inputs[op], [&](unsigned in) { return hasTile[in]; });
+    bool hasLogs = (kernels && isLogSoftmax(operation)) ||
+                   llvm::any_of(graph.inputs[op], [&](unsigned in) { return hasLogarithm[in]; });
     bool isPart = isa<stablehlo::SliceOp, stablehlo::DynamicSliceOp>(operation);
     for (unsigned value : graph.outputs[op]) {
       int64_t bytes = graph.bytes[value];
@@ -583,6 +588,11 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= layouts && big > 0 && bigBytes < bytes && layouts->inDefault(value) && storesDifferences(operation);
         if (unsigned least = leastReadersOfDear(operation); least && kernels && !joined.empty())
           root |= readInAtLeast(value, least);
+        // A logarithmic softmax is summed, and looked up, by another kernel.
+        root |= hasLogs && llvm::any_of(graph.users[value], [&](unsigned user) {
+                  return isa<stablehlo::ReduceOp>(graph.ops[user]) && !isUnused(graph, user);
+                });
+        root |= isTile && isLookedUp(graph, op);
         // Whether a random number is less is dear to find out: one kernel does, for all others.
         root |= compares && drawn[graph.inputs[op].front()] && readInAtLeast(value, 2);
         if (options.materialiseKernelOperands)
@@ -594,6 +604,10 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
       // Parts of what is made of constants alone, a seed of a random mask, move nothing.
       moved[value] = isMoved && !root && !joined.empty();
       padded[value] = isPadded && !root;
+      hasTile[value] = isTiled && !root;
+      hasLogarithm[value] = hasLogs && !root;
+      if (isTiled && root)
+        tiled.insert(value);
       if (root)
         sets[value].push_back(value);
       else

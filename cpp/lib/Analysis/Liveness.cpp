@@ -462,7 +462,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       // for.
       if (!roots.isRoot(value) || !used[value])
         continue;
-      if (!aliases(graph.ops[op]) && isAliased(graph, value))
+      if (!aliases(graph.ops[op]) && (isAliased(graph, value) || roots.keepsRows(value)))
         continue;
       // A loop's state stays where it starts: what else it reads is there until it ends.
       llvm::ArrayRef<unsigned> inputs = graph.inputs[op];

@@ -2,11 +2,14 @@
 
 #include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/ReadingKernels.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "mlir/IR/BuiltinTypes.h"
 #include "mlir/IR/TypeUtilities.h"
 #include "llvm/Support/MathExtras.h"
+
+#include <optional>
 
 using namespace mlir;
 
@@ -55,20 +58,69 @@ static Operation *behindShapes(Value value) {
   return nullptr;
 }
 
+/// The maximum or sum of rows, as `Body` has it, that stands behind changes of shape; null for anything else.
+template <typename Body>
+static stablehlo::ReduceOp reducedRows(Operation *op, int64_t last) {
+  auto reduce = dyn_cast_or_null<stablehlo::ReduceOp>(op);
+  bool isOne = reduce && reduce.getDimensions() == ArrayRef(last) && reduce.getBody().hasOneBlock() &&
+               isa<Body>(reduce.getBody().front().front());
+  return isOne ? reduce : stablehlo::ReduceOp();
+}
+
+/// Whether the operation takes the maximum of its row from each element.
+static bool isShifted(stablehlo::SubtractOp difference, int64_t last) {
+  auto reduce = reducedRows<stablehlo::MaxOp>(behindShapes(difference.getRhs()), last);
+  return reduce && reduce.getInputs().front() == difference.getLhs();
+}
+
 bool storesDifferences(Operation *op) {
   auto difference = dyn_cast<stablehlo::SubtractOp>(op);
   auto type = difference ? dyn_cast<RankedTensorType>(difference.getType()) : RankedTensorType();
   if (!type || !type.hasStaticShape() || type.getRank() == 0)
     return false;
   int64_t last = type.getRank() - 1, row = type.getDimSize(last), tile = llvm::PowerOf2Ceil(row);
-  if (row < leastRow)
-    return false;
-  auto reduce = dyn_cast_or_null<stablehlo::ReduceOp>(behindShapes(difference.getRhs()));
-  if (!reduce || reduce.getInputs().front() != difference.getLhs() ||
-      reduce.getDimensions() != ArrayRef(last) || !reduce.getBody().hasOneBlock() ||
-      !isa<stablehlo::MaxOp>(reduce.getBody().front().front()))
+  if (row < leastRow || !isShifted(difference, last))
     return false;
   return 1000 * row <= mostFilled(tile, operationsBefore(difference.getLhs()) < 2) * tile;
+}
+
+/// The rank's last dimension if the operation's result has rows that are kept in tiles. (Compiled, f32 and bf16: rows of
+/// 4,096 and 16,384 are, those of 32,000 and more are not.)
+static std::optional<int64_t> rowInTile(Operation *op) {
+  constexpr int64_t longestRow = 16384;
+  auto type = isa<stablehlo::SubtractOp>(op) ? dyn_cast<RankedTensorType>(op->getResult(0).getType()) : RankedTensorType();
+  if (!type || type.getRank() == 0 || type.getShape().back() > longestRow)
+    return std::nullopt;
+  return type.getRank() - 1;
+}
+
+bool keepsRow(Operation *op) {
+  std::optional<int64_t> row = rowInTile(op);
+  return row && isShifted(cast<stablehlo::SubtractOp>(op), *row);
+}
+
+bool isLogSoftmax(Operation *op) {
+  std::optional<int64_t> row = rowInTile(op);
+  if (!row)
+    return false;
+  auto logarithm = dyn_cast_or_null<stablehlo::LogOp>(behindShapes(op->getOperand(1)));
+  auto sum = logarithm ? reducedRows<stablehlo::AddOp>(behindShapes(logarithm.getOperand()), *row) : stablehlo::ReduceOp();
+  auto exponential = sum ? sum.getInputs().front().getDefiningOp<stablehlo::ExpOp>() : stablehlo::ExpOp();
+  Operation *difference = op->getOperand(0).getDefiningOp();
+  return difference && exponential && exponential.getOperand() == op->getOperand(0) && keepsRow(difference);
+}
+
+bool isLookedUp(const BlockGraph &graph, unsigned op) {
+  constexpr unsigned mostFollowed = 16;
+  llvm::SmallVector<unsigned> work{graph.outputs[op][0]};
+  for (unsigned next = 0; next < work.size() && next < mostFollowed; ++next)
+    for (unsigned user : graph.users[work[next]]) {
+      if (isa<stablehlo::GatherOp>(graph.ops[user]) && !isUnused(graph, user))
+        return true;
+      if (graph.isVirtual[user])
+        work.append(graph.outputs[user].begin(), graph.outputs[user].end());
+    }
+  return false;
 }
 
 } // namespace farrier

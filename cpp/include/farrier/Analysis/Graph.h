@@ -93,10 +93,13 @@ public:
   /// Whether one kernel writes the value in all orders that products want, for the first of them (Layouts.h).
   bool copiesTogether(unsigned value) const { return together.contains(value); }
 
+  /// Whether the kernel that gives the value keeps a row of what it reads in a tile, and writes nothing over that (Softmax.h).
+  bool keepsRows(unsigned value) const { return tiled.contains(value); }
+
 private:
   std::vector<BlockGraph::Ids> sets; ///< sorted
   llvm::DenseMap<unsigned, BlockGraph::Ids> copies;
-  llvm::DenseSet<unsigned> together;
+  llvm::DenseSet<unsigned> together, tiled;
 };
 
 } // namespace farrier

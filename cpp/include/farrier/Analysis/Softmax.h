@@ -9,6 +9,8 @@
 #ifndef FARRIER_ANALYSIS_SOFTMAX_H
 #define FARRIER_ANALYSIS_SOFTMAX_H
 
+#include "farrier/Analysis/Graph.h"
+
 #include "mlir/IR/Operation.h"
 
 namespace farrier {
@@ -16,6 +18,18 @@ namespace farrier {
 /// Whether the operation takes each row's maximum from the row, and XLA stores what it makes if what that is
 /// computed from is narrower.
 bool storesDifferences(mlir::Operation *op);
+
+/// Whether the operation takes each row's maximum from the row, and a row is short enough to be kept in a tile: a kernel that
+/// computes this, whatever else it does, writes beside what it reads.
+bool keepsRow(mlir::Operation *op);
+
+/// Whether the operation gives the logarithmic softmax of such rows. Where these are summed again, as with labels that are
+/// distributions, another kernel reads them.
+bool isLogSoftmax(mlir::Operation *op);
+
+/// Whether single elements of what follows elementwise from the operation are looked up, as a label's is: what cannot do
+/// that in a tile reads what such a kernel stores.
+bool isLookedUp(const BlockGraph &graph, unsigned op);
 
 } // namespace farrier
 
