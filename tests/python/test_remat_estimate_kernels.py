@@ -168,6 +168,22 @@ def test_gradients_of_maxima_take_indices_and_zeros(before, window, rows, within
     assert off == pytest.approx(1, abs=within)
 
 
+@pytest.mark.parametrize(("filter_size", "padding"), [(2, "SAME"), (4, "SAME"), (5, "VALID")])
+def test_transposed_convolutions_read_zeros_between_elements(filter_size, padding):
+    """Their filter's gradient does not, in two dimensions."""
+
+    def loss(w, up, x):
+        h = jnp.tanh(
+            jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        )
+        h = jax.lax.conv_transpose(h, up, (2, 2), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.sum(jnp.sin(h).astype(jnp.float32))
+
+    shapes = (3, 3, 4, 64), (filter_size, filter_size, 64, 32), (16, 64, 64, 4)
+    off, _ = judged(jax.grad(loss, argnums=(0, 1)), *[(shape, jnp.bfloat16) for shape in shapes])
+    assert off == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("second", [(4, 512), (4, 256)])
 def test_random_masks_of_one_shape_are_made_together(second):
     """A random generator counts the elements of a mask. XLA computes the coordinate of an axis once, for all masks of a shape,

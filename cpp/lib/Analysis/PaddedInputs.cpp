@@ -12,26 +12,49 @@ using namespace mlir;
 
 namespace farrier {
 
-/// Low and high padding of each dimension of the window.
-using Padding = SmallVector<int64_t, 6>;
+/// Low and high padding of each dimension of the window, and the distance from one element of the input to the next.
+using Padding = SmallVector<int64_t, 9>;
+
+/// Whether the window is larger than what it gives, as where a filter's gradient is summed over all of an image.
+static bool sumsImages(stablehlo::ConvolutionOp convolution) {
+  auto numbers = convolution.getDimensionNumbers();
+  auto result = cast<RankedTensorType>(convolution.getType());
+  auto filter = cast<RankedTensorType>(convolution.getRhs().getType());
+  return llvm::any_of(llvm::zip(numbers.getOutputSpatialDimensions(), numbers.getKernelSpatialDimensions()),
+                      [&](auto pair) {
+                        return result.getDimSize(std::get<0>(pair)) < filter.getDimSize(std::get<1>(pair));
+                      });
+}
+
+static bool isDilated(stablehlo::ConvolutionOp convolution) {
+  auto dilation = convolution.getLhsDilation();
+  return dilation && llvm::any_of(*dilation, [](int64_t by) { return by != 1; });
+}
+
+/// Whether the convolution is transposed and no gradient: cuDNN, which gives the gradient of a strided convolution's input with
+/// the filter reversed, then reads the input with zeros between its elements.
+static bool spreadsInput(stablehlo::ConvolutionOp convolution) {
+  return isDilated(convolution) && !convolution.getRhs().getDefiningOp<stablehlo::ReverseOp>() && !sumsImages(convolution);
+}
 
 /// How the convolution pads its input, empty where cuDNN does that.
-static Padding unevenPadding(stablehlo::ConvolutionOp convolution) {
+static Padding ownPadding(stablehlo::ConvolutionOp convolution) {
   std::optional<DenseIntElementsAttr> padding = convolution.getPadding();
-  auto dilation = convolution.getLhsDilation();
+  bool spreads = spreadsInput(convolution);
   // The gradient of a strided convolution's input: it is the result that is cut.
-  if (!padding || (dilation && llvm::any_of(*dilation, [](int64_t by) { return by != 1; })))
+  if (!padding || (isDilated(convolution) && !spreads))
     return {};
   Padding amounts(padding->getValues<int64_t>());
-  auto steps = convolution.getRhsDilation();
-  bool isUneven = false;
-  for (size_t dim = 0; 2 * dim + 1 < amounts.size(); ++dim) {
+  auto steps = convolution.getRhsDilation(), dilation = convolution.getLhsDilation();
+  bool isUneven = spreads;
+  for (size_t dim = 0, dims = amounts.size() / 2; dim < dims; ++dim) {
     int64_t low = amounts[2 * dim], high = amounts[2 * dim + 1];
     if (low < 0 || high < 0)
       return {};
     // The gradient of a strided convolution's filter is given what the stride leaves out, or not.
     int64_t most = high + (steps ? (*steps)[dim] - 1 : 0);
     isUneven |= low < high || low > most;
+    amounts.push_back(spreads ? (*dilation)[dim] : 1);
   }
   return isUneven ? amounts : Padding();
 }
@@ -65,12 +88,14 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
     auto &copies = copiesOf[value];
     auto ofFilter = llvm::find_if(copies, [&](size_t at) { return givesFilter(convolution, first[at]); });
     if (ofFilter != copies.end()) {
+      // In two dimensions the gradient of what is spread reads the input as it is.
+      bool readsInput = isDilated(convolution) && convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
       for (size_t at : copies)
-        if (givesFilter(convolution, first[at]))
+        if (givesFilter(convolution, first[at]) && !readsInput)
           found[at].users.push_back(op);
       continue;
     }
-    Padding padding = unevenPadding(convolution);
+    Padding padding = ownPadding(convolution);
     if (padding.empty() || graph.bytes[value] == 0)
       continue;
     auto same = llvm::find_if(copies, [&](size_t at) { return paddings[at] == padding; });
@@ -80,8 +105,11 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
     }
     // Of one device: what is split is what the value is split by.
     double grown = 1;
-    for (auto [at, dim] : llvm::enumerate(convolution.getDimensionNumbers().getInputSpatialDimensions()))
-      grown *= double(type.getDimSize(dim) + padding[2 * at] + padding[2 * at + 1]) / type.getDimSize(dim);
+    ArrayRef<int64_t> spatial = convolution.getDimensionNumbers().getInputSpatialDimensions();
+    for (auto [at, dim] : llvm::enumerate(spatial)) {
+      int64_t extent = type.getDimSize(dim), spread = (extent - 1) * padding[2 * spatial.size() + at] + 1;
+      grown *= double(spread + padding[2 * at] + padding[2 * at + 1]) / extent;
+    }
     copies.push_back(found.size());
     found.push_back({value, static_cast<int64_t>(graph.bytes[value] * grown), {op}, false});
     paddings.push_back(std::move(padding));

@@ -2,7 +2,8 @@
 //
 // cuDNN pads both ends of a dimension alike. Where a convolution wants otherwise (stride 2 over an even size, causal
 // convolutions), XLA:GPU writes a padded copy of its input, which every convolution that pads it so reads, the gradient
-// of the filter included: the copy is there from the first to the last of them.
+// of the filter included: the copy is there from the first to the last of them. So does a transposed convolution, with zeros
+// between the elements; its filter's gradient reads that in three dimensions only.
 //
 //===----------------------------------------------------------------------===//
 
