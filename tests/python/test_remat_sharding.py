@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import workloads
-from farrier._src import interchange, oracle, sharding
+from farrier._src import gathered, interchange, oracle, sharding
 from farrier._src.drivers.remat import RematDriver
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -262,6 +262,23 @@ def test_a_weight_in_parts_is_gathered_for_the_product_that_reads_it():
     assert (
         estimate == weight + json.loads(module.query("memory.estimate", json.dumps({"shards": less})))["temp"]
     )
+
+
+@pytest.mark.parametrize(("rows", "gathers"), [(65536, "weight"), (512, "rows")])
+def test_where_both_operands_split_the_result_the_smaller_is_gathered(rows, gathers):
+    """An axis that splits rows and columns alike can split one of them in the result; XLA exchanges that afterwards."""
+    summed, columns = 32768, 1024
+    program = oracle.parse_module(f"""
+      func.func @main(%x: tensor<{rows}x{summed}xbf16>, %w: tensor<{summed}x{columns}xbf16>) -> tensor<{rows}x{columns}xbf16> {{
+        %y = stablehlo.dot_general %x, %w, contracting_dims = [1] x [0] :
+          (tensor<{rows}x{summed}xbf16>, tensor<{summed}x{columns}xbf16>) -> tensor<{rows}x{columns}xbf16>
+        return %y : tensor<{rows}x{columns}xbf16>
+      }}""")
+    product = program.body.operations[0].regions[0].blocks[0].operations[0]
+    axis, whole = [("f", 8)], []
+    split = [[axis, whole], [whole, axis], [whole, axis]]
+    whole_bytes = {"weight": 2 * summed * columns, "rows": 2 * rows * summed}
+    assert gathered.bytes_for(product, split) == (whole_bytes[gathers], 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])

@@ -60,6 +60,11 @@ def bytes_for(op: Any, split: Sequence[Axes | None]) -> tuple[int, int]:
         if alone and share < gather:
             sum_ = max(sum_, share)
         elif whole or alone:
+            # Or the product is made for this operand's part of the result, and that exchanged: if all that splits both
+            # otherwise splits what only the other operand has.
+            kept_by_other = {axis for dim in free[1 - side] for axis in other[dim]}
+            if whole and not alone and kept_by_other.issuperset(whole):
+                gather = min(gather, _bytes(op.operands[1 - side], other) * _parts(whole))
             gathered += gather
     both = [axis for a, b in summed for axis in left[a] if axis in right[b] and axis[0] in kept]
     if both:
