@@ -184,6 +184,33 @@ def test_transposed_convolutions_read_zeros_between_elements(filter_size, paddin
     assert off == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("order", ["NHWC", "NCHW"])
+def test_norms_behind_convolutions_sum_as_features_lie(order):
+    """Innermost, wherever the program has them: sums over an image are over rows, and what is summed is stored."""
+    features, image = order.index("C"), tuple(order.index(axis) for axis in "HW")
+    filters = "HWIO" if order == "NHWC" else "OIHW"
+
+    def loss(weights, x):
+        for w in weights:
+            h = jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=(order, filters, order))
+            h = (h - h.mean(image, keepdims=True)) * jax.lax.rsqrt(h.var(image, keepdims=True) + 1e-5)
+            x = x + jax.nn.silu(h) if x.shape == h.shape else jax.nn.silu(h)
+        return jnp.sum(jnp.square(x))
+
+    def shape(inputs, outputs):
+        return (3, 3, inputs, outputs) if order == "NHWC" else (outputs, inputs, 3, 3)
+
+    image_shape = [8, 64, 64]
+    image_shape.insert(features, 4)
+    shapes = *(shape(inputs, 64) for inputs in (4, 64, 64, 64)), tuple(image_shape)
+    off, live = judged(
+        jax.grad(lambda *given: loss(given[:-1], given[-1]), argnums=(0, 1, 2, 3)),
+        *[(each, jnp.float32) for each in shapes],
+    )
+    assert any(value.startswith("multiply tensor") for value in live)
+    assert off == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("second", [(4, 512), (4, 256)])
 def test_random_masks_of_one_shape_are_made_together(second):
     """A random generator counts the elements of a mask. XLA computes the coordinate of an axis once, for all masks of a shape,

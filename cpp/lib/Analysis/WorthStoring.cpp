@@ -7,6 +7,8 @@
 #include "llvm/ADT/SmallPtrSet.h"
 #include "llvm/Support/MathExtras.h"
 
+#include <numeric>
+
 using namespace mlir;
 
 namespace farrier {
@@ -25,13 +27,38 @@ struct RowSum {
   int64_t outer = 1, rows = 1, columns = 1;
 };
 
+/// The value's dimensions as they lie in memory, outermost first: XLA has the features of what convolutions give, and of what is
+/// computed from it, innermost, wherever the program has them.
+static SmallVector<int64_t> orderInMemory(Value value, int64_t rank) {
+  constexpr unsigned mostFollowed = 32;
+  SmallVector<int64_t> order(rank);
+  std::iota(order.begin(), order.end(), 0);
+  llvm::SmallVector<Value> work{value};
+  llvm::SmallPtrSet<Operation *, 16> seen;
+  for (unsigned next = 0; next < work.size() && next < mostFollowed; ++next) {
+    Operation *op = work[next].getDefiningOp();
+    if (auto convolution = dyn_cast_or_null<stablehlo::ConvolutionOp>(op)) {
+      auto numbers = convolution.getDimensionNumbers();
+      order.assign(1, numbers.getOutputBatchDimension());
+      llvm::append_range(order, numbers.getOutputSpatialDimensions());
+      order.push_back(numbers.getOutputFeatureDimension());
+      break;
+    }
+    if (op && isElementwise(op) && seen.insert(op).second)
+      for (Value operand : op->getOperands())
+        if (auto type = dyn_cast<RankedTensorType>(operand.getType()); type && type.getRank() == rank)
+          work.push_back(operand);
+  }
+  return order;
+}
+
 static RowSum rowSum(Operation *op) {
   RowSum sum;
   auto reduce = dyn_cast<stablehlo::ReduceOp>(op);
   auto type = reduce ? dyn_cast<RankedTensorType>(reduce.getInputs().front().getType()) : RankedTensorType();
   if (!type || !type.hasStaticShape())
     return sum;
-  for (int64_t dim = 0; dim < type.getRank(); ++dim) {
+  for (int64_t dim : orderInMemory(reduce.getInputs().front(), type.getRank())) {
     bool summed = llvm::is_contained(reduce.getDimensions(), dim);
     int64_t extent = type.getDimSize(dim);
     (sum.columns > 1 || (sum.rows > 1 && !summed) ? sum.columns : summed ? sum.rows : sum.outer) *= extent;
