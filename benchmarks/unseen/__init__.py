@@ -16,6 +16,7 @@ from unseen import (
     sixth,
     tenth,
     third,
+    thirteenth,
     twelfth,
 )
 
@@ -31,5 +32,6 @@ PARTS = {
     "ninth": tenth.ALL,
     "tenth": eleventh.ALL,
     "eleventh": twelfth.ALL,
+    "twelfth": thirteenth.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""

@@ -5,6 +5,7 @@
 #include "farrier/Analysis/Liveness.h"
 #include "farrier/Analysis/Measured.h"
 #include "farrier/Analysis/OpInfo.h"
+#include "farrier/Analysis/PaddedInputs.h"
 #include "farrier/Analysis/Pooling.h"
 #include "farrier/Analysis/ReadingKernels.h"
 #include "farrier/Analysis/SiblingKernels.h"
@@ -429,8 +430,11 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
           }
         }
       } else if (readsBuffers(graph.ops[op])) {
-        for (unsigned value : graph.inputs[op])
-          feedsKernel[reversedFilter(graph, op, value)] = true;
+        auto convolution = dyn_cast<stablehlo::ConvolutionOp>(graph.ops[op]);
+        bool rewrites = convolution && rewritesInput(convolution);
+        for (auto [at, value] : llvm::enumerate(graph.inputs[op]))
+          if (at > 0 || !rewrites)
+            feedsKernel[reversedFilter(graph, op, value)] = true;
       }
       else if (auto reduce = dyn_cast<stablehlo::ReduceOp>(graph.ops[op]); reduce && sumsFewColumns(reduce)) {
         for (Value operand : reduce.getInputs()) {
@@ -467,11 +471,14 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     needs.emplace(graph, feedsKernel);
     kernels.emplace(graph, feedsKernel);
   }
-  // Kernels beside products', which compute what needs one operand: no two of them need be found.
+  // Kernels beside products', which compute what needs one operand: no two of them need be found. What is transposed for a
+  // filter's gradient the kernel of the derivative writes, too.
   auto readInAtLeast = [&](unsigned value, unsigned least) {
     auto found = readingKernels(graph, value, feedsKernel, /*mostReaders=*/8, /*mostFollowed=*/64);
     return !found || llvm::count_if(*found, [&](unsigned op) {
+                       auto convolution = dyn_cast<stablehlo::ConvolutionOp>(graph.ops[op]);
                        return !isa<stablehlo::DotGeneralOp, stablehlo::DynamicUpdateSliceOp>(graph.ops[op]) &&
+                              !(convolution && rewritesInput(convolution) && !spreadsInput(convolution)) &&
                               !graph.isTerminator(op) && !isUnused(graph, op);
                      }) >= least;
   };

@@ -31,10 +31,13 @@ static bool isDilated(stablehlo::ConvolutionOp convolution) {
   return dilation && llvm::any_of(*dilation, [](int64_t by) { return by != 1; });
 }
 
-/// Whether the convolution is transposed and no gradient: cuDNN, which gives the gradient of a strided convolution's input with
-/// the filter reversed, then reads the input with zeros between its elements.
-static bool spreadsInput(stablehlo::ConvolutionOp convolution) {
+bool spreadsInput(stablehlo::ConvolutionOp convolution) {
   return isDilated(convolution) && !convolution.getRhs().getDefiningOp<stablehlo::ReverseOp>() && !sumsImages(convolution);
+}
+
+bool rewritesInput(stablehlo::ConvolutionOp convolution) {
+  bool isFlat = convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
+  return spreadsInput(convolution) || (isFlat && isDilated(convolution) && sumsImages(convolution));
 }
 
 /// How the convolution pads its input, empty where cuDNN does that.

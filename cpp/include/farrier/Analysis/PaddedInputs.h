@@ -11,6 +11,7 @@
 #define FARRIER_ANALYSIS_PADDEDINPUTS_H
 
 #include "farrier/Analysis/Graph.h"
+#include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include <vector>
 
@@ -26,6 +27,14 @@ struct PaddedInput {
 
 /// The padded copies of a block, in the order in which they are made.
 std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &roots);
+
+/// Whether the convolution is transposed and no gradient: cuDNN, which gives the gradient of a strided convolution's input with
+/// the filter reversed, then reads the input with zeros between its elements.
+bool spreadsInput(stablehlo::ConvolutionOp convolution);
+
+/// Whether a kernel writes the convolution's input for it as it is read, spread or, for the gradient of a filter over pictures,
+/// transposed: what is computed elementwise is computed there.
+bool rewritesInput(stablehlo::ConvolutionOp convolution);
 
 } // namespace farrier
 
