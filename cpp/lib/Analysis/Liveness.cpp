@@ -441,7 +441,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (const PaddedInput &copy : padded)
     for (unsigned op = 0; op < numOps; ++op)
       if (time[copy.users.front()] <= time[op] && time[op] <= time[copy.users.back()])
-        copies[op] += copy.bytes;
+        copies[op] += copy.bytes * (copy.isTurned && op == copy.users.back() ? 2 : 1);
   std::vector<int64_t> apart(numOps, 0);
   int64_t held = 0;
   for (unsigned at = 0; at < numOps; ++at)

@@ -94,8 +94,10 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
       // In two dimensions the gradient of what is spread reads the input as it is.
       bool readsInput = isDilated(convolution) && convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
       for (size_t at : copies)
-        if (givesFilter(convolution, first[at]) && !readsInput)
+        if (givesFilter(convolution, first[at]) && !readsInput) {
           found[at].users.push_back(op);
+          found[at].isTurned = isDilated(convolution);
+        }
       continue;
     }
     Padding padding = ownPadding(convolution);

@@ -23,6 +23,7 @@ struct PaddedInput {
   int64_t bytes;                        ///< of the copy, beside those of the value where nothing else stores that
   llvm::SmallVector<unsigned, 4> users; ///< operations that read the copy, ascending
   bool isStored;                        ///< whether the value is a buffer, too, rather than computed as it is padded
+  bool isTurned = false;                ///< whether the last of the operations reads a copy of the copy, in another order
 };
 
 /// The padded copies of a block, in the order in which they are made.
