@@ -184,6 +184,29 @@ def test_transposed_convolutions_read_zeros_between_elements(filter_size, paddin
     assert off == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_norms_gradients_are_one_kernel_or_kept_in_tiles(centred):
+    """By the root of the mean of squares, the gradients of what is normalised and of the scale are one kernel's, written over
+    nothing. A layer norm's are made in tiles: what is summed over rows for the scale is stored, in f32.
+    """
+
+    def loss(w, scale, shift, x):
+        h = (x @ w).astype(jnp.float32)
+        h = h - h.mean(-1, keepdims=True) if centred else h
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-5) * scale + shift
+        return jnp.sum(jnp.sin(h.astype(x.dtype)).astype(jnp.float32))
+
+    shapes = (
+        ((512, 1024), jnp.bfloat16),
+        ((1024,), jnp.float32),
+        ((1024,), jnp.float32),
+        ((8192, 512), jnp.bfloat16),
+    )
+    off, live = judged(jax.grad(loss, argnums=(0, 1, 2)), *shapes)
+    assert ("multiply tensor<8192x1024xf32>" if centred else "convert tensor<8192x1024xbf16>") in live
+    assert off == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.gelu])
 def test_what_transposed_convolutions_read_is_computed_as_it_is_spread(activation):
     """And again as it is transposed for the filter's gradient, in the kernel of its derivative: it is not stored. (XLA's heap has

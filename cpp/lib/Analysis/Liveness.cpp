@@ -11,6 +11,7 @@
 #include "farrier/Analysis/Pooling.h"
 #include "farrier/Analysis/RaggedDot.h"
 #include "farrier/Analysis/SiblingKernels.h"
+#include "farrier/Analysis/WorthStoring.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
 #include "llvm/ADT/DenseSet.h"
@@ -448,6 +449,11 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
     apart[at] = held += parts[at];
   for (unsigned op = 0; op < numOps; ++op)
     copies[op] += apart[time[op]];
+  // Nor over anything where rows are summed, too.
+  llvm::DenseSet<unsigned> summing; // when the last operation of such a kernel runs
+  for (unsigned op = 0; op < numOps; ++op)
+    if (sumsManyRows(graph.ops[op]) && !roots.isRoot(graph.inputs[op][0]))
+      summing.insert(lastOfKernel[op]);
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);
   for (unsigned op = 0; op < numOps; ++op) {
@@ -462,7 +468,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
       // for.
       if (!roots.isRoot(value) || !used[value])
         continue;
-      if (!aliases(graph.ops[op]) && (isAliased(graph, value) || roots.keepsRows(value)))
+      if (!aliases(graph.ops[op]) &&
+          (isAliased(graph, value) || roots.keepsRows(value) || summing.contains(lastOfKernel[op])))
         continue;
       // A loop's state stays where it starts: what else it reads is there until it ends.
       llvm::ArrayRef<unsigned> inputs = graph.inputs[op];

@@ -90,7 +90,9 @@ public:
     std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
     for (unsigned op = 0; op + 1 < numOps; ++op) {
       int copied = copiedFor(op);
-      if (copied < 0 && !isKernel(graph, roots, op) && !summedBy(op))
+      bool joins = copied >= 0 || summedBy(op) ||
+                   (isKernel(graph, roots, op) && !roots.keepsRows(graph.outputs[op][0]));
+      if (!joins)
         continue;
       llvm::SmallSetVector<unsigned, 8> read;
       BlockGraph::Ids inputs = graph.inputs[op];

@@ -94,9 +94,19 @@ static std::optional<int64_t> rowInTile(Operation *op) {
   return type.getRank() - 1;
 }
 
+/// Whether the operation takes the mean of its row from each element.
+static bool isCentred(stablehlo::SubtractOp difference, int64_t last) {
+  Operation *mean = behindShapes(difference.getRhs());
+  if (!isa_and_nonnull<stablehlo::DivOp, stablehlo::MulOp>(mean) || !splatOf(mean->getOperand(1)))
+    return false;
+  auto reduce = reducedRows<stablehlo::AddOp>(behindShapes(mean->getOperand(0)), last);
+  return reduce && reduce.getInputs().front() == difference.getLhs();
+}
+
 bool keepsRow(Operation *op) {
   std::optional<int64_t> row = rowInTile(op);
-  return row && isShifted(cast<stablehlo::SubtractOp>(op), *row);
+  auto difference = dyn_cast<stablehlo::SubtractOp>(op);
+  return row && (isShifted(difference, *row) || isCentred(difference, *row));
 }
 
 bool isLogSoftmax(Operation *op) {

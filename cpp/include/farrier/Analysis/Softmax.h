@@ -19,8 +19,9 @@ namespace farrier {
 /// computed from is narrower.
 bool storesDifferences(mlir::Operation *op);
 
-/// Whether the operation takes each row's maximum from the row, and a row is short enough to be kept in a tile: a kernel that
-/// computes this, whatever else it does, writes beside what it reads.
+/// Whether the operation takes each row's maximum or mean from the row, and a row is short enough to be kept in a tile: a
+/// kernel that computes this, whatever else it does, writes beside what it reads, and is none with others. (Compiled: layer
+/// norms, forward and backward, are such kernels, norms by the root of the mean of squares are not.)
 bool keepsRow(mlir::Operation *op);
 
 /// Whether the operation gives the logarithmic softmax of such rows. Where these are summed again, as with labels that are
