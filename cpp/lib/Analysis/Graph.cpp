@@ -602,7 +602,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         root |= isTile && isLookedUp(graph, op);
         // Nor can what sums over rows do that.
         root |= isTiled &&
-                llvm::any_of(graph.users[value], [&](unsigned user) { return sumsManyRows(graph.ops[user]); });
+                llvm::any_of(graph.users[value], [&](unsigned user) { return rowsSummed(graph.ops[user]) != nullptr; });
         // Whether a random number is less is dear to find out: one kernel does, for all others.
         root |= compares && drawn[graph.inputs[op].front()] && readInAtLeast(value, 2);
         if (options.materialiseKernelOperands)

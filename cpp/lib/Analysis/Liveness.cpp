@@ -452,7 +452,7 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   // Nor over anything where rows are summed, too.
   llvm::DenseSet<unsigned> summing; // when the last operation of such a kernel runs
   for (unsigned op = 0; op < numOps; ++op)
-    if (sumsManyRows(graph.ops[op]) && !roots.isRoot(graph.inputs[op][0]))
+    if (Value summed = rowsSummed(graph.ops[op]); summed && graph.contains(summed) && !roots.isRoot(graph.id(summed)))
       summing.insert(lastOfKernel[op]);
   // Reuse: the buffer of an input that dies here serves the result.
   std::vector<bool> reused(graph.numValues(), false);

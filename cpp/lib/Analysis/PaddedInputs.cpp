@@ -18,9 +18,10 @@ using Padding = SmallVector<int64_t, 9>;
 /// Whether the window is larger than what it gives, as where a filter's gradient is summed over all of an image.
 static bool sumsImages(stablehlo::ConvolutionOp convolution) {
   auto numbers = convolution.getDimensionNumbers();
-  auto result = cast<RankedTensorType>(convolution.getType());
-  auto filter = cast<RankedTensorType>(convolution.getRhs().getType());
-  return llvm::any_of(llvm::zip(numbers.getOutputSpatialDimensions(), numbers.getKernelSpatialDimensions()),
+  auto result = dyn_cast<RankedTensorType>(convolution.getType());
+  auto filter = dyn_cast<RankedTensorType>(convolution.getRhs().getType());
+  return result && filter &&
+         llvm::any_of(llvm::zip(numbers.getOutputSpatialDimensions(), numbers.getKernelSpatialDimensions()),
                       [&](auto pair) {
                         return result.getDimSize(std::get<0>(pair)) < filter.getDimSize(std::get<1>(pair));
                       });
@@ -92,7 +93,7 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
     auto ofFilter = llvm::find_if(copies, [&](size_t at) { return givesFilter(convolution, first[at]); });
     if (ofFilter != copies.end()) {
       // In two dimensions the gradient of what is spread reads the input as it is.
-      bool readsInput = isDilated(convolution) && convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
+      bool readsInput = isDilated(convolution) && rewritesInput(convolution);
       for (size_t at : copies)
         if (givesFilter(convolution, first[at]) && !readsInput) {
           found[at].users.push_back(op);
@@ -112,8 +113,8 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
     double grown = 1;
     ArrayRef<int64_t> spatial = convolution.getDimensionNumbers().getInputSpatialDimensions();
     for (auto [at, dim] : llvm::enumerate(spatial)) {
-      int64_t extent = type.getDimSize(dim), spread = (extent - 1) * padding[2 * spatial.size() + at] + 1;
-      grown *= double(spread + padding[2 * at] + padding[2 * at + 1]) / extent;
+      double extent = type.getDimSize(dim), spread = (extent - 1) * padding[2 * spatial.size() + at] + 1;
+      grown *= (spread + padding[2 * at] + padding[2 * at + 1]) / extent;
     }
     copies.push_back(found.size());
     found.push_back({value, static_cast<int64_t>(graph.bytes[value] * grown), {op}, false});

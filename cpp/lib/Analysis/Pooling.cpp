@@ -7,6 +7,7 @@
 
 #include "mlir/IR/BuiltinTypes.h"
 #include "mlir/IR/Matchers.h"
+#include "llvm/ADT/DenseMap.h"
 
 #include <algorithm>
 
@@ -16,13 +17,6 @@ namespace farrier {
 
 /// Bytes of an index, and of a maximum at least.
 static constexpr int64_t wordBytes = 4;
-
-static bool readsZeros(Operation *op, Type type) {
-  return isElementwise(op) && llvm::any_of(op->getOperands(), [&](Value operand) {
-           ElementsAttr splat = operand.getType() == type ? splatOf(operand) : ElementsAttr();
-           return splat && (matchPattern(splat, m_AnyZeroFloat()) || matchPattern(splat, m_Zero()));
-         });
-}
 
 /// The type of what gradients are added to. JAX pads the operand and cuts what it padded off again, which XLA leaves out
 /// where padding only follows.
@@ -34,22 +28,40 @@ static Type addedTo(stablehlo::SelectAndScatterOp pool) {
   return follows ? cut.getType() : pool.getType();
 }
 
+/// For each of the types, the first operation that reads zeros of it.
+static void findZeros(const BlockGraph &graph, llvm::DenseMap<Type, std::optional<unsigned>> &wanted) {
+  for (auto [at, op] : llvm::enumerate(graph.ops)) {
+    if (!isElementwise(op))
+      continue;
+    for (Value operand : op->getOperands())
+      if (auto it = wanted.find(operand.getType()); it != wanted.end() && !it->second)
+        if (ElementsAttr splat = splatOf(operand);
+            splat && (matchPattern(splat, m_AnyZeroFloat()) || matchPattern(splat, m_Zero())))
+          it->second = at;
+  }
+}
+
 std::vector<PoolGradient> poolGradients(const BlockGraph &graph) {
   std::vector<PoolGradient> result;
+  llvm::DenseMap<Type, std::optional<unsigned>> zeros;
   for (unsigned op = 0; op < graph.numOps(); ++op) {
     auto pool = dyn_cast<stablehlo::SelectAndScatterOp>(graph.ops[op]);
     auto type = pool ? dyn_cast<RankedTensorType>(addedTo(pool)) : RankedTensorType();
-    if (!type || !type.hasStaticShape() || !graph.contains(pool.getSource()))
+    if (!type || !type.hasStaticShape() || !graph.contains(pool.getOperand()) || !graph.contains(pool.getSource()))
       continue;
     // What a device has of all windows.
     int64_t bits = elementBits(pool.getSource().getType());
     int64_t windows = graph.bytes[graph.id(pool.getSource())] * 8 / std::max<int64_t>(bits, 1);
     int64_t indices = type.getRank() * wordBytes * windows;
-    PoolGradient gradient{op, indices + std::max(wordBytes, bits / 8) * windows, indices, std::nullopt};
-    for (unsigned other = 0; other < op && !gradient.zerosFor; ++other)
-      if (readsZeros(graph.ops[other], type))
-        gradient.zerosFor = other;
-    result.push_back(gradient);
+    result.push_back({op, indices + std::max(wordBytes, bits / 8) * windows, indices, std::nullopt});
+    zeros.try_emplace(type, std::nullopt);
+  }
+  if (!result.empty())
+    findZeros(graph, zeros);
+  for (PoolGradient &gradient : result) {
+    std::optional<unsigned> first = zeros.lookup(addedTo(cast<stablehlo::SelectAndScatterOp>(graph.ops[gradient.op])));
+    if (first && *first < gradient.op)
+      gradient.zerosFor = first;
   }
   return result;
 }
@@ -70,6 +82,8 @@ bool storesWindowed(const BlockGraph &graph, unsigned op) {
   if (!pool || pool.getInputs().size() != 1)
     return false;
   Value value = pool.getInputs().front();
+  if (!graph.contains(value))
+    return false;
   auto type = dyn_cast<RankedTensorType>(value.getType());
   auto strides = pool.getWindowStrides();
   bool overlaps = false;

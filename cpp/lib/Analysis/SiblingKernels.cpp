@@ -77,20 +77,22 @@ class Siblings {
 public:
   Siblings(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> time)
       : graph(graph), roots(roots), numOps(graph.numOps()), group(numOps), members(numOps), position(std::move(time)),
-        order(numOps), seen(numOps, 0), leadsTo(numOps, 0), comesFrom(numOps, 0) {
+        order(numOps), seen(numOps, 0), leadsTo(numOps, 0), comesFrom(numOps, 0), summedBy(numOps, -1),
+        storesForSum(numOps, false) {
     for (unsigned op = 0; op < numOps; ++op) {
       group[op] = op;
       members[op].push_back(op);
       order[position[op]] = op;
     }
     findMarks();
+    findSums();
   }
 
   void joinReaders() {
     std::vector<llvm::SmallVector<unsigned, 4>> readers(graph.numValues());
     for (unsigned op = 0; op + 1 < numOps; ++op) {
       int copied = copiedFor(op);
-      bool joins = copied >= 0 || summedBy(op) ||
+      bool joins = copied >= 0 || summedBy[op] >= 0 ||
                    (isKernel(graph, roots, op) && !roots.keepsRows(graph.outputs[op][0]));
       if (!joins)
         continue;
@@ -155,28 +157,29 @@ private:
     });
   }
 
-  /// What the operation sums over rows, where that is computed in the kernel that sums.
-  Value summedBy(unsigned op) const {
-    if (!sumsManyRows(graph.ops[op]))
-      return {};
-    Value summed = cast<stablehlo::ReduceOp>(graph.ops[op]).getInputs().front();
-    return graph.contains(summed) && !roots.isRoot(graph.id(summed)) ? summed : Value();
+  /// What kernels sum over rows, themselves or what another one stores for the sum.
+  void findSums() {
+    for (unsigned op = 0; op < numOps; ++op)
+      if (Value summed = rowsSummed(graph.ops[op]); summed && graph.contains(summed)) {
+        unsigned value = graph.id(summed);
+        if (!roots.isRoot(value))
+          summedBy[op] = value;
+        else if (graph.definition[value] >= 0 && graph.isVirtual[graph.definition[value]])
+          storesForSum[graph.definition[value]] = true;
+      }
   }
 
   /// Whether a kernel in the operation's group transposes or sums over rows, be it what another kernel stores for the sum.
   bool readsItsWay(unsigned op) const {
     return llvm::any_of(members[group[op]], [&](unsigned member) {
-      return summedBy(member) || copiedFor(member) >= 0 ||
-             (graph.isVirtual[member] && llvm::any_of(graph.users[graph.outputs[member][0]],
-                                                      [&](unsigned user) { return sumsManyRows(graph.ops[user]); }));
+      return summedBy[member] >= 0 || storesForSum[member] || copiedFor(member) >= 0;
     });
   }
 
   int64_t elements(unsigned op) const {
     int copied = copiedFor(op);
-    Value summed = summedBy(op);
-    Value whole = summed ? summed : graph.values[copied >= 0 ? copied : graph.outputs[op][0]];
-    auto type = dyn_cast<RankedTensorType>(whole.getType());
+    unsigned value = copied >= 0 ? copied : summedBy[op] >= 0 ? summedBy[op] : graph.outputs[op][0];
+    auto type = dyn_cast<RankedTensorType>(graph.values[value].getType());
     return type && type.hasStaticShape() ? type.getNumElements() : -static_cast<int64_t>(op);
   }
 
@@ -270,6 +273,8 @@ private:
   std::vector<unsigned> seen;
   unsigned stamp = 0;
   std::vector<uint64_t> leadsTo, comesFrom;
+  std::vector<int> summedBy; ///< of an operation, the value that it computes and sums over rows, -1 for none
+  std::vector<bool> storesForSum;
 };
 
 } // namespace

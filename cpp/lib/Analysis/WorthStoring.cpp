@@ -73,10 +73,10 @@ int64_t groupsOfColumns(Operation *op) {
   return areFew ? sum.outer * llvm::divideCeil(sum.columns, columnsOfOne) : 0;
 }
 
-bool sumsManyRows(Operation *op) {
+Value rowsSummed(Operation *op) {
   RowSum sum = rowSum(op);
   int64_t least = sum.columns >= 32 ? 32 : sum.columns >= 8 ? 64 : sum.columns >= 3 ? 128 : 256;
-  return sum.columns > 1 && sum.rows >= least;
+  return sum.columns > 1 && sum.rows >= least ? cast<stablehlo::ReduceOp>(op).getInputs().front() : Value();
 }
 
 bool sumsFewColumns(stablehlo::ReduceOp reduce) {

@@ -22,10 +22,10 @@ bool sumsFewColumns(stablehlo::ReduceOp reduce);
 /// How many groups of 32 columns the operation sums over rows, of which there are as many as said above; else 0.
 int64_t groupsOfColumns(mlir::Operation *op);
 
-/// Whether the operation sums over so many rows that threads share each column's: 32, of fewer than 32 columns 64. (Compiled:
-/// f32 of 8,192 times 31 and 32 rows by 64 columns, 32, 63 and 64 by 31. Below 8 and 3 columns 128 and 256, as XLA's sources
-/// have it.)
-bool sumsManyRows(mlir::Operation *op);
+/// What the operation sums over so many rows that threads share each column's: 32, of fewer than 32 columns 64; null for other
+/// operations. (Compiled: f32 of 8,192 times 31 and 32 rows by 64 columns, 32, 63 and 64 by 31. Below 8 and 3 columns 128 and
+/// 256, as XLA's sources have it.)
+mlir::Value rowsSummed(mlir::Operation *op);
 
 /// Up to how many groups of columns a value that several such sums and another kernel read is stored: the more arithmetic it
 /// takes, the more so in narrow numbers, the more columns occupy the GPU. (Read off compiled gates of channels' means, with
