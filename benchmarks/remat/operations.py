@@ -55,10 +55,6 @@ def _complex(h):
     return jnp.concatenate([turned.real, turned.imag], 1)
 
 
-def _row_of(h, key):
-    return jax.random.normal(jax.random.key(key), h.shape)
-
-
 # What stands between the products, of f32[8192, 1024] and what else is given: (function, shapes and types of the rest).
 BETWEEN = {
     "cumsum": (lambda h: jnp.cumsum(h, 0),),
@@ -121,7 +117,7 @@ BETWEEN = {
     ),
     "fori_loop": (lambda h: lax.fori_loop(0, 4, lambda i, c: jnp.sin(c) * 1.1, h),),
     "dropout": (lambda h: h * jax.random.bernoulli(jax.random.key(0), 0.9, h.shape),),
-    "noise": (lambda h: h + _row_of(h, 0),),
+    "noise": (lambda h: h + jax.random.normal(jax.random.key(0), h.shape),),
     "complex": (_complex,),
     "int8": (lambda h: jnp.clip(jnp.round(h * 127), -127, 127).astype(jnp.int8).astype(F32) / 127 + h,),
     "float8": (lambda h: h.astype(jnp.float8_e4m3fn).astype(F32),),

@@ -431,7 +431,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
         }
       } else if (readsBuffers(graph.ops[op])) {
         auto convolution = dyn_cast<stablehlo::ConvolutionOp>(graph.ops[op]);
-        bool rewrites = convolution && rewritesInput(convolution);
+        bool rewrites = convolution && (spreadsInput(convolution) || turnsInput(convolution));
         for (auto [at, value] : llvm::enumerate(graph.inputs[op]))
           if (at > 0 || !rewrites)
             feedsKernel[reversedFilter(graph, op, value)] = true;
@@ -478,7 +478,7 @@ RootSets::RootSets(const BlockGraph &graph, const Options &options) : sets(graph
     return !found || llvm::count_if(*found, [&](unsigned op) {
                        auto convolution = dyn_cast<stablehlo::ConvolutionOp>(graph.ops[op]);
                        return !isa<stablehlo::DotGeneralOp, stablehlo::DynamicUpdateSliceOp>(graph.ops[op]) &&
-                              !(convolution && rewritesInput(convolution) && !spreadsInput(convolution)) &&
+                              !(convolution && turnsInput(convolution)) &&
                               !graph.isTerminator(op) && !isUnused(graph, op);
                      }) >= least;
   };

@@ -36,9 +36,9 @@ bool spreadsInput(stablehlo::ConvolutionOp convolution) {
   return isDilated(convolution) && !convolution.getRhs().getDefiningOp<stablehlo::ReverseOp>() && !sumsImages(convolution);
 }
 
-bool rewritesInput(stablehlo::ConvolutionOp convolution) {
-  bool isFlat = convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
-  return spreadsInput(convolution) || (isFlat && isDilated(convolution) && sumsImages(convolution));
+bool turnsInput(stablehlo::ConvolutionOp convolution) {
+  return isDilated(convolution) && sumsImages(convolution) &&
+         convolution.getDimensionNumbers().getInputSpatialDimensions().size() < 3;
 }
 
 /// How the convolution pads its input, empty where cuDNN does that.
@@ -92,10 +92,8 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
     auto &copies = copiesOf[value];
     auto ofFilter = llvm::find_if(copies, [&](size_t at) { return givesFilter(convolution, first[at]); });
     if (ofFilter != copies.end()) {
-      // In two dimensions the gradient of what is spread reads the input as it is.
-      bool readsInput = isDilated(convolution) && rewritesInput(convolution);
       for (size_t at : copies)
-        if (givesFilter(convolution, first[at]) && !readsInput) {
+        if (givesFilter(convolution, first[at]) && !spreadsInput(convolution) && !turnsInput(convolution)) {
           found[at].users.push_back(op);
           found[at].isTurned = isDilated(convolution);
         }

@@ -33,9 +33,9 @@ std::vector<PaddedInput> paddedInputs(const BlockGraph &graph, const RootSets &r
 /// the filter reversed, then reads the input with zeros between its elements.
 bool spreadsInput(stablehlo::ConvolutionOp convolution);
 
-/// Whether a kernel writes the convolution's input for it as it is read, spread or, for the gradient of a filter over pictures,
-/// transposed: what is computed elementwise is computed there.
-bool rewritesInput(stablehlo::ConvolutionOp convolution);
+/// Whether the convolution gives the gradient of the filter of such a one over pictures: it reads the input transposed, without
+/// zeros. What is computed elementwise is computed there, as it is where an input is spread.
+bool turnsInput(stablehlo::ConvolutionOp convolution);
 
 } // namespace farrier
 
