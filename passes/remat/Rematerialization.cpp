@@ -225,21 +225,24 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
   SizeFn size = deviceMemory(**copy);
-  constexpr Order order = Order::Joined;
+  Order order = Order::Joined;
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
     fixed = std::max(fixed, fixedBytes(function));
-    MemoryEstimate estimate(function.getBody().front(), size, order);
+    Block &block = function.getBody().front();
+    Order likely = MemoryEstimate::likelyOrder(block, size);
+    MemoryEstimate estimate(block, size, likely);
     if (estimate.peak() <= peak)
       continue;
     peak = estimate.peak();
-    largest = &function.getBody().front();
+    largest = &block;
+    order = likely;
     live.clear();
     if (top == 0)
       continue;
-    ValueKeys keys(function.getBody().front());
+    ValueKeys keys(block);
     std::vector<unsigned> atPeak = estimate.liveAtPeak();
     atPeak.resize(std::min(top, atPeak.size()));
     for (unsigned value : atPeak) {

@@ -1,6 +1,7 @@
 #include "farrier/Analysis/BodyOrder.h"
 
 #include "farrier/Analysis/LatencyHiding.h"
+#include "farrier/Analysis/MemoryOrder.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Dialect/StableHLO/StableHLO.h"
 
@@ -49,7 +50,18 @@ SiblingTimes runningOrder(const BlockGraph &graph, const RootSets &roots, Order 
     return {time, time, {}};
   SiblingTimes joined = joinSiblings(graph, roots, std::move(time), /*onlyMasks=*/order == Order::Scheduled);
   bool hides = (isBody(graph) && copiesSlices(graph)) || llvm::any_of(graph.ops, isCollective);
-  return hides ? hidingLatencies(graph, roots, joined) : joined;
+  if (hides)
+    return hidingLatencies(graph, roots, joined);
+  switch (order) {
+  case Order::List:
+    return memoryOrder(graph, roots, joined, MemoryOrder::List);
+  case Order::DepthFirst:
+    return memoryOrder(graph, roots, joined, MemoryOrder::DepthFirst);
+  case Order::PostOrder:
+    return memoryOrder(graph, roots, joined, MemoryOrder::PostOrder);
+  default:
+    return joined;
+  }
 }
 
 } // namespace farrier

@@ -2,7 +2,9 @@
 
 #include "farrier/Analysis/Axis.h"
 #include "farrier/Analysis/CombinedCollectives.h"
+#include "farrier/Analysis/KernelTimes.h"
 #include "farrier/Analysis/Liveness.h"
+#include "farrier/Analysis/Losses.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/PartialSums.h"
 #include "farrier/Analysis/RaggedDot.h"
@@ -15,7 +17,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 using namespace mlir;
 
@@ -44,9 +45,6 @@ struct Latency {
 };
 static constexpr Latency gathering{35, 2.6}, scattering{25, 2.8}, summing{60, 4.5}, exchanging{52, 2.65}, permuting{15, 12.8};
 
-/// The most that a loss by token takes, beside the largest value too.
-static constexpr int64_t lossBytes = 256 << 10, lossShare = 64;
-
 /// Each kernel is compared with all that could stand as well: a block of more operations stays as it is.
 static constexpr unsigned mostOps = 20000;
 
@@ -72,30 +70,18 @@ public:
   SiblingTimes run() {
     schedule();
     unsigned numOps = graph.numOps();
-    std::vector<unsigned> key(numOps, nodes.size()), sorted(numOps), mostOfKernel(numOps, 0);
-    for (unsigned op = numOps - 1; op-- > 0;) {
+    std::vector<unsigned> key(numOps, noPlace);
+    for (unsigned op = 0; op + 1 < numOps; ++op)
       if (nodeOf[op] != none) {
         bool isThere = startOf[op] != none && !isa<stablehlo::DynamicUpdateSliceOp>(graph.ops[op]);
         key[op] = place[isThere ? startOf[op] : nodeOf[op]];
-        continue;
       }
-      for (unsigned out : graph.outputs[op])
-        for (unsigned user : graph.users[out])
-          key[op] = std::min(key[op], key[user]);
-    }
-    runLossEarly(key);
-    std::iota(sorted.begin(), sorted.end(), 0);
-    llvm::sort(sorted, [&](unsigned a, unsigned b) {
-      return std::make_pair(key[a], joined.runs[a]) < std::make_pair(key[b], joined.runs[b]);
-    });
-    SiblingTimes result{std::vector<unsigned>(numOps), std::vector<unsigned>(numOps), {}};
-    for (auto [at, op] : llvm::enumerate(sorted)) {
-      result.runs[op] = at;
-      mostOfKernel[joined.lastOfKernel[op]] = at;
-    }
+    key = placesOf(graph, std::move(key));
+    runLossesEarly(graph, roots, key);
+    std::vector<unsigned> sorted = inOrder(key, joined);
+    SiblingTimes result = timesOf(sorted, joined);
     result.ends = result.runs;
     for (unsigned op = 0; op < numOps; ++op) {
-      result.lastOfKernel[op] = mostOfKernel[joined.lastOfKernel[op]];
       // What is summed over devices is written over, or copied behind what it is combined with.
       if (isCollective(graph.ops[op]) && !isa<stablehlo::AllReduceOp>(graph.ops[op]) && nodeOf[op] != none) {
         auto after = llvm::partition_point(sorted, [&](unsigned other) { return key[other] < place[nodeOf[op]]; });
@@ -242,29 +228,6 @@ private:
       bytes = std::max(bytes, graph.bytes[value]);
     nodes[startOf[op]].latency += latencyOf(graph.ops[op]).perMegabyte * bytes / 1e6;
     return nodeOf[first];
-  }
-
-  /// What is as small as a loss, and only given to the block's results, shares a kernel with what its gradient needs.
-  void runLossEarly(std::vector<unsigned> &key) const {
-    int64_t small = std::min(lossBytes, *llvm::max_element(graph.bytes) / lossShare);
-    std::vector<bool> isLoss(graph.numOps(), false);
-    for (unsigned op = graph.numOps() - 1; op-- > 0;)
-      isLoss[op] = (isCollective(graph.ops[op]) || !runsBlocks(graph.ops[op])) &&
-                   llvm::all_of(graph.outputs[op], [&](unsigned value) {
-                     return graph.bytes[value] <= small && llvm::all_of(graph.users[value], [&](unsigned user) {
-                       return graph.isTerminator(user) || isLoss[user];
-                     });
-                   });
-    for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
-      if (!isLoss[op] || isCollective(graph.ops[op]))
-        continue;
-      unsigned ready = 0;
-      for (unsigned value : graph.inputs[op])
-        for (unsigned root : roots.roots(value))
-          if (int by = graph.definition[root]; by >= 0)
-            ready = std::max(ready, key[by]);
-      key[op] = std::min(key[op], ready);
-    }
   }
 
   /// Whether there are slices of stacks inside, which are copied.

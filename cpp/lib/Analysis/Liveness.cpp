@@ -381,7 +381,8 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
   for (const PoolGradient &pool : poolGradients(graph)) {
     int64_t made = graph.bytes[graph.outputs[pool.op][0]], dying = dyingAt(pool.op, {graph.inputs[pool.op][0]});
     copies[pool.op] += std::max(pool.found - made, pool.indices - dying);
-    for (unsigned op = 0; pool.zerosFor && op < numOps; ++op)
+    bool isFilled = llvm::any_of(scheduled.filled, [&](const SiblingTimes::Filled &filled) { return filled.op == pool.op; });
+    for (unsigned op = 0; !isFilled && pool.zerosFor && op < numOps; ++op)
       if (time[*pool.zerosFor] <= time[op] && time[op] <= time[pool.op])
         copies[op] += made;
   }
@@ -427,6 +428,11 @@ Liveness::Liveness(const BlockGraph &graph, const RootSets &roots, SizeFn size, 
         waiting[time[by]] += graph.bytes[value];
         waiting[time[op]] -= graph.bytes[value];
       }
+  // Constants that an operation writes into are there before it.
+  for (const SiblingTimes::Filled &filled : scheduled.filled) {
+    waiting[filled.from] += filled.bytes;
+    waiting[time[filled.op]] -= filled.bytes;
+  }
   int64_t waits = 0;
   for (unsigned at = 0; at < numOps; ++at)
     copies[opAt[at]] += waits += waiting[at];
@@ -513,7 +519,7 @@ RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph, Order o
   RootSets::Options options;
   options.materialiseKernelOperands = true;
   // Of plans that compute attention again the estimate is nearer without.
-  options.reorderOnce = order == Order::Joined;
+  options.reorderOnce = order >= Order::Joined;
   // Beside what the block has, however little that is.
   int64_t most = 0;
   for (auto [value, bytes] : llvm::enumerate(graph.bytes))
@@ -521,6 +527,25 @@ RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph, Order o
       most = std::max(most, bytes);
   options.smallBytes = std::min(options.smallBytes, std::max<int64_t>(smallestBuffer, most / 64));
   return options;
+}
+
+/// How many times as much as by the best of XLA's orders, as we see them, the block may need as it stands and still be believed.
+static constexpr double mostTrusted = 1.6;
+
+Order MemoryEstimate::likelyOrder(Block &block, const SizeFn &size) {
+  BlockGraph graph(block, size);
+  RootSets roots(graph, bufferOptions(graph, Order::Joined));
+  std::vector<std::pair<int64_t, Order>> peaks;
+  for (Order order : {Order::Joined, Order::List, Order::DepthFirst, Order::PostOrder}) {
+    std::vector<int64_t> profile = Liveness(graph, roots, size, /*mergeProducts=*/true, order).profile();
+    peaks.push_back({profile.empty() ? 0 : *llvm::max_element(profile), order});
+  }
+  int64_t written = peaks.front().first;
+  llvm::sort(peaks);
+  auto [least, likely] = peaks[peaks.front().second == Order::Joined ? 1 : 0];
+  if (written < least)
+    return likely;
+  return written <= mostTrusted * least ? Order::Joined : peaks[1].second;
 }
 
 MemoryEstimate::MemoryEstimate(Block &block, SizeFn size, Order order)

@@ -53,7 +53,9 @@ std::vector<PoolGradient> poolGradients(const BlockGraph &graph) {
     int64_t bits = elementBits(pool.getSource().getType());
     int64_t windows = graph.bytes[graph.id(pool.getSource())] * 8 / std::max<int64_t>(bits, 1);
     int64_t indices = type.getRank() * wordBytes * windows;
-    result.push_back({op, indices + std::max(wordBytes, bits / 8) * windows, indices, std::nullopt});
+    auto padded = cast<RankedTensorType>(pool.getOperand().getType());
+    int64_t added = graph.bytes[graph.outputs[op][0]] * type.getNumElements() / std::max<int64_t>(1, padded.getNumElements());
+    result.push_back({op, indices + std::max(wordBytes, bits / 8) * windows, indices, std::nullopt, added});
     zeros.try_emplace(type, std::nullopt);
   }
   if (!result.empty())

@@ -23,6 +23,7 @@ struct PoolGradient {
   /// The first operation that reads zeros of the result's type, as rectifiers do: they are stored, from then on until they
   /// are copied for the result.
   std::optional<unsigned> zerosFor;
+  int64_t zeros = 0; ///< bytes of them
 };
 
 std::vector<PoolGradient> poolGradients(const BlockGraph &graph);

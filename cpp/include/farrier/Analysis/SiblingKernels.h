@@ -22,6 +22,12 @@ struct SiblingTimes {
   std::vector<unsigned> lastOfKernel; ///< of each operation, when the last one in the same kernel runs
   /// Of each operation, when it has run: a collective runs beside those between. Empty: each has when it does.
   std::vector<unsigned> ends;
+  /// Constants that an operation writes into, and when they are there.
+  struct Filled {
+    unsigned op, from;
+    int64_t bytes;
+  };
+  std::vector<Filled> filled;
 };
 
 /// Whether `op` is the coordinate of an axis, times what an index along it moves by, as a random generator counts the elements
