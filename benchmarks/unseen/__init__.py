@@ -9,6 +9,7 @@ from unseen import (
     eleventh,
     fifth,
     first,
+    fourteenth,
     fourth,
     ninth,
     second,
@@ -33,5 +34,6 @@ PARTS = {
     "tenth": eleventh.ALL,
     "eleventh": twelfth.ALL,
     "twelfth": thirteenth.ALL,
+    "thirteenth": fourteenth.ALL,
 }
 """Name to function, by part: the one that rules were found on, and those that they were then tried on."""
