@@ -104,8 +104,8 @@ def test_bytes_are_compared_between_points_that_both_have():
 
 
 def recurrence():
-    """Two LSTMs, one after the other: what XLA holds beside their loops the rules do not see."""
-    loss, parameters, batch = unseen.PARTS["first"]["lstm"]()
+    """An LSTM with attention over all its states, whose stack XLA transposes before the backward loop: the rules do not see that."""
+    loss, parameters, batch = unseen.PARTS["second"]["attlstm"]()
     state = jax.eval_shape(lambda: steps.state_of(parameters(), steps.ADAM))
     shapes = jax.tree.map(lambda x: x.shape, state), batch
     arguments = jax.tree.map(
