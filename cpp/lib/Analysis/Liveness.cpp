@@ -4,6 +4,7 @@
 #include "farrier/Analysis/Gathered.h"
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/Measured.h"
+#include "farrier/Analysis/MemoryOrder.h"
 #include "farrier/Analysis/OpInfo.h"
 #include "farrier/Analysis/PaddedInputs.h"
 #include "farrier/Analysis/Parameters.h"
@@ -534,6 +535,8 @@ static constexpr double mostTrusted = 1.6;
 
 Order MemoryEstimate::likelyOrder(Block &block, const SizeFn &size) {
   BlockGraph graph(block, size);
+  if (graph.numOps() > mostOrdered)
+    return Order::Joined;
   RootSets roots(graph, bufferOptions(graph, Order::Joined));
   std::vector<std::pair<int64_t, Order>> peaks;
   for (Order order : {Order::Joined, Order::List, Order::DepthFirst, Order::PostOrder}) {

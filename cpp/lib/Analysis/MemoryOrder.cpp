@@ -18,9 +18,6 @@ using namespace mlir;
 
 namespace farrier {
 
-/// A block of more operations stays as it is, as where latencies are hidden.
-static constexpr unsigned mostOps = 20000;
-
 /// Smaller constants are not told from others.
 static constexpr int64_t leastFilled = 4 << 10;
 
@@ -345,7 +342,7 @@ private:
 } // namespace
 
 SiblingTimes memoryOrder(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined, MemoryOrder order) {
-  if (graph.numOps() > mostOps || graph.numOps() < 2)
+  if (graph.numOps() > mostOrdered || graph.numOps() < 2)
     return joined;
   return Kernels(graph, roots, joined).run(order);
 }

@@ -20,8 +20,11 @@ enum class MemoryOrder {
   PostOrder,  ///< from the results, of what a kernel reads first what it names first
 };
 
+/// A block of more operations runs as it stands, as where latencies are hidden.
+constexpr unsigned mostOrdered = 20000;
+
 /// When the operations run by that order, where those that `joined` has in one kernel run together; and the constants that a
-/// kernel fills for another to write into, which may be there long before that. `joined` itself for very many operations.
+/// kernel fills for another to write into, which may be there long before that. `joined` itself for more than `mostOrdered` operations.
 SiblingTimes memoryOrder(const BlockGraph &graph, const RootSets &roots, const SiblingTimes &joined, MemoryOrder order);
 
 } // namespace farrier
