@@ -35,10 +35,8 @@ int64_t estimateModule(ModuleOp module) {
   int64_t peak = 0;
   SizeFn size = deviceMemory(module);
   for (auto function : module.getOps<func::FuncOp>())
-    if (function.isPublic() && function.getBody().hasOneBlock()) {
-      Block &block = function.getBody().front();
-      peak = std::max(peak, estimatePeak(block, size, MemoryEstimate::likelyOrder(block, size)));
-    }
+    if (function.isPublic() && function.getBody().hasOneBlock())
+      peak = std::max(peak, estimatePeak(function.getBody().front(), size, Order::Joined));
   return peak;
 }
 

@@ -6,6 +6,7 @@
 #include "passes/remat/Planner.h"
 #include "passes/remat/StraightLine.h"
 
+#include "farrier/Analysis/ConstantCases.h"
 #include "farrier/Analysis/HostMemory.h"
 #include "farrier/Analysis/InlineCalls.h"
 #include "farrier/Analysis/Kernels.h"
@@ -206,9 +207,10 @@ int64_t fixedBytes(func::FuncOp function) {
 }
 
 /// memory.estimate: {"top": n, "curve": bool, "elementwise": bool, "small_bytes", "shards", "kernels", "measured",
-/// "plan"} -> {"temp": predicted temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of
+/// "plan", "planned": bool} -> {"temp": predicted temporary bytes of one run, with the plan applied if one is given, "fixed": bytes of
 /// arguments and results, "live": the n biggest buffers at the peak, each with "key", "source", "bytes", and "curve" and
-/// "elementwise" (of values from "small_bytes" on), if asked for}.
+/// "elementwise" (of values from "small_bytes" on), if asked for}. Of a program as it is written it is by the order that XLA is
+/// likely to take; what is "planned", "measured" or has a "plan" is estimated as the planner does, in program order.
 FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Object &options) {
   bool asksCurve = options.getBoolean("curve").value_or(false),
        asksElementwise = options.getBoolean("elementwise").value_or(false);
@@ -224,15 +226,18 @@ FailureOr<llvm::json::Value> estimateQuery(ModuleOp module, const llvm::json::Ob
   auto top = static_cast<size_t>(std::max<int64_t>(0, options.getInteger("top").value_or(0)));
   int64_t peak = 0, fixed = 0;
   Block *largest = nullptr;
-  SizeFn size = deviceMemory(**copy);
   Order order = Order::Joined;
+  bool planned = options.getBoolean("planned").value_or(false) || options.getObject("plan") || options.getObject("measured");
+  if (!planned)
+    inlineConstantCases(**copy);
+  SizeFn size = deviceMemory(**copy);
   llvm::json::Array live;
   for (auto function : (*copy)->getOps<func::FuncOp>()) {
     if (!function.isPublic() || !function.getBody().hasOneBlock())
       continue;
     fixed = std::max(fixed, fixedBytes(function));
     Block &block = function.getBody().front();
-    Order likely = MemoryEstimate::likelyOrder(block, size);
+    Order likely = planned ? Order::Joined : MemoryEstimate::likelyOrder(block, size);
     MemoryEstimate estimate(block, size, likely);
     if (estimate.peak() <= peak)
       continue;

@@ -77,7 +77,7 @@ public:
         key[op] = place[isThere ? startOf[op] : nodeOf[op]];
       }
     key = placesOf(graph, std::move(key));
-    runLossesEarly(graph, roots, key);
+    runLossesEarly(graph, roots, key, /*all=*/true);
     std::vector<unsigned> sorted = inOrder(key, joined);
     SiblingTimes result = timesOf(sorted, joined);
     result.ends = result.runs;

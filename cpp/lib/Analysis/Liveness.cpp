@@ -530,25 +530,19 @@ RootSets::Options MemoryEstimate::bufferOptions(const BlockGraph &graph, Order o
   return options;
 }
 
-/// How many times as much as by the best of XLA's orders, as we see them, the block may need as it stands and still be believed.
-static constexpr double mostTrusted = 1.6;
-
 Order MemoryEstimate::likelyOrder(Block &block, const SizeFn &size) {
   BlockGraph graph(block, size);
   if (graph.numOps() > mostOrdered)
     return Order::Joined;
   RootSets roots(graph, bufferOptions(graph, Order::Joined));
-  std::vector<std::pair<int64_t, Order>> peaks;
-  for (Order order : {Order::Joined, Order::List, Order::DepthFirst, Order::PostOrder}) {
+  auto peak = [&](Order order) {
     std::vector<int64_t> profile = Liveness(graph, roots, size, /*mergeProducts=*/true, order).profile();
-    peaks.push_back({profile.empty() ? 0 : *llvm::max_element(profile), order});
-  }
-  int64_t written = peaks.front().first;
-  llvm::sort(peaks);
-  auto [least, likely] = peaks[peaks.front().second == Order::Joined ? 1 : 0];
-  if (written < least)
-    return likely;
-  return written <= mostTrusted * least ? Order::Joined : peaks[1].second;
+    return profile.empty() ? 0 : *llvm::max_element(profile);
+  };
+  auto [least, likely] = std::min({std::make_pair(peak(Order::List), Order::List),
+                                   std::make_pair(peak(Order::DepthFirst), Order::DepthFirst),
+                                   std::make_pair(peak(Order::PostOrder), Order::PostOrder)});
+  return peak(Order::Joined) < least ? likely : Order::Joined;
 }
 
 MemoryEstimate::MemoryEstimate(Block &block, SizeFn size, Order order)

@@ -62,12 +62,12 @@ static std::vector<bool> joinedLosses(const BlockGraph &graph, const RootSets &r
   return isJoined;
 }
 
-void runLossesEarly(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> &place) {
+void runLossesEarly(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> &place, bool all) {
   if (graph.numOps() == 0)
     return;
-  std::vector<bool> isJoined = joinedLosses(graph, roots);
+  std::vector<bool> isEarly = all ? losses(graph) : joinedLosses(graph, roots);
   for (unsigned op = 0; op + 1 < graph.numOps(); ++op) {
-    if (!isJoined[op] || isCollective(graph.ops[op]))
+    if (!isEarly[op] || isCollective(graph.ops[op]))
       continue;
     unsigned ready = 0;
     for (unsigned value : graph.inputs[op])

@@ -59,7 +59,7 @@ public:
       if (nodeOf[op] != none)
         place[op] = at[nodeOf[op]];
     place = placesOf(graph, std::move(place));
-    runLossesEarly(graph, roots, place);
+    runLossesEarly(graph, roots, place, /*all=*/false);
     std::vector<unsigned> sorted = inOrder(place, joined);
     SiblingTimes result = timesOf(sorted, joined);
     for (const Fill &fill : fills) {

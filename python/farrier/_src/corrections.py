@@ -120,7 +120,7 @@ def corrections(
     """
 
     def ask(**more: Any) -> dict[str, Any]:
-        return json.loads(module.query("memory.estimate", json.dumps({**request, **more})))
+        return json.loads(module.query("memory.estimate", json.dumps({**request, "planned": True, **more})))
 
     before = ask(curve=True, elementwise=True)
     if abs(before["temp"] - measured) <= _CLOSE * measured or "curve" not in before:

@@ -154,8 +154,9 @@ def _priced(ways: Sequence[Way], remat: Any, context: Context) -> list[Way]:
 
 
 def _estimated(module: Any, remat: Any, context: Context) -> dict[str, int]:
-    """What the estimator says of a program by its rules alone, "temp" and "fixed" bytes."""
-    return json.loads(module.query("memory.estimate", json.dumps(remat.sizes(module, context))))
+    """What the planner's estimate says of a program by its rules alone, "temp" and "fixed" bytes."""
+    request = {**remat.sizes(module, context), "planned": True}
+    return json.loads(module.query("memory.estimate", json.dumps(request)))
 
 
 def _decision(driver: Any, module: Any, context: Context, *, ask: str = "plan", **told: Any) -> Any:

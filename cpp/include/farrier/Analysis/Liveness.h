@@ -67,8 +67,8 @@ public:
   explicit MemoryEstimate(mlir::Block &block, SizeFn size = deviceSize, Order order = Order::Scheduled);
 
   /// By which order XLA:GPU is likely to run the block: of its three the one by which the estimate is least, or as it stands
-  /// where that needs more, up to 1.6 times as much; beyond that the second best. The least of several estimates is too low
-  /// by what each of them is off: over 116 programs as written by 1.1 % on average, this by 0.3 %.
+  /// where that needs more. The least of several estimates is too low by what each of them is off: over 116 programs as
+  /// written by 1.1 % on average, this by 0.3 %.
   static Order likelyOrder(mlir::Block &block, const SizeFn &size);
 
   int64_t peak() const { return peakBytes; }

@@ -13,9 +13,9 @@
 
 namespace farrier {
 
-/// Moves what such kernels compute for the loss, and what is made of that, to where all that it reads is there. `place` has the
-/// place of each operation in another order.
-void runLossesEarly(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> &place);
+/// Moves what such kernels compute for the loss, and what is made of that, to where all that it reads is there: with `all` what
+/// any kernel computes for it. `place` has the place of each operation in another order.
+void runLossesEarly(const BlockGraph &graph, const RootSets &roots, std::vector<unsigned> &place, bool all);
 
 } // namespace farrier
 
