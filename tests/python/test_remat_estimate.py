@@ -834,7 +834,10 @@ def test_a_scans_plan_counts_gradients_that_are_finished_early(share, tmp_path):
     built = workloads.build("llm-1b-scan", farrier.Target("h100"), layers=2, attention="naive")
     plan, rewritten = planned(interchange.to_core(built.lower().compiler_ir("stablehlo")), share, tmp_path)
     assert plan["loops"]
-    assert plan["predicted"]["after"] == json.loads(rewritten.query("memory.estimate", '{"planned": true}'))["temp"]
+    assert (
+        plan["predicted"]["after"]
+        == json.loads(rewritten.query("memory.estimate", '{"planned": true}'))["temp"]
+    )
 
 
 def test_a_parameter_is_cast_again_before_it_is_updated(tmp_path):
