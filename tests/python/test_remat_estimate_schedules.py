@@ -8,6 +8,7 @@ import farrier
 import jax
 import jax.numpy as jnp
 import pytest
+from farrier import _core
 from farrier._src import interchange, oracle
 
 TARGET = farrier.Target("h100", topology="1x1x1")
@@ -78,3 +79,9 @@ def test_a_branch_that_is_always_taken_is_no_block():
         return (jax.nn.logsumexp(scores, -1) - jnp.diagonal(scores)).mean()
 
     assert judged(jax.grad(loss, argnums=(0, 1)), of(8192, 512), of(8192, 512)) == pytest.approx(1, abs=0.05)
+
+
+def test_a_program_of_effects_alone_needs_nothing():
+    call = '"stablehlo.custom_call"() <{call_target_name = "log", has_side_effect = true}> : () -> ()'
+    module = _core.Module.parse(f"module {{ func.func public @main() {{ {call} {call} func.return }} }}")
+    assert json.loads(module.query("memory.estimate"))["temp"] == 0

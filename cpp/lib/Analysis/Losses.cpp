@@ -15,8 +15,10 @@ static constexpr int64_t lossBytes = 256 << 10, lossShare = 64;
 
 /// Operations whose results are as small as a loss, and only given to the block's results.
 static std::vector<bool> losses(const BlockGraph &graph) {
-  int64_t small = std::min(lossBytes, *llvm::max_element(graph.bytes) / lossShare);
   std::vector<bool> isLoss(graph.numOps(), false);
+  if (graph.bytes.empty()) // effects alone
+    return isLoss;
+  int64_t small = std::min(lossBytes, *llvm::max_element(graph.bytes) / lossShare);
   for (unsigned op = graph.numOps() - 1; op-- > 0;)
     isLoss[op] = (isCollective(graph.ops[op]) || !runsBlocks(graph.ops[op])) &&
                  llvm::all_of(graph.outputs[op], [&](unsigned value) {

@@ -47,13 +47,14 @@ std::vector<PoolGradient> poolGradients(const BlockGraph &graph) {
   for (unsigned op = 0; op < graph.numOps(); ++op) {
     auto pool = dyn_cast<stablehlo::SelectAndScatterOp>(graph.ops[op]);
     auto type = pool ? dyn_cast<RankedTensorType>(addedTo(pool)) : RankedTensorType();
-    if (!type || !type.hasStaticShape() || !graph.contains(pool.getOperand()) || !graph.contains(pool.getSource()))
+    auto padded = pool ? dyn_cast<RankedTensorType>(pool.getType()) : RankedTensorType();
+    if (!type || !type.hasStaticShape() || !padded || !padded.hasStaticShape() || !graph.contains(pool.getOperand()) ||
+        !graph.contains(pool.getSource()))
       continue;
     // What a device has of all windows.
     int64_t bits = elementBits(pool.getSource().getType());
     int64_t windows = graph.bytes[graph.id(pool.getSource())] * 8 / std::max<int64_t>(bits, 1);
     int64_t indices = type.getRank() * wordBytes * windows;
-    auto padded = cast<RankedTensorType>(pool.getOperand().getType());
     int64_t added = graph.bytes[graph.outputs[op][0]] * type.getNumElements() / std::max<int64_t>(1, padded.getNumElements());
     result.push_back({op, indices + std::max(wordBytes, bits / 8) * windows, indices, std::nullopt, added});
     zeros.try_emplace(type, std::nullopt);

@@ -11,12 +11,12 @@
 
 namespace farrier {
 
-/// The places of all operations, where `place` has those of kernels and `none` for what is fused, which runs with the first of
-/// its readers. The terminator is last.
-std::vector<unsigned> placesOf(const BlockGraph &graph, std::vector<unsigned> place);
-
 /// Stands for the place of what is fused.
 constexpr unsigned noPlace = ~0u;
+
+/// The places of all operations, where `place` has those of kernels and `noPlace` for what is fused, which runs with the first
+/// of its readers. The terminator is last.
+std::vector<unsigned> placesOf(const BlockGraph &graph, std::vector<unsigned> place);
 
 /// Operations by their places, those of one place as `joined` has them.
 std::vector<unsigned> inOrder(llvm::ArrayRef<unsigned> place, const SiblingTimes &joined);
