@@ -560,8 +560,14 @@ def test_what_the_first_compile_showed_is_forgotten_where_plans_are_otherwise():
 
     given = dataclasses.replace(context(FIXED + 500, None), measure=measure)
     plan = search.plan_step(Costly(), [Learning()], given)
-    attempts = [(a["predicted_temp_bytes"], a["measured_temp_bytes"]) for a in plan.measured["attempts"]]
-    assert attempts == [(500, 210), (485, 495)]
+    attempts = plan.measured["attempts"]
+    assert [(a["predicted_temp_bytes"], a["measured_temp_bytes"]) for a in attempts] == [
+        (500, 210),
+        (485, 495),
+    ]
+    # What the first plan was wrong by is expected of the second one, too.
+    assert [a["expected_temp_bytes"] for a in attempts] == [500, 495]
+    assert plan.measured["planned_bytes"] == FIXED + 495
 
 
 @pytest.mark.parametrize("always", [False, True])

@@ -88,6 +88,8 @@ class Attempt:
 
     choice: Choice
     predicted_temp: int
+    expected_temp: int
+    """What is predicted, and what the compiles before showed of that: bytes of a device."""
     measurement: Any
     by_rules: int | None = None
     """What is predicted without what another compile showed, where that was used."""
@@ -116,6 +118,7 @@ class Beliefs:
         self.measured: dict[int, Mapping[str, Any]] = {}
         # What a way's estimate was wrong by says all about this way, and something about the others.
         self._corrected: dict[int, int] = {}
+        self._wrong: dict[int, int] = {}
         self._latest = room
         self._missed = self._tried_nearly = False
         self._without_rows: int | None = None
@@ -132,10 +135,15 @@ class Beliefs:
         """What a choice is predicted to need, bytes of a device."""
         return int(choice.temp / self.scale)
 
+    def expected(self, choice: Choice) -> int:
+        """What a choice is believed to need after what compiles of its way's plans measured, bytes of a device."""
+        return self.predicted(choice) + self._wrong.get(id(choice.way), 0)
+
     def does_not_fit(self, way: Way, wrong: int) -> bool:
         """The way as it stands was believed to fit and measured not to; False if that was said before."""
         if id(way) in self._corrected:
             return False
+        self._wrong[id(way)] = max(1, wrong)
         self._latest -= max(1, wrong)
         self._corrected[id(way)] = self._latest
         return True
@@ -171,6 +179,7 @@ class Beliefs:
             del self.measured[id(attempt.choice.way)]
             predicted, wrong = attempt.by_rules, attempt.measurement.temp_bytes - attempt.by_rules
         # What this plan was predicted too low (or high) by, the next one will be too: it is nearly the same.
+        self._wrong[id(attempt.choice.way)] = wrong
         self._latest = self.room - wrong - spare
         if over > 0:
             # Never ask for the same again when the prediction was right and yet over.

@@ -265,7 +265,7 @@ class _Fit:
             if all(other.written is not way or other.cost >= way.cost for other in self.ways):
                 return self._step(untouched, self.report | {"after": _described(before)})
             # It fits, and computes again what there may be room for.
-            self.standing = Attempt(untouched, before.temp_bytes, before)
+            self.standing = Attempt(untouched, before.temp_bytes, before.temp_bytes, before)
         # Parameters and results stay what they are: the plan moves temporaries only.
         fixed = before.total_bytes - before.temp_bytes
         scale = estimate / before.temp_bytes if self._in_global_sizes and before.temp_bytes else 1.0
@@ -426,8 +426,9 @@ class _Fit:
         by_rules = None
         if id(choice.way) in beliefs.measured and not choice.host:
             by_rules = _estimated(rewritten, self.remat, self.context)["temp"]
-        self.attempts.append(Attempt(choice, beliefs.predicted(choice), measurement, by_rules))
-        return self.attempts[-1]
+        attempt = Attempt(choice, beliefs.predicted(choice), beliefs.expected(choice), measurement, by_rules)
+        self.attempts.append(attempt)
+        return attempt
 
     def _measure(self, module: Any) -> Any:
         self.compiles += 1
@@ -449,12 +450,16 @@ class _Fit:
     def _outcome(self, untouched: Choice, before: Any, fixed: int) -> StepPlan:
         """What the attempts come to."""
         self.report["attempts"] = [
-            {"predicted_temp_bytes": a.predicted_temp, "measured_temp_bytes": a.measurement.temp_bytes}
+            {
+                "predicted_temp_bytes": a.predicted_temp,
+                "expected_temp_bytes": a.expected_temp,
+                "measured_temp_bytes": a.measurement.temp_bytes,
+            }
             for a in self.attempts
         ]
         if kept := [*([self.standing] if self.standing else []), *self._fitting()]:
             best = min(kept, key=lambda a: (a.choice.cost, a.measurement.total_bytes))
-            self.report["planned_bytes"] = fixed + best.predicted_temp
+            self.report["planned_bytes"] = fixed + best.expected_temp
             return self._step(best.choice, self.report | {"after": _described(best.measurement)})
         smallest = min([before.total_bytes, *(a.measurement.total_bytes for a in self.attempts)])
         if self.context.budget_binding:
