@@ -49,12 +49,45 @@ SmallVector<Value> finishedProducts(Operation *boundary, Operation *position, Pr
   return all.takeVector();
 }
 
-/// Lets `position`, which reads `through`, wait for these values: a barrier joins them.
+/// The casts and layout changes, last first, that make more bytes of a smaller value for nothing but `value`, which nothing
+/// before `position` reads.
+static SmallVector<Operation *> wideningTo(Value value, Operation *position) {
+  Block &block = *position->getBlock();
+  SmallVector<Operation *> chain;
+  unsigned narrowest = 0;
+  int64_t least = byteSize(value.getType());
+  if (llvm::any_of(value.getUsers(), [&](Operation *user) {
+        Operation *here = block.findAncestorOpInBlock(*user);
+        return !here || here->isBeforeInBlock(position);
+      }))
+    return {};
+  while (Operation *op = value.getDefiningOp()) {
+    if (op->getBlock() != &block || op->getNumOperands() != 1 || op->getNumResults() != 1 || op->getNumRegions() ||
+        classify(op) != OpClass::Virtual || isa<stablehlo::OptimizationBarrierOp>(op) || !op->getOperand(0).hasOneUse())
+      break;
+    chain.push_back(op);
+    value = op->getOperand(0);
+    if (int64_t bytes = byteSize(value.getType()); bytes < least) {
+      least = bytes;
+      narrowest = chain.size();
+    }
+  }
+  chain.truncate(narrowest);
+  return chain;
+}
+
+/// Lets `position`, which reads `through`, wait for these values: a barrier joins them. What is made wider waits as it was
+/// before, and is made wider after it.
 static void waitFor(ArrayRef<Value> values, Operation *position, OpOperand &through) {
   SmallVector<Value> joined;
-  for (Value value : values)
-    if (value != through.get() && !llvm::is_contained(position->getOperands(), value) && !llvm::is_contained(joined, value))
-      joined.push_back(value);
+  SmallVector<Operation *> widening;
+  for (Value value : values) {
+    if (value == through.get() || llvm::is_contained(position->getOperands(), value) || llvm::is_contained(joined, value))
+      continue;
+    SmallVector<Operation *> chain = wideningTo(value, position);
+    joined.push_back(chain.empty() ? value : chain.back()->getOperand(0));
+    widening.append(chain.rbegin(), chain.rend());
+  }
   if (joined.empty())
     return;
   joined.push_back(through.get());
@@ -62,6 +95,8 @@ static void waitFor(ArrayRef<Value> values, Operation *position, OpOperand &thro
   OpBuilder builder(position);
   auto barrier = stablehlo::OptimizationBarrierOp::create(builder, position->getLoc(), TypeRange(ValueRange(joined)),
                                                           ValueRange(joined), DictionaryAttr());
+  for (Operation *op : widening)
+    op->moveBefore(position);
   auto isAfter = [&](OpOperand &use) {
     Operation *here = block.findAncestorOpInBlock(*use.getOwner());
     return here && here != barrier && !here->isBeforeInBlock(barrier);
