@@ -526,13 +526,18 @@ def test_updates_run_before_a_peak_that_their_gradients_would_raise():
         assert a.tobytes() == b.tobytes()
 
 
-def test_a_clipped_heads_gradient_runs_before_the_loop_over_layers():
-    """XLA may put it off until after the loop, and hold the logits' gradient, which is padded where logits are cut."""
+@pytest.mark.parametrize("element", ["f32", "bf16"])
+def test_a_clipped_heads_gradient_runs_before_the_loop_over_layers(element):
+    """XLA may put it off until after the loop, and hold the logits' gradient, which is padded where logits are cut.
+
+    What is cast for the products waits as they made it, not as the update reads it.
+    """
 
     def build():
         def loss(w, x):
             x, _ = lax.scan(lambda x, w: (layer(x, w), None), x, w["layers"])
-            return ((x @ w["head"])[:, :-1] ** 2).mean()
+            x, head = (v.astype({"f32": jnp.float32, "bf16": jnp.bfloat16}[element]) for v in (x, w["head"]))
+            return ((x @ head)[:, :-1] ** 2).astype(jnp.float32).mean()
 
         def step(w, x):
             gradient = jax.grad(loss)(w, x)
@@ -544,9 +549,12 @@ def test_a_clipped_heads_gradient_runs_before_the_loop_over_layers():
     text, arguments = lowered(build)
     changed = planned_within(text, 0.7, small_bytes=256)
     lines = changed.splitlines()
-    waits = [i for i, line in enumerate(lines) if "barrier" in line and "tensor<8x96xf32>" in line]
-    gradients = [i for i, line in enumerate(lines) if "dot_general" in line and "-> tensor<96x8xf32>" in line]
+    waits = [i for i, line in enumerate(lines) if "barrier" in line and f"tensor<8x96x{element}>" in line]
+    gradients = [
+        i for i, line in enumerate(lines) if "dot_general" in line and f"-> tensor<96x8x{element}>" in line
+    ]
     loops = [i for i, line in enumerate(lines) if "stablehlo.while" in line]
+    assert len([line for line in lines if "barrier" in line and "tensor<8x96x" in line]) == len(waits)
     assert waits and gradients[0] < waits[0] < loops[-1]
     for a, b in zip(run(text, arguments), run(changed, arguments), strict=True):
         assert a.tobytes() == b.tobytes()
