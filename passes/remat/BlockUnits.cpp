@@ -28,13 +28,14 @@ int64_t BlockUnit::peakWith(const llvm::DenseMap<Operation *, int64_t> &less) co
   return most;
 }
 
-const Evaluated &BlockUnit::evaluated(const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine) {
-  auto [entry, fresh] = known.try_emplace({unit.getBoundary(), cuts, rules.onlyAsked, fine});
+const Evaluated &BlockUnit::evaluated(const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine,
+                                      bool byFlops) {
+  auto [entry, fresh] = known.try_emplace({unit.getBoundary(), cuts, rules.onlyAsked, fine, byFlops});
   Evaluated &result = entry->second;
   if (fresh) {
     result.segmentation = unit.segmentAt(cuts);
     offerSegments(unit, result.segmentation, before, machine, rules);
-    result.evaluation = std::make_unique<Evaluation>(unit, result.segmentation, fine);
+    result.evaluation = std::make_unique<Evaluation>(unit, result.segmentation, fine, byFlops);
   }
   return result;
 }

@@ -25,8 +25,8 @@ class BlockUnit {
 public:
   BlockUnit(const NamedBlock &named, CostModel &costs, const PlanOptions &options, SizeFn size, ForbidFn forbid);
 
-  /// The forward part ends at the unit's boundary, which is set before.
-  const Evaluated &evaluated(const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine);
+  /// The forward part ends at the unit's boundary, which is set before. `fine`, `byFlops`: as `Evaluation` says.
+  const Evaluated &evaluated(const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine, bool byFlops);
 
   NamedBlock named;
   StraightLine unit;
@@ -40,7 +40,7 @@ public:
 private:
   Machine machine;
   std::vector<double> before;
-  std::map<std::tuple<unsigned, std::vector<unsigned>, bool, bool>, Evaluated> known;
+  std::map<std::tuple<unsigned, std::vector<unsigned>, bool, bool, bool>, Evaluated> known;
 };
 
 /// The blocks of `module`, in which pairs of loops are decided; it must not change while they are used.

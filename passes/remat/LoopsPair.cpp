@@ -149,15 +149,8 @@ void MatchedPair::offerHost(CostModel &costs) {
     schedule.backward += computeSeconds(costs, &op);
   // The backward loop holds what it reads and what it fetches for the next iteration.
   remat::offerHost(prob, std::move(schedule), options.offload, 2);
-  if (!options.byFlops)
-    return;
-  for (Candidate &candidate : prob.candidates)
-    if (candidate.hostSeconds >= 0)
-      candidate.hostSeconds = priceByFlops(0, candidate.hostSeconds);
-  if (prob.exposed)
-    prob.exposed = [seconds = std::move(prob.exposed)](const std::vector<bool> &onHost) {
-      return priceByFlops(0, seconds(onHost));
-    };
+  if (options.byFlops)
+    priceTransfersByFlops(prob);
 }
 
 bool MatchedPair::formulate(CostModel &costs, std::string &reason) {

@@ -221,6 +221,10 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     if (!unit.worthwhile() || (!options.stress && peak <= options.budget))
       continue;
 
+    const bool byFlops = options.objective == "flops";
+    auto priceOf = [&](const Solution &solution) {
+      return byFlops ? priceByFlops(solution.flops, solution.seconds) : solution.seconds;
+    };
     std::optional<Solution> best;
     const Evaluated *bestOf = nullptr;
     std::vector<std::vector<Choice>> bestFrontiers;
@@ -231,7 +235,7 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
     auto consider = [&](const std::vector<unsigned> &cuts, const OffloadRules &rules, bool fine = false) {
       if (llvm::is_contained(rejected, Cuts{named.path, unit.getBoundary(), cuts}))
         return;
-      const Evaluated &evaluated = block.evaluated(cuts, rules, fine);
+      const Evaluated &evaluated = block.evaluated(cuts, rules, fine, byFlops);
       const Evaluation &evaluation = *evaluated.evaluation;
       std::vector<std::vector<Choice>> stressed;
       Solution solution;
@@ -264,13 +268,14 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
         int64_t asWritten = evaluation.peak(none);
         bool hides = asWritten <= options.budget || peak < block.peak;
         int64_t budget = hides ? asWritten - (peak - options.budget) : options.budget;
-        solution = solveOrLeast(evaluation, budget, options.objective == "flops");
+        solution = solveOrLeast(evaluation, budget, byFlops);
       }
       // Of what costs the same, stages rather than one, and on several devices finer cuts, which come later: XLA's scheduler
       // runs ahead of few stages. Not beside loops, which are stages.
-      bool same = best && std::abs(solution.seconds - best->seconds) <= roundingError * std::abs(best->seconds);
+      double price = priceOf(solution), least = best ? priceOf(*best) : 0;
+      bool same = best && std::abs(price - least) <= roundingError * std::abs(least);
       bool finer = block.partitioned || (!anyLoops && bestCuts.empty());
-      bool cheaper = best && (same ? finer : solution.seconds < best->seconds);
+      bool cheaper = best && (same ? finer : price < least);
       bool better = !best || (solution.fits && !best->fits) ||
                     (solution.fits == best->fits && (solution.fits ? cheaper : solution.peak < best->peak));
       if (better) {

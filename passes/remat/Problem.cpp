@@ -63,6 +63,25 @@ void Problem::price(Choice &choice) const {
   choice.flops = flops * instances;
 }
 
+void priceTransfersByFlops(Problem &problem) {
+  for (Candidate &candidate : problem.candidates)
+    if (candidate.hostSeconds >= 0)
+      candidate.hostSeconds = priceByFlops(0, candidate.hostSeconds);
+  if (problem.exposed)
+    problem.exposed = [seconds = std::move(problem.exposed)](const std::vector<bool> &onHost) {
+      return priceByFlops(0, seconds(onHost));
+    };
+}
+
+Problem pricedByFlops(Problem problem) {
+  for (Candidate &candidate : problem.candidates) {
+    candidate.seconds = priceByFlops(candidate.flops, candidate.seconds);
+    candidate.saveSeconds = priceByFlops(0, candidate.saveSeconds);
+  }
+  priceTransfersByFlops(problem);
+  return problem;
+}
+
 bool Problem::legal(const Choice &choice) const {
   auto available = [&](unsigned v) { return choice.saved[v] || choice.recomputed[v]; };
   for (unsigned v = 0; v < candidates.size(); ++v) {

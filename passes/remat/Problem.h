@@ -118,6 +118,12 @@ struct Problem {
   bool legal(const Choice &choice) const;
 };
 
+/// Puts `priceByFlops` for the seconds of transfers.
+void priceTransfersByFlops(Problem &problem);
+
+/// The problem with `priceByFlops` for seconds everywhere.
+Problem pricedByFlops(Problem problem);
+
 } // namespace farrier::remat
 
 #endif // FARRIER_PASSES_REMAT_PROBLEM_H

@@ -28,7 +28,16 @@ static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hu
   return unbeaten(std::move(result));
 }
 
-Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine)
+/// What may be chosen of a segment, the cheapest first.
+static std::vector<Choice> optionsOf(const Problem &problem, bool fine, bool byFlops) {
+  const Problem priced = byFlops ? pricedByFlops(problem) : problem;
+  std::vector<Choice> options = denser(priced, frontierWithHost(priced), fine);
+  for (Choice &choice : options)
+    problem.price(choice);
+  return options;
+}
+
+Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine, bool byFlops)
     : segmentation(segmentation), fine(fine) {
   const BlockGraph &graph = unit.getGraph();
   const std::vector<Segment> &segments = segmentation.segments;
@@ -41,8 +50,7 @@ Evaluation::Evaluation(const StraightLine &unit, const Segmentation &segmentatio
     const Segment &segment = segments[i];
     // Without a stage nothing of the segment is computed again: there is nothing to decide.
     bool decidable = segment.needed() && segment.stage < graph.numOps();
-    frontiers.push_back(decidable ? denser(segment.problem, frontierWithHost(segment.problem), fine)
-                                  : std::vector<Choice>());
+    frontiers.push_back(decidable ? optionsOf(segment.problem, fine, byFlops) : std::vector<Choice>());
     lifetimes[i].push_back(unit.lifetimes(segmentation, i, nullptr, fetched[i]));
     for (const Choice &choice : frontiers[i])
       lifetimes[i].push_back(unit.lifetimes(segmentation, i, &choice, fetched[i]));

@@ -17,8 +17,9 @@ constexpr int untouched = -1;
 /// is chosen for them.
 class Evaluation {
 public:
-  /// With `fine`, options beside the hulls of the segments too, and exchanges between two segments.
-  Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine);
+  /// With `fine`, options beside the hulls of the segments too, and exchanges between two segments. The hulls are of bytes
+  /// and seconds, or of bytes and `priceByFlops`.
+  Evaluation(const StraightLine &unit, const Segmentation &segmentation, bool fine, bool byFlops);
 
   double seconds(size_t segment, int option) const {
     return option == untouched ? 0 : frontiers[segment][option].seconds;
