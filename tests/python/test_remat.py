@@ -17,6 +17,7 @@ import workloads
 from farrier import _core
 from farrier._src import installed, interchange, oracle
 from farrier._src.drivers.remat import RematDriver
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 # Small enough that the compiler is quick; big next to `small_bytes`.
@@ -486,3 +487,26 @@ def test_attention_that_a_scan_computes_again_takes_what_is_planned():
     assert plan["loops"] and driver.apply(module, plan) is None
     measured = oracle.compile_module(interchange.to_jaxlib(module), target).measurement.temp_bytes
     assert measured == pytest.approx(plan["predicted"]["after"], rel=0.02)
+
+
+def test_a_straight_line_is_cut_by_flops_where_flops_are_asked_for():
+    """A product is as soon computed again as the maxima of a wide array, which have fewer FLOPs."""
+
+    def loss(w, x, wide):
+        for k in range(3):
+            x = jnp.tanh(jnp.sin(x @ w["layers"][k]) * jnp.sin(lax.stop_gradient(wide[k]).max(0)))
+        return ((x @ w["head"]) ** 2).sum() + ((x @ w["last"]) ** 2).sum()
+
+    shapes = {"layers": (3, 64, 64), "head": (64, 1024), "last": (64, 64)}
+    w = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    x, wide = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((512, 64), (3, 32, 512, 64)))
+    module = interchange.to_core(jax.jit(jax.grad(loss)).lower(w, x, wide).compiler_ir())
+    written = json.loads(module.query("memory.estimate", "{}"))["temp"]
+    machine = {"flops_full": 1e15, "bytes_per_second": 3e12}
+    request = {"budget": int(0.9 * written), "small_bytes": 1024, "machine": machine}
+    time, flops = (
+        json.loads(module.query("remat.plan", json.dumps({**request, "objective": objective})))["predicted"]
+        for objective in ("time", "flops")
+    )
+    assert time["fits"] and flops["fits"]
+    assert flops["flops"] < time["flops"]
