@@ -119,6 +119,8 @@ def recurrence():
 def test_after_its_compile_a_program_is_estimated_as_measured(tmp_path):
     module = recurrence()
     cache = metrics_cache.MeasurementCache(tmp_path)
+    # What was measured before without it does not stand in for it.
+    assert oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache).held is None
     measured = oracle.measure(interchange.to_jaxlib(module), TARGET, cache=cache, held=True)
     context = types.SimpleNamespace(partitions=1, target=TARGET, platform="cuda", objective="time")
     found, corrected = RematDriver().learn(module, context, measured)
