@@ -10,7 +10,6 @@ Programs of which no plan frees a twentieth are left out of the figures. Remater
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import types
 from typing import Any
@@ -18,13 +17,10 @@ from typing import Any
 import farrier
 from farrier._src import corrections, interchange, oracle
 from farrier._src.drivers.remat import RematDriver
-from lines import Lines, main
-from programs import lowered
+from programs import lowered, measure_each
 from rich.console import Console
 from rich.table import Table
-from unseen import PARTS
 
-FIELDS = ("program",)
 # Of a program's temporaries, what a plan frees at the least.
 _FREES = 0.05
 
@@ -63,15 +59,6 @@ def first_plan(name: str) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace, found: Lines) -> None:
-    for part, programs in PARTS.items():
-        for name in programs:
-            if not args.only or name in args.only:
-                found.once(
-                    {"part": part, "program": name}, lambda name=name: first_plan(name), again=args.again
-                )
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table(
         "part", "program", "written", "budget", "predicted", "measured", "off", title="temporary MB, H100"
@@ -97,8 +84,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="+", metavar="PROGRAM")
-    main(parser, FIELDS, run, show)
+    measure_each(__doc__, first_plan, show)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import farrier
@@ -14,6 +16,7 @@ from jax.sharding import NamedSharding
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+import lines
 import unseen
 from unseen.steps import ADAM, state_of, step_of
 
@@ -47,3 +50,22 @@ def lowered(name: str):
     (program,) = (part[name] for part in unseen.PARTS.values() if name in part)
     function, arguments, target = laid_out(*program())
     return function.lower(*arguments), target
+
+
+def measure_each(
+    description: str, measure: Callable[[str], dict[str, Any]], show: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """The command line of a benchmark that measures every unseen program, given its name, as `lines.main` does."""
+
+    def run(args: argparse.Namespace, found: lines.Lines) -> None:
+        for part, programs in unseen.PARTS.items():
+            for name in programs:
+                if not args.only or name in args.only:
+                    row = {"part": part, "program": name}
+                    found.once(row, lambda name=name: measure(name), again=args.again)
+
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="PROGRAM")
+    lines.main(parser, ("program",), run, show)

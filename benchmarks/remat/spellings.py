@@ -8,7 +8,6 @@ exchanged, which changes no result. What differs there no estimate can tell that
 
 from __future__ import annotations
 
-import argparse
 import heapq
 import random
 import statistics
@@ -16,13 +15,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from farrier._src import oracle
-from lines import Lines, main
-from programs import lowered
+from programs import lowered, measure_each
 from rich.console import Console
 from rich.table import Table
-from unseen import PARTS
 
-FIELDS = ("program",)
 _SPELLINGS = 3
 # An operation moves up over so many at the most that stand before it: a forward part stays one.
 _NEAR = 20
@@ -88,14 +84,6 @@ def spellings(name: str) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace, found: Lines) -> None:
-    for part, programs in PARTS.items():
-        for name in programs:
-            if not args.only or name in args.only:
-                row = {"part": part, "program": name}
-                found.once(row, lambda name=name: spellings(name), again=args.again)
-
-
 def show(rows: list[dict[str, Any]]) -> None:
     table = Table("part", "program", "written", "least", "most", "apart", title="temporary MB, H100")
     apart = []
@@ -115,8 +103,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", nargs="+", metavar="PROGRAM")
-    main(parser, FIELDS, run, show)
+    measure_each(__doc__, spellings, show)
