@@ -186,7 +186,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     candidate.key = keys.key(value).str();
     candidate.bytes = options.size(value);
     double copies = 2.0 * candidate.bytes / costs.getMachine().bytesPerSecond;
-    candidate.saveSeconds = options.byFlops ? priceByFlops(0, copies) : copies;
+    candidate.saveSeconds = priceOf(0, copies, options.byFlops);
     candidate.recomputable = false;
     indexOf[value] = prob.candidates.size();
     prob.candidates.push_back(std::move(candidate));
@@ -206,7 +206,7 @@ bool MatchedPair::formulate(CostModel &costs, std::string &reason) {
     if (count == 0 || !isRecomputable(&op))
       continue;
     OpCost cost = again.of(&op);
-    prob.candidates[first].seconds = options.byFlops ? priceByFlops(cost.flops, cost.seconds) : cost.seconds;
+    prob.candidates[first].seconds = priceOf(cost.flops, cost.seconds, options.byFlops);
     prob.candidates[first].flops = cost.flops;
     for (unsigned v = first; v < prob.candidates.size(); ++v) {
       Candidate &candidate = prob.candidates[v];

@@ -222,9 +222,6 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
       continue;
 
     const bool byFlops = options.objective == "flops";
-    auto priceOf = [&](const Solution &solution) {
-      return byFlops ? priceByFlops(solution.flops, solution.seconds) : solution.seconds;
-    };
     std::optional<Solution> best;
     const Evaluated *bestOf = nullptr;
     std::vector<std::vector<Choice>> bestFrontiers;
@@ -272,7 +269,8 @@ Draft draft(Program &program, PlanOptions options, int64_t loopBudget, int64_t b
       }
       // Of what costs the same, stages rather than one, and on several devices finer cuts, which come later: XLA's scheduler
       // runs ahead of few stages. Not beside loops, which are stages.
-      double price = priceOf(solution), least = best ? priceOf(*best) : 0;
+      double price = priceOf(solution.flops, solution.seconds, byFlops);
+      double least = best ? priceOf(best->flops, best->seconds, byFlops) : 0;
       bool same = best && std::abs(price - least) <= roundingError * std::abs(least);
       bool finer = block.partitioned || (!anyLoops && bestCuts.empty());
       bool cheaper = best && (same ? finer : price < least);
@@ -521,7 +519,7 @@ llvm::json::Value planAsItStands(ModuleOp module, const PlanOptions &options, in
   std::optional<Draft> best;
   int64_t bestAfter = 0;
   auto price = [byFlops = options.objective == "flops"](double flops, double seconds) {
-    return byFlops ? priceByFlops(flops, seconds) : seconds;
+    return priceOf(flops, seconds, byFlops);
   };
   OpCost step = CostModel(module, options.machine).total();
   double sparing = options.sparing * price(step.flops, step.seconds);
@@ -607,7 +605,7 @@ std::pair<bool, double> worthOf(const llvm::json::Value &plan, const PlanOptions
   bool fits = predicted.getBoolean("fits").value_or(false);
   double flops = predicted.getNumber("flops").value_or(0),
          seconds = predicted.getNumber("seconds").value_or(0);
-  double price = options.objective == "flops" ? priceByFlops(flops, seconds) : seconds;
+  double price = priceOf(flops, seconds, options.objective == "flops");
   return {!fits, fits ? price : predicted.getNumber("after").value_or(0)};
 }
 

@@ -69,6 +69,10 @@ struct Candidate {
 /// The price of work where FLOPs count before time, in units near seconds: a millisecond weighs as much as a
 /// GFLOP.
 inline double priceByFlops(double flops, double seconds) { return flops / 1e15 + 1e-3 * seconds; }
+/// What a plan is chosen by: that price, or seconds.
+inline double priceOf(double flops, double seconds, bool byFlops) {
+  return byFlops ? priceByFlops(flops, seconds) : seconds;
+}
 /// The seconds of such a price.
 inline double secondsOfPrice(double price, double flops) { return (price - flops / 1e15) * 1e3; }
 

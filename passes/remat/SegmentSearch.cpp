@@ -30,7 +30,9 @@ static std::vector<Choice> denser(const Problem &problem, std::vector<Choice> hu
 
 /// What may be chosen of a segment, the cheapest first.
 static std::vector<Choice> optionsOf(const Problem &problem, bool fine, bool byFlops) {
-  const Problem priced = byFlops ? pricedByFlops(problem) : problem;
+  if (!byFlops)
+    return denser(problem, frontierWithHost(problem), fine);
+  const Problem priced = pricedByFlops(problem);
   std::vector<Choice> options = denser(priced, frontierWithHost(priced), fine);
   for (Choice &choice : options)
     problem.price(choice);
@@ -181,8 +183,7 @@ static Solution solve(const Evaluation &evaluation, int64_t budget, bool byFlops
   Solution solution;
   solution.options.assign(count, untouched);
   auto price = [&](size_t segment, int option) {
-    return byFlops ? priceByFlops(evaluation.flops(segment, option), evaluation.seconds(segment, option))
-                   : evaluation.seconds(segment, option);
+    return priceOf(evaluation.flops(segment, option), evaluation.seconds(segment, option), byFlops);
   };
   std::vector<int64_t> memory = evaluation.profile(solution.options);
   // Of each segment the best move. What others do can only make a move worth less, but for memory that they take
